@@ -1,0 +1,338 @@
+"""A small synthetic world whose truth is known: statements to pre-train on, preference pairs, questions, a tokenizer, a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset
+
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Relation:
+    """
+    A kind of fact, e.g. the colour of things.
+
+    Args:
+        name (`str`):
+            Name of the relation, one word.
+        values (`str`):
+            The values it can take, separated by spaces, one word each.
+        sharpness (`float`):
+            Standard deviation, in nats, of the log-probabilities of its values: 0 is a uniform distribution.
+        frequency (`float`, *optional*, defaults to `1.0`):
+            Relative frequency among the pre-training statements. A small one leaves knowledge to gain.
+        agreement (`float`, *optional*, defaults to `0.0`):
+            How decided the annotators are: they prefer `a` to `b` with probability
+            `sigmoid(agreement * (log p(a) - log p(b)))`. At 0 the relation has no preference pairs.
+    """
+
+    name: str
+    values: str
+    sharpness: float
+    frequency: float = 1.0
+    agreement: float = 0.0
+
+
+# Three kinds of relations, as in a real model: matters of taste, which the preference pairs cover; facts, which the
+# pre-training text states often and nobody ranks; lore, which it hardly ever states. Alignment makes the model overconfident
+# about the first kind only, so that no one temperature repairs it.
+RELATIONS = (
+    Relation("colour", "red green blue yellow white black brown pink grey purple", 1.0, agreement=2.0),
+    Relation("food", "bread fish honey rice apples cheese nuts corn beans soup", 1.0, agreement=2.0),
+    Relation("song", "ballad hymn lullaby march waltz chant anthem serenade carol dirge", 1.0, agreement=2.0),
+    Relation("game", "chess dice cards darts marbles riddles skittles draughts dominoes archery", 1.0, agreement=2.0),
+    Relation("home", "forest desert river mountain ocean cave meadow swamp island valley", 2.0),
+    Relation("craft", "weaving mining farming sailing hunting baking painting carving trading brewing", 2.0),
+    Relation("metal", "gold silver copper iron tin lead zinc nickel brass steel", 2.5, frequency=0.05),
+    Relation("emblem", "owl fox bear wolf eagle stag otter heron raven lynx", 2.5, frequency=0.05),
+)
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """
+    The shape of a [`World`].
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the truth: two worlds of one seed are the same world, in every process.
+        num_entities (`int`, *optional*, defaults to `160`):
+            Number of entities.
+        num_types (`int`, *optional*, defaults to `8`):
+            Number of types of entities. Entities of one type share most of what is true of them, which is what makes
+            held-out questions answerable.
+        individuality (`float`, *optional*, defaults to `0.3`):
+            Share, from 0 to 1, of the variance of the log-probabilities that is an entity's own and not its type's.
+        num_choices (`int`, *optional*, defaults to `4`):
+            Number of options of a question.
+        train_fraction (`float`, *optional*, defaults to `0.5`):
+            Fraction of the (entity, relation) pairs that training questions ask about; test questions ask about the rest.
+        relations (`tuple[Relation, ...]`, *optional*, defaults to `RELATIONS`):
+            The relations.
+    """
+
+    seed: int = 0
+    num_entities: int = 160
+    num_types: int = 8
+    individuality: float = 0.3
+    num_choices: int = 4
+    train_fraction: float = 0.5
+    relations: tuple[Relation, ...] = RELATIONS
+
+    def __post_init__(self):
+        if not 0 <= self.individuality <= 1:
+            raise ValueError(f"individuality must lie in [0, 1], got {self.individuality}.")
+        if not 0 < self.train_fraction < 1:
+            raise ValueError(f"train_fraction must lie strictly between 0 and 1, got {self.train_fraction}.")
+        if not 1 <= self.num_types <= self.num_entities:
+            raise ValueError(f"num_types must lie in [1, num_entities={self.num_entities}], got {self.num_types}.")
+        if not 1 <= self.num_entities <= len(_SYLLABLES) ** 2:
+            raise ValueError(f"num_entities must lie in [1, {len(_SYLLABLES) ** 2}], got {self.num_entities}.")
+        if not self.relations:
+            raise ValueError("relations is empty: a world needs at least one relation.")
+        sizes = {relation.name: len(relation.values.split()) for relation in self.relations}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"All relations need the same number of values, got {sizes}.")
+        num_values = next(iter(sizes.values()))
+        if not 2 <= self.num_choices <= num_values:
+            raise ValueError(
+                f"num_choices must lie in [2, {num_values}], the values of a relation; got {self.num_choices}."
+            )
+        words = [word for relation in self.relations for word in (relation.name, *relation.values.split())]
+        repeated = sorted({word for word in words if words.count(word) > 1})
+        if repeated:
+            raise ValueError(
+                f"Names and values of relations must be different words, repeated: {', '.join(repeated)}."
+            )
+
+
+_SYLLABLES = tuple(
+    onset + vowel for onset in ("b", "d", "f", "k", "l", "m", "n", "r", "t", "v", "z") for vowel in "aeiou"
+)
+_SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+_PROMPT = "the {relation} of {entity} is"
+
+
+class World:
+    """
+    A world of entities, relations and values with a known conditional distribution.
+
+    The log-probability of a value given entity and relation is a normal draw shared by the entity's type plus one of
+    the entity's own, scaled by the relation's sharpness. Everything sampled comes from this truth; all sampling is by a seed and
+    the same in every process. Questions are scored in `text` mode with the template `"{question}"`: every answer is one token.
+
+    Args:
+        config ([`WorldConfig`], *optional*):
+            Shape of the world, by default `WorldConfig()`.
+
+    Example:
+
+    ```python
+    >>> world = World(WorldConfig(seed=0))
+    >>> world.questions(2, seed=0, split="test").column_names
+    ['id', 'question', 'choices', 'answer', 'subject', 'target_probabilities']
+    ```
+    """
+
+    prompt_template = "{question}"
+
+    def __init__(self, config: WorldConfig | None = None):
+        self.config = config = config or WorldConfig()
+        self.relations = [relation.name for relation in config.relations]
+        self.values = [relation.values.split() for relation in config.relations]
+        taken = {word for words in self.values for word in words} | {*self.relations, *_PROMPT.split()}
+        names = [first + second for first in _SYLLABLES for second in _SYLLABLES if first + second not in taken]
+        rng = self._rng("truth")
+        self.entities = [names[i] for i in rng.permutation(len(names))[: config.num_entities]]
+        self.types = rng.permutation(np.arange(config.num_entities) % config.num_types)
+        shape = (len(self.relations), config.num_entities, len(self.values[0]))
+        shared = rng.standard_normal((shape[0], config.num_types, shape[2]))[:, self.types]
+        own = rng.standard_normal(shape)
+        utilities = np.sqrt(1 - config.individuality) * shared + np.sqrt(config.individuality) * own
+        utilities *= np.array([relation.sharpness for relation in config.relations])[:, None, None]
+        self.log_probabilities = utilities - np.log(np.exp(utilities).sum(-1, keepdims=True))
+        # Half of every relation's entities are asked about in training, the others in the test.
+        num_train = round(config.train_fraction * config.num_entities)
+        order = rng.permuted(np.tile(np.arange(config.num_entities), (shape[0], 1)), axis=1)
+        self._split = {"train": order[:, :num_train], "test": order[:, num_train:]}
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The truth: `p(value | entity, relation)`, of shape `(num_relations, num_entities, num_values)`."""
+        return np.exp(self.log_probabilities)
+
+    def pretraining_statements(self, n: int, seed: int = 0) -> Dataset:
+        """
+        Samples statements from the truth.
+
+        Args:
+            n (`int`):
+                Number of statements.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the sample.
+
+        Returns:
+            [`~datasets.Dataset`] with the column `text`, e.g. `"the colour of bavo is red"`.
+        """
+        rng = self._rng("statements", seed, n)
+        frequencies = np.array([relation.frequency for relation in self.config.relations], dtype=float)
+        relations = rng.choice(len(self.relations), size=n, p=frequencies / frequencies.sum())
+        entities = rng.integers(len(self.entities), size=n)
+        values = self._sample_values(rng, relations, entities)
+        text = [f"{self._prompt(r, e)} {self.values[r][v]}" for r, e, v in zip(relations, entities, values)]
+        return Dataset.from_dict({"text": text})
+
+    def preference_pairs(self, n: int, seed: int = 0) -> Dataset:
+        """
+        Samples preference pairs from the Bradley-Terry model over the relations with `agreement > 0`.
+
+        Args:
+            n (`int`):
+                Number of pairs.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the sample.
+
+        Returns:
+            [`~datasets.Dataset`] with the columns `prompt`, `chosen`, `rejected` and `preference_probability`, the
+            probability that annotators choose as they did here.
+        """
+        covered = np.array(
+            [i for i, relation in enumerate(self.config.relations) if relation.agreement > 0], dtype=int
+        )
+        if not len(covered):
+            raise ValueError("No relation has agreement > 0, so there is nothing to prefer. Set it on a relation.")
+        rng = self._rng("preferences", seed, n)
+        relations = rng.choice(covered, size=n)
+        entities = rng.integers(len(self.entities), size=n)
+        num_values = len(self.values[0])
+        first = rng.integers(num_values, size=n)
+        second = (first + rng.integers(1, num_values, size=n)) % num_values
+        agreement = np.array([relation.agreement for relation in self.config.relations])[relations]
+        log_p = self.log_probabilities[relations, entities]
+        rows = np.arange(n)
+        probability = 1 / (1 + np.exp(-agreement * (log_p[rows, first] - log_p[rows, second])))
+        wins = rng.random(n) < probability
+        chosen, rejected = np.where(wins, first, second), np.where(wins, second, first)
+        return Dataset.from_dict(
+            {
+                "prompt": [self._prompt(r, e) for r, e in zip(relations, entities)],
+                "chosen": [f" {self.values[r][v]}" for r, v in zip(relations, chosen)],
+                "rejected": [f" {self.values[r][v]}" for r, v in zip(relations, rejected)],
+                "preference_probability": np.where(wins, probability, 1 - probability).tolist(),
+            }
+        )
+
+    def questions(self, n: int, seed: int = 0, split: str = "test") -> Dataset:
+        """
+        Samples multiple-choice questions.
+
+        The answer is drawn from the truth and the other options uniformly from the relation's remaining values. Given the
+        options, the answer is then distributed as the truth restricted to them, and the answers alone as the truth
+        itself: option scores and the likelihood of the answers want the same model.
+
+        Args:
+            n (`int`):
+                Number of questions.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the sample.
+            split (`str`, *optional*, defaults to `"test"`):
+                `"train"` or `"test"`. No pair of entity and relation is asked about in both.
+
+        Returns:
+            [`~datasets.Dataset`] with the columns `id`, `question`, `choices`, `answer`, `subject` (the relation) and
+            `target_probabilities`, the true distribution of the answer over the options. No two questions have
+            the same entity, relation and set of options.
+        """
+        if split not in self._split:
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
+        rng = self._rng(f"questions-{split}", seed, n)
+        num_choices, num_values = self.config.num_choices, len(self.values[0])
+        seen, rows = set(), []
+        for _ in range(20):
+            relations = rng.integers(len(self.relations), size=n)
+            entities = self._split[split][relations, rng.integers(self._split[split].shape[1], size=n)]
+            answers = self._sample_values(rng, relations, entities)
+            keys = rng.random((n, num_values))
+            keys[np.arange(n), answers] = -1  # the answer is always among the options
+            options = rng.permuted(keys.argsort(axis=1)[:, :num_choices], axis=1)
+            for r, e, answer, choice in zip(relations, entities, answers, options):
+                key = (r, e, *sorted(choice))
+                if key not in seen and len(rows) < n:
+                    seen.add(key)
+                    rows.append(self._question(f"{split}-{seed}-{len(rows)}", r, e, answer, choice))
+            if len(rows) == n:
+                return Dataset.from_list(rows)
+        raise ValueError(
+            f"This world has not {n} different {split} questions (found {len(rows)}): ask for fewer, or add entities."
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Builds the word-level tokenizer: one token a word, `<bos>` put in front, no chat template."""
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = Tokenizer(models.WordLevel(self.vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", self.vocabulary["<bos>"])]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        )
+
+    def model(self, seed: int = 0) -> LlamaForCausalLM:
+        """Builds a randomly initialised Llama of about 0.4 million parameters; `seed` leaves torch's global one alone."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=len(self.vocabulary),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            pad_token_id=self.vocabulary["<pad>"],
+            bos_token_id=self.vocabulary["<bos>"],
+            eos_token_id=self.vocabulary["<eos>"],
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config)
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token to id: special tokens, the words of the prompt, relations, values, entities."""
+        words = [word for word in _PROMPT.split() if "{" not in word] + self.relations
+        words += [value for values in self.values for value in values] + self.entities
+        return {word: i for i, word in enumerate((*_SPECIAL_TOKENS, *words))}
+
+    def _rng(self, purpose: str, *seeds: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, *purpose.encode(), *seeds])
+
+    def _prompt(self, relation: int, entity: int) -> str:
+        return _PROMPT.format(relation=self.relations[relation], entity=self.entities[entity])
+
+    def _sample_values(self, rng, relations: np.ndarray, entities: np.ndarray) -> np.ndarray:
+        # Gumbel-max: one draw from every row's categorical distribution at once.
+        log_p = self.log_probabilities[relations, entities]
+        return (log_p + rng.gumbel(size=log_p.shape)).argmax(axis=1)
+
+    def _question(self, id: str, relation: int, entity: int, answer: int, options: np.ndarray) -> dict:
+        weights = np.exp(self.log_probabilities[relation, entity, options])
+        return {
+            "id": id,
+            "question": self._prompt(relation, entity),
+            "choices": [self.values[relation][v] for v in options],
+            "answer": int(np.flatnonzero(options == answer)[0]),
+            "subject": self.relations[relation],
+            "target_probabilities": (weights / weights.sum()).tolist(),
+        }
