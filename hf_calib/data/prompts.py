@@ -1,0 +1,157 @@
+"""Prompt formats: what a model reads before an answer, how the options are written, and what ends the answer."""
+
+import string
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .adapters import MAX_OPTIONS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+DEFAULT_TEMPLATES = {"letter": "{question}\n{options}\nAnswer:", "text": "{question}"}
+FIELDS = ("question", "options", "subject")
+
+# Stands in for the answer when a chat template is asked what it writes around one.
+_PROBE = "0answer0"
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """
+    How a question becomes a prompt and candidate answers.
+
+    Args:
+        scoring (`str`, *optional*, defaults to `"letter"`):
+            `"letter"`: the options are listed in the prompt and the candidates are their letters. `"text"`: the
+            candidates are the texts of the options, which the prompt does not show unless its template says so.
+        template (`str`, *optional*):
+            `str.format` template of the fields `{question}`, `{options}` (lines like `A. text`) and `{subject}`.
+            Defaults to `"{question}\\n{options}\\nAnswer:"` for letters and to `"{question}"` for texts.
+        chat_template (`bool`, *optional*):
+            Whether the prompt is a user's turn in the tokenizer's chat template. By default it is, where the tokenizer
+            has one.
+        system (`str`, *optional*):
+            System message; without a chat template it stands above the prompt.
+
+    Example:
+
+    ```python
+    >>> prompt_format = PromptFormat(scoring="letter", chat_template=False)
+    >>> prompt, candidates, suffix = prompt_format.render(tokenizer, "Ice is", ["hot", "cold"])
+    >>> print(prompt)
+    Ice is
+    A. hot
+    B. cold
+    Answer:
+    >>> candidates
+    [' A', ' B']
+
+    ```
+    """
+
+    scoring: str = "letter"
+    template: str | None = None
+    chat_template: bool | None = None
+    system: str | None = None
+
+    def __post_init__(self):
+        if self.scoring not in DEFAULT_TEMPLATES:
+            raise ValueError(f"scoring={self.scoring!r}; choose 'letter' or 'text'")
+        try:
+            used = {field for _, field, _, _ in string.Formatter().parse(self._template) if field is not None}
+        except ValueError as error:
+            raise ValueError(f"template {self.template!r}: {error}; write {{{{ and }}}} for braces") from None
+        if unknown := sorted(used.difference(FIELDS)):
+            raise ValueError(
+                f"template {self.template!r} has the unknown field {{{unknown[0]}}}; "
+                f"use {', '.join(f'{{{field}}}' for field in FIELDS)}, and {{{{ and }}}} for braces"
+            )
+        for field in ("question", "options") if self.scoring == "letter" else ("question",):
+            if field not in used:
+                raise ValueError(f"template {self.template!r} lacks {{{field}}}, which {self.scoring} scoring needs")
+
+    @property
+    def _template(self) -> str:
+        return DEFAULT_TEMPLATES[self.scoring] if self.template is None else self.template
+
+    def letters(self, num_options: int) -> list[str]:
+        """The letters of `num_options` (2 to 26) options."""
+        if not 2 <= num_options <= MAX_OPTIONS:
+            raise ValueError(f"{num_options} option(s); 2 to {MAX_OPTIONS} can be lettered")
+        return list(string.ascii_uppercase[:num_options])
+
+    def candidates(self, choices: list[str]) -> list[str]:
+        """The answers that are scored, without surrounding spaces: letters, or the texts of the options."""
+        return self.letters(len(choices)) if self.scoring == "letter" else list(choices)
+
+    def uses_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
+        """Whether prompts for this tokenizer go through its chat template."""
+        has_one = getattr(tokenizer, "chat_template", None) is not None
+        if self.chat_template and not has_one:
+            raise ValueError(
+                f"chat_template=True, but the tokenizer of {tokenizer.name_or_path or 'this model'} has none; "
+                "set `tokenizer.chat_template`, or chat_template=False"
+            )
+        return has_one if self.chat_template is None else self.chat_template
+
+    def add_special_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
+        """Whether tokenisation adds special tokens to a prompt: a chat template has written its own."""
+        return not self.uses_chat_template(tokenizer)
+
+    def render(
+        self, tokenizer: "PreTrainedTokenizerBase", question: str, choices: list[str], subject: str | None = None
+    ) -> tuple[str, list[str], str]:
+        """
+        Writes a question for a model.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`):
+                Tokenizer of the model.
+            question (`str`):
+                Text of the question.
+            choices (`list[str]`):
+                Texts of its options.
+            subject (`str`, *optional*):
+                What `{subject}` in the template stands for.
+
+        Returns:
+            `tuple[str, list[str], str]`: the prompt, chat markup included; the candidates as they follow it verbatim,
+            leading space included; and what ends an answer (the end of the assistant's turn, or the EOS token).
+        """
+        if subject is None and "{subject" in self._template:
+            raise ValueError(f"template {self.template!r} uses {{subject}}, but a question has no `subject`")
+        options = "\n".join(
+            f"{letter}. {text}" for letter, text in zip(self.letters(len(choices)), choices, strict=True)
+        )
+        prompt = self._template.format(question=question, options=options, subject=subject)
+        if self.uses_chat_template(tokenizer):
+            prompt, lead, suffix = self._chat(tokenizer, prompt)
+        else:
+            prompt = prompt if self.system is None else f"{self.system}\n\n{prompt}"
+            lead, suffix = "" if prompt[-1:].isspace() else " ", tokenizer.eos_token or ""
+        return prompt, [lead + candidate for candidate in self.candidates(choices)], suffix
+
+    def _chat(self, tokenizer: "PreTrainedTokenizerBase", content: str) -> tuple[str, str, str]:
+        """Prompt up to the answer, space before the answer, and what follows it, as the chat template has them."""
+        from jinja2 import TemplateError
+
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages.append({"role": "user", "content": content})
+        try:
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            if self.system is None:
+                raise
+            raise ValueError(
+                f"the chat template refuses the system message ({error}); write it into `template` instead"
+            ) from error
+        messages.append({"role": "assistant", "content": _PROBE})
+        answered = tokenizer.apply_chat_template(messages, tokenize=False)
+        if not answered.startswith(prompt) or _PROBE not in answered[len(prompt) :]:
+            return prompt, "", tokenizer.eos_token or ""
+        before, suffix = answered[len(prompt) :].split(_PROBE, 1)
+        # An empty thinking block, say, is the same for all candidates; a space before the answer is part of its token.
+        shared = before.rstrip(" ")
+        return prompt + shared, before[len(shared) :], suffix
