@@ -1,0 +1,282 @@
+"""EM-ECE: the E-step's calibration map, the target distributions it implies, and the M-step's loss.
+
+Xiao et al., "Restoring Calibration for Aligned Large Language Models" (ICML 2025, arXiv 2505.01997), section 5. Where this
+goes beyond the paper (estimators, shrinkage, KL), docs/method.md says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+ESTIMATORS = ("isotonic", "bins", "equal_mass")
+
+
+class EMCalibrator:
+    """
+    The E-step: a calibration map a(c) = P(correct | confidence c), and the targets t(.|x) it implies.
+
+    Args:
+        estimator (`str`, *optional*, defaults to `"isotonic"`):
+            How the map is estimated:
+
+            - `"isotonic"`: the best non-decreasing map, linear between the centres of its blocks.
+            - `"bins"`: accuracy in equal-width bins, the paper's.
+            - `"equal_mass"`: accuracy in bins of equally many questions.
+        n_bins (`int`, *optional*, defaults to `10`):
+            Number of bins of the two binned estimators.
+        pseudo_count (`float`, *optional*, defaults to `2.0`):
+            Every bin (or block) is shrunk towards its mean confidence as if this many questions more had been seen in it,
+            perfectly calibrated. 0 takes the raw accuracies, the paper's. An empty bin is neutral whatever this value: its
+            target is its own confidence.
+
+    Example:
+    ```python
+    >>> import numpy as np
+    >>> from hf_calib import EMCalibrator
+
+    >>> probabilities = np.tile([0.9, 0.05, 0.03, 0.02], (100, 1))
+    >>> labels = np.repeat([0, 1], 50)  # right half of the time, at confidence .9
+    >>> calibrator = EMCalibrator(estimator="bins", pseudo_count=0).fit(probabilities, labels)
+    >>> calibrator.targets(probabilities[:1]).round(2).tolist()
+    [[0.5, 0.18, 0.16, 0.15]]
+    ```
+    """
+
+    def __init__(
+        self,
+        estimator: Literal["isotonic", "bins", "equal_mass"] = "isotonic",
+        n_bins: int = 10,
+        pseudo_count: float = 2.0,
+    ):
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"Unknown estimator {estimator!r}; choose one of {', '.join(ESTIMATORS)}.")
+        if n_bins < 1:
+            raise ValueError(f"n_bins must be at least 1, got {n_bins}.")
+        if not pseudo_count >= 0:
+            raise ValueError(f"pseudo_count must not be negative, got {pseudo_count}.")
+        self.estimator = estimator
+        self.n_bins = n_bins
+        self.pseudo_count = pseudo_count
+        # `isotonic`: abscissae and ordinates of a broken line. Binned: inner edges, and a value per bin (NaN: neutral).
+        self._abscissae: np.ndarray | None = None
+        self._ordinates: np.ndarray | None = None
+
+    def fit(self, probabilities, labels) -> EMCalibrator:
+        """
+        Estimate the map on the E-step set, the model being frozen.
+
+        Args:
+            probabilities (`np.ndarray` or `torch.Tensor` of shape `(N, K)`):
+                Option probabilities; columns beyond a question's options hold 0.
+            labels (`np.ndarray` or `torch.Tensor` of shape `(N,)`):
+                Index of the right option.
+
+        Returns:
+            `EMCalibrator`: itself.
+
+        Raises:
+            `ValueError`: if there is no question, a probability is NaN or outside [0, 1], or the lengths differ.
+        """
+        probabilities = np.asarray(_to_numpy(probabilities), dtype=np.float64)
+        labels = np.asarray(_to_numpy(labels))
+        if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+            raise ValueError(
+                f"Expected probabilities (N, K) and labels (N,), got shapes {probabilities.shape} and {labels.shape}."
+            )
+        if not len(labels):
+            raise ValueError("The E-step set is empty: raise em_holdout_fraction, or give more questions.")
+        if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
+            row = int(np.argmin(((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all(axis=1)))
+            raise ValueError(f"Row {row} of the E-step set is not a probability distribution: {probabilities[row]}.")
+        confidences = probabilities.max(axis=1)
+        correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+        fit = self._fit_isotonic if self.estimator == "isotonic" else self._fit_bins
+        self._abscissae, self._ordinates = fit(confidences, correct)
+        return self
+
+    def _fit_isotonic(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        from sklearn.isotonic import isotonic_regression
+
+        # Equal confidences are one observation: the map is a function.
+        abscissae, group = np.unique(confidences, return_inverse=True)
+        counts = np.bincount(group)
+        fitted = isotonic_regression(np.bincount(group, correct) / counts, sample_weight=counts)
+        _, block = np.unique(fitted, return_inverse=True)
+        mass = np.bincount(block, counts)
+        centres = np.bincount(block, counts * abscissae) / mass
+        accuracies = np.bincount(block, counts * fitted) / mass
+        values = (mass * accuracies + self.pseudo_count * centres) / (mass + self.pseudo_count)
+        # Blocks of different size are shrunk by different amounts, which may undo the order; restore it.
+        return centres, isotonic_regression(values, sample_weight=mass + self.pseudo_count)
+
+    def _fit_bins(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.estimator == "bins":
+            edges = np.arange(1, self.n_bins) / self.n_bins
+        else:
+            edges = np.unique(np.quantile(confidences, np.arange(1, self.n_bins) / self.n_bins))
+        # Confidence 1.0 belongs to the last bin, 0.0 to the first; an edge to the bin below it.
+        bins = np.searchsorted(edges, confidences, side="left")
+        counts = np.bincount(bins, minlength=len(edges) + 1)
+        with np.errstate(invalid="ignore"):
+            means = np.bincount(bins, confidences, minlength=len(counts)) / counts
+            accuracies = np.bincount(bins, correct, minlength=len(counts)) / counts
+            values = (counts * accuracies + self.pseudo_count * means) / (counts + self.pseudo_count)
+        return edges, np.where(counts > 0, values, np.nan)
+
+    def accuracy(self, confidences):
+        """
+        The map a(c), before it is clipped to what a distribution of targets allows.
+
+        Args:
+            confidences (`np.ndarray` or `torch.Tensor`):
+                Confidences in [0, 1], of any shape.
+
+        Returns:
+            Estimated P(correct | confidence), of the kind and shape given.
+        """
+        if self._abscissae is None:
+            raise RuntimeError("The calibration map is not fitted yet: call fit (the E-step) first.")
+        c = torch.as_tensor(confidences)
+        x, y = (torch.as_tensor(array, dtype=c.dtype, device=c.device) for array in (self._abscissae, self._ordinates))
+        if self.estimator == "isotonic":
+            if len(x) == 1:
+                a = y.expand_as(c)
+            else:
+                right = torch.searchsorted(x, c.contiguous()).clamp(1, len(x) - 1)
+                left = right - 1
+                share = ((c - x[left]) / (x[right] - x[left])).clamp(0, 1)
+                a = y[left] + share * (y[right] - y[left])
+        else:
+            a = y[torch.searchsorted(x, c.contiguous())]
+            a = torch.where(a.isnan(), c, a)
+        return a if isinstance(confidences, torch.Tensor) else a.numpy()
+
+    def targets(self, probabilities, mask=None):
+        """
+        Target distributions t(.|x): the top probability becomes a(q_(1)), the rest keep their order.
+
+        With q_(1) >= q_(2) >= ... the sorted probabilities and a = a(q_(1)), t_(1) = a and for j >= 2
+        t_(j) = alpha * tanh(gamma * q_(j)) + beta, alpha = beta = (1 - a) / (sum_j tanh(gamma * q_(j)) + K - 1) and
+        gamma = ln(max(K - 1, 2)) / (q_(2) * (1 - a)). The map is clipped to [1/K, 1] and raised where t_(1) >= t_(2) asks for
+        it, so the ranking never changes; a = 1 gives a one-hot target.
+
+        Args:
+            probabilities (`np.ndarray` or `torch.Tensor` of shape `(N, K)`):
+                Option probabilities.
+            mask (`np.ndarray` or `torch.Tensor` of shape `(N, K)`, *optional*):
+                True where there is an option; by default everywhere. Columns beyond get target 0.
+
+        Returns:
+            Targets of shape `(N, K)`, of the kind given; each row sums to 1. No gradient flows through them.
+        """
+        q = torch.as_tensor(probabilities).detach()
+        if not q.is_floating_point() or q.dtype in (torch.float16, torch.bfloat16):
+            q = q.float()
+        mask = torch.ones_like(q, dtype=torch.bool) if mask is None else torch.as_tensor(mask, device=q.device).bool()
+        ranked, order = q.masked_fill(~mask, -1.0).sort(dim=-1, descending=True, stable=True)
+        k = mask.sum(-1)
+        rest = torch.arange(q.size(-1), device=q.device) < k[:, None]
+        rest[:, 0] = False
+        a = self.accuracy(ranked[:, 0].clamp(0, 1))
+        a = self._order_preserving(torch.maximum(a, 1 / k).clamp(max=1.0), ranked, rest, k)
+        t = (a[:, None] * 0).repeat(1, q.size(-1))
+        t[:, 0] = a
+        t = t + _tail(a, ranked, rest, k)
+        t = torch.zeros_like(t).scatter(-1, order, t)
+        return t if isinstance(probabilities, torch.Tensor) else t.numpy()
+
+    @staticmethod
+    def _order_preserving(a, ranked, rest, k):
+        """The least a' >= a at which the top target is not below the second, by bisection (a' = 1 always qualifies)."""
+        low, high = a, torch.ones_like(a)
+        fits = a >= _tail(a, ranked, rest, k).amax(-1)
+        if fits.all():
+            return a
+        for _ in range(30):
+            middle = (low + high) / 2
+            enough = middle >= _tail(middle, ranked, rest, k).amax(-1)
+            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+        return torch.where(fits, a, high)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fitted map as plain numbers and lists, fit for JSON (an empty bin is `None`)."""
+        state = {"estimator": self.estimator, "n_bins": self.n_bins, "pseudo_count": self.pseudo_count}
+        for name, array in (("abscissae", self._abscissae), ("ordinates", self._ordinates)):
+            state[name] = None if array is None else [None if np.isnan(v) else float(v) for v in array]
+        return state
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> EMCalibrator:
+        """Rebuild a calibrator from [`EMCalibrator.state_dict`]."""
+        calibrator = cls(state["estimator"], state["n_bins"], state["pseudo_count"])
+        if state["abscissae"] is not None:
+            calibrator._abscissae = np.array(state["abscissae"], dtype=np.float64)
+            calibrator._ordinates = np.array(state["ordinates"], dtype=np.float64)
+        return calibrator
+
+
+def _tail(a, ranked, rest, k):
+    """Targets of the options after the first, `(N, K)` in ranked order, for top targets `a` `(N,)`."""
+    if ranked.size(-1) < 2:
+        return torch.zeros_like(ranked)
+    second = ranked[:, 1:2]
+    # gamma * q_(j): the ratio first, so that q_(2) = 0 (all equal to it) and a = 1 (gamma infinite) have their limits.
+    ratio = torch.where(second > 0, ranked / second.clamp(min=torch.finfo(ranked.dtype).tiny), torch.ones_like(ranked))
+    scale = torch.log((k - 1).clamp(min=2).to(ranked.dtype)) / (1 - a)
+    saturation = torch.where(rest, torch.tanh(scale[:, None] * ratio.clamp(min=0)).nan_to_num(1.0), 0.0)
+    alpha = (1 - a) / (saturation.sum(-1) + (k - 1)).clamp(min=1)
+    return torch.where(rest, alpha[:, None] * (saturation + 1), 0.0)
+
+
+def _to_numpy(array):
+    return array.detach().float().cpu().numpy() if isinstance(array, torch.Tensor) else array
+
+
+def em_ece_loss(
+    option_logits: torch.Tensor,
+    targets: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    loss_type: Literal["brier", "kl"] = "brier",
+    reduction: Literal["mean", "sum"] = "mean",
+) -> torch.Tensor:
+    """
+    The M-step: how far the option probabilities are from their targets.
+
+    Args:
+        option_logits (`torch.Tensor` of shape `(batch, num_options)`):
+            Option logits; softmax is taken in float32.
+        targets (`torch.Tensor` of shape `(batch, num_options)`):
+            Target distributions; no gradient flows through them.
+        mask (`torch.Tensor` of shape `(batch, num_options)`, *optional*):
+            True where there is an option. By default, where the logit is not -inf.
+        loss_type (`"brier"` or `"kl"`, *optional*, defaults to `"brier"`):
+            `"brier"`: the squared error ||q - t||^2 of the paper. `"kl"`: KL(t || q), whose gradient in the logits is q - t
+            and does not fade where q is saturated (derived in docs/theory.md).
+        reduction (`"mean"` or `"sum"`, *optional*, defaults to `"mean"`):
+            Over the questions.
+
+    Returns:
+        `torch.Tensor`: a scalar, at least 0; 0 for an empty batch.
+
+    Raises:
+        `ValueError`: for an unknown `loss_type`.
+    """
+    if mask is None:
+        mask = option_logits != -torch.inf
+    targets = targets.detach().to(option_logits.device, torch.float32)
+    # A finite floor in place of -inf keeps every derivative finite; its softmax is exactly 0 all the same.
+    logits = option_logits.float().masked_fill(~mask, torch.finfo(torch.float32).min)
+    if loss_type == "brier":
+        per_question = (F.softmax(logits, dim=-1) - targets).masked_fill(~mask, 0).square().sum(-1)
+    elif loss_type == "kl":
+        log_ratio = (torch.special.xlogy(targets, targets) - targets * F.log_softmax(logits, dim=-1)).masked_fill(~mask, 0)
+        per_question = log_ratio.sum(-1)
+    else:
+        raise ValueError(f"Unknown loss_type {loss_type!r}; choose 'brier' or 'kl'.")
+    total = per_question.sum()
+    return total if reduction == "sum" else total / max(len(option_logits), 1)

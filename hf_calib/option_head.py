@@ -1,0 +1,283 @@
+"""The option head: option logits out of a causal LM's own forward pass, never the vocabulary over the sequence."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import CausalLMOutput
+
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Option tokens whose vocabulary logits exist at one time: 256 x 128k float32 is 128 MiB.
+_CHUNK_SIZE = 256
+
+
+def branch_attention_mask(
+    attention_mask: torch.Tensor, option_segments: torch.Tensor, implementation: str | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """
+    The mask under which every branch sees the prompt and itself.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(batch, length)`):
+            1 for tokens, 0 for padding.
+        option_segments (`torch.Tensor` of shape `(batch, length)`):
+            0 for the prompt, a number of its own for each branch.
+        implementation (`str`):
+            Attention implementation of the model: `"sdpa"` (a boolean mask) or `"eager"` (an additive one).
+        dtype (`torch.dtype`):
+            Type of the additive mask.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 1, length, length)`.
+
+    Raises:
+        `ValueError`: for an attention implementation that takes no such mask.
+    """
+    length = attention_mask.size(1)
+    query, key = option_segments[:, :, None], option_segments[:, None, :]
+    visible = ((key == 0) | (key == query)) & attention_mask[:, None, :].bool()
+    visible &= torch.ones(length, length, dtype=torch.bool, device=visible.device).tril()
+    # A padding query sees itself, for a softmax over nothing is NaN.
+    visible |= torch.eye(length, dtype=torch.bool, device=visible.device)
+    visible = visible[:, None]
+    if implementation == "sdpa":
+        return visible
+    if implementation == "eager":
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
+            ~visible, torch.finfo(dtype).min
+        )
+    raise ValueError(
+        f"Options of several tokens are scored under a branch mask, which attn_implementation={implementation!r} does not "
+        "take. Load the model with attn_implementation='sdpa' or 'eager', or use scoring='letter'."
+    )
+
+
+def score_options(
+    lm_head: nn.Module,
+    hidden_states: torch.Tensor,
+    batch: dict[str, torch.Tensor],
+    normalization: Literal["sum", "mean"] = "sum",
+    transform: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits,
+    over_vocabulary: bool = False,
+    gather: Callable[..., AbstractContextManager] = lambda *parameters: nullcontext(),
+) -> torch.Tensor:
+    """
+    Option logits from the last hidden states.
+
+    Single-token options read at one position differ by their logits alone, so only their rows of the head are used. The
+    tokens of longer options sit at different positions: there each logit is turned into a log-likelihood.
+
+    Args:
+        lm_head (`torch.nn.Module`):
+            Output embeddings, with `weight` `(vocabulary, hidden_size)` and perhaps `bias`.
+        hidden_states (`torch.Tensor` of shape `(batch, length, hidden_size)`):
+            Last hidden states of the backbone.
+        batch (`dict[str, torch.Tensor]`):
+            `option_positions`, `option_tokens`, `option_index` `(batch, num_option_tokens)`, `option_mask`
+            `(batch, num_options)`, and `option_segments` where there are branches.
+        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+            Log-likelihood of an option: sum over its tokens, or mean.
+        transform (`Callable`, *optional*):
+            What the model does to raw logits (scale, soft cap); see [`logit_transform`].
+        over_vocabulary (`bool`, *optional*, defaults to `False`):
+            Log-likelihoods under the whole vocabulary for single tokens too; their total is the option mass.
+        gather (`Callable`, *optional*):
+            Context manager over parameters that are to be read while sharded (ZeRO-3).
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_options)`, float32; -inf where there is no option.
+    """
+    positions, tokens, index = batch["option_positions"], batch["option_tokens"], batch["option_index"]
+    valid = index >= 0
+    row = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)[valid]
+    flat_positions = row * hidden_states.size(1) + positions[valid]
+    hidden_states = hidden_states.flatten(0, 1)
+    with gather(lm_head.weight, lm_head.bias):
+        rows, bias = _rows(lm_head.weight, tokens[valid]), _rows(lm_head.bias, tokens[valid])
+    logits = (hidden_states[flat_positions].float() * rows.float()).sum(-1)
+    if bias is not None:
+        logits = logits + bias.float()
+    logits = transform(logits)
+    if over_vocabulary or "option_segments" in batch:
+        distinct, inverse = flat_positions.unique(return_inverse=True)
+        logits = logits - _log_normalizer(lm_head, hidden_states[distinct], transform)[inverse]
+
+    mask = batch["option_mask"]
+    slot = row * mask.size(1) + index[valid]
+    if normalization == "mean":
+        counts = logits.new_zeros(mask.numel()).index_add(0, slot, torch.ones_like(logits))
+        logits = logits / counts[slot]
+    option_logits = logits.new_zeros(mask.numel()).index_add(0, slot, logits).view_as(mask)
+    return option_logits.masked_fill(~mask, -torch.inf)
+
+
+def _rows(parameter: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor | None:
+    if parameter is None:
+        return None
+    if hasattr(parameter, "full_tensor"):  # DTensor, as FSDP2 shards it
+        parameter = parameter.full_tensor()
+    return parameter[index]
+
+
+def _log_normalizer(lm_head: nn.Module, hidden_states: torch.Tensor, transform: Callable) -> torch.Tensor:
+    """Log-sum-exp of the vocabulary logits at each of the `(positions, hidden_size)` hidden states, chunk by chunk."""
+
+    def chunk_normalizer(chunk: torch.Tensor) -> torch.Tensor:
+        # Called as a module, so that the hooks of ZeRO-3 and FSDP bring its weight.
+        return transform(lm_head(chunk).float()).logsumexp(-1)
+
+    chunks = hidden_states.split(_CHUNK_SIZE)
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        return torch.cat([checkpoint(chunk_normalizer, chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([chunk_normalizer(chunk) for chunk in chunks])
+
+
+def logit_transform(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    """
+    What an architecture does to the raw logits of its head: a scale and a soft cap, read from its config.
+
+    Args:
+        config ([`~transformers.PretrainedConfig`]):
+            Config of the model. Read are `logit_scale`, `output_multiplier` and `lm_head_multiplier` (multiply),
+            `logits_scaling` (divides, except in HyperCLOVA X) and `final_logit_softcapping`.
+
+    Returns:
+        `Callable`: from raw to final logits, elementwise.
+    """
+    config = config.get_text_config()
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            scale = getattr(config, name)
+            break
+    else:
+        scaling = getattr(config, "logits_scaling", None)
+        if scaling is not None:
+            scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def transform(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return transform
+
+
+class OptionHead:
+    """
+    Lets `model(...)` score options in the pass that computes its loss.
+
+    The forward of `model` is extended: it accepts the option columns of [`~hf_calib.options.collate_options`] beside its
+    own inputs. They are read off the last hidden state of that same pass and kept until [`OptionHead.pop`] fetches them.
+    With `options_only=True` the language-modelling head is skipped altogether and the option logits are returned as
+    `logits`. Calls without option columns are left as they were, so that generation and saving are unchanged.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model.
+        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+            See [`score_options`].
+        gather (`Callable`, *optional*):
+            See [`score_options`].
+
+    Raises:
+        `TypeError`: if the model has no output embeddings, or is a prompt-learning PEFT model, whose virtual tokens shift
+            every position.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        normalization: Literal["sum", "mean"] = "sum",
+        gather: Callable[..., AbstractContextManager] = lambda *parameters: nullcontext(),
+    ):
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise TypeError("Prompt-learning adapters shift every position; use LoRA or another weight adapter.")
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if self.model.get_output_embeddings() is None:
+            raise TypeError(f"{type(self.model).__name__} has no output embeddings: it is not a causal language model.")
+        self.normalization = normalization
+        self.gather = gather
+        self.transform = logit_transform(self.model.config)
+        self._option_logits = None
+        self._extend_forward()
+
+    def pop(self) -> torch.Tensor | None:
+        """Option logits `(batch, num_options)` of the last forward pass, once; `None` if it had no options."""
+        option_logits, self._option_logits = self._option_logits, None
+        return option_logits
+
+    def _extend_forward(self) -> None:
+        head, original = self, self.model.forward
+
+        def forward(
+            self,
+            *args,
+            option_positions=None,
+            option_tokens=None,
+            option_index=None,
+            option_mask=None,
+            option_label=None,
+            option_segments=None,
+            options_only=False,
+            over_vocabulary=False,
+            **kwargs,
+        ):
+            head._option_logits = None
+            if option_positions is None:
+                return original(*args, **kwargs)
+            batch = {
+                "option_positions": option_positions,
+                "option_tokens": option_tokens,
+                "option_index": option_index,
+                "option_mask": option_mask,
+            }
+            if option_segments is not None:
+                batch["option_segments"] = option_segments
+                kwargs["attention_mask"] = branch_attention_mask(
+                    kwargs["attention_mask"], option_segments, self.config._attn_implementation, self.dtype
+                )
+            with head._last_hidden_state() as kept:
+                if options_only:
+                    kwargs.pop("labels", None)
+                    self.base_model(*args, **{**kwargs, "use_cache": False})
+                    outputs = None
+                else:
+                    outputs = original(*args, **kwargs)
+            option_logits = score_options(
+                self.get_output_embeddings(),
+                kept[-1],
+                batch,
+                head.normalization,
+                head.transform,
+                over_vocabulary,
+                head.gather,
+            )
+            if options_only:
+                return CausalLMOutput(logits=option_logits)
+            head._option_logits = option_logits
+            return outputs
+
+        # `generate` validates its arguments against the signature of the class's own forward.
+        forward.__wrapped__ = getattr(original, "__wrapped__", type(self.model).forward)
+        self.model.forward = types.MethodType(forward, self.model)
+
+    @contextmanager
+    def _last_hidden_state(self):
+        kept = []
+        handle = self.model.base_model.register_forward_hook(
+            lambda module, args, outputs: kept.append(outputs.last_hidden_state)
+        )
+        try:
+            yield kept
+        finally:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""Trainers: TRL's, with calibration in the loss and in the evaluation."""

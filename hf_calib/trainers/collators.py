@@ -1,0 +1,44 @@
+"""Data collators of the calibrated trainers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.data.data_collator import DataCollatorMixin
+
+from ..options import collate_options
+
+
+@dataclass
+class DataCollatorForOptions(DataCollatorMixin):
+    """
+    Pads option questions, and plain language-modelling rows among them, to one batch; see
+    [`~hf_calib.options.collate_options`].
+
+    Args:
+        pad_token_id (`int`):
+            Token to pad with.
+        max_options (`int`, *optional*):
+            Options of the widest question of the dataset: every batch has option logits of this width.
+        branched (`bool`, *optional*):
+            Whether any question of the dataset has options of several tokens.
+        pad_to_multiple_of (`int`, *optional*):
+            Pad the length to a multiple of this value.
+    """
+
+    pad_token_id: int
+    max_options: int | None = None
+    branched: bool | None = None
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return collate_options(
+            examples,
+            self.pad_token_id,
+            max_options=self.max_options,
+            branched=self.branched,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )

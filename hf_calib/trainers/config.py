@@ -1,0 +1,165 @@
+"""Configuration of the calibrated trainers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+from ..em_ece import ESTIMATORS
+
+
+# `em_preset: paper` is the authors' setting: Xiao et al. 2025, sections 5 and 6.
+EM_PRESETS = {
+    "paper": {
+        "em_estimator": "bins",
+        "em_n_bins": 10,
+        "em_pseudo_count": 0.0,
+        "em_estep_set": "train",
+        "em_refresh": "once",
+        "em_loss": "brier",
+        "likelihood": "sequence",
+    }
+}
+
+
+@dataclass
+class CalibratedSFTConfig(SFTConfig):
+    r"""
+    Configuration class for the [`CalibratedSFTTrainer`].
+
+    It adds to [`~trl.SFTConfig`] what calibration-aware fine-tuning needs.
+
+    Parameters:
+        > Parameters that control the objective
+
+        objective (`str`, *optional*, defaults to `"rcft"`):
+            `"cft"`: negative log-likelihood of the answers (L_SFT1 of Xiao et al. 2025), for calibratable models.
+            `"rcft"`: negative log-likelihood plus `lambda_ece` times EM-ECE (L_SFT2 + lambda L_EM-ECE).
+        lambda_ece (`float`, *optional*, defaults to `1.0`):
+            Weight of the EM-ECE term; at least 0. With 0 the likelihood alone is trained.
+        likelihood (`str`, *optional*):
+            Tokens whose likelihood counts: `"completion"` (the answer) or `"sequence"` (question and answer). By default the
+            answer.
+
+        > Parameters that control how options are scored
+
+        scoring (`str`, *optional*, defaults to `"letter"`):
+            `"letter"`: the options are listed, their letters scored. `"text"`: each option's own text is scored.
+        option_normalization (`str`, *optional*, defaults to `"sum"`):
+            `"sum"` or `"mean"` of an option's token log-likelihoods.
+        prompt_template (`str`, *optional*):
+            Template of the question with the fields `{question}`, `{options}` and `{subject}`.
+        use_chat_template (`bool`, *optional*):
+            Whether the question goes through the chat template; by default if the tokenizer has one.
+        system_prompt (`str`, *optional*):
+            System message, with a chat template.
+
+        > Parameters that control the E-step
+
+        em_estimator (`str`, *optional*, defaults to `"isotonic"`):
+            Estimator of the calibration map: `"isotonic"`, `"bins"` (equal-width) or `"equal_mass"`.
+        em_n_bins (`int`, *optional*, defaults to `10`):
+            Number of bins of a binned estimator.
+        em_pseudo_count (`float`, *optional*, defaults to `2.0`):
+            Shrinkage of small bins, in questions; see [`EMCalibrator`].
+        em_estep_set (`str`, *optional*, defaults to `"holdout"`):
+            `"holdout"`: a part of the training questions that no gradient sees. `"train"`: the training questions, the
+            paper's choice; memorisation then looks like calibration.
+        em_holdout_fraction (`float`, *optional*, defaults to `0.2`):
+            Part of the training questions held out for the E-step, in (0, 1).
+        em_refresh (`str`, *optional*, defaults to `"epoch"`):
+            When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps.
+        em_loss (`str`, *optional*, defaults to `"kl"`):
+            M-step: `"kl"`, or `"brier"`, the paper's squared error; see [`em_ece_loss`].
+        em_preset (`str`, *optional*):
+            `"paper"` takes the authors' setting for all of the above `em_*` fields and `likelihood`.
+    """
+
+    objective: str = field(
+        default="rcft",
+        metadata={"help": "'cft': likelihood alone. 'rcft': likelihood + lambda_ece * EM-ECE.", "choices": ["cft", "rcft"]},
+    )
+    lambda_ece: float = field(default=1.0, metadata={"help": "Weight of the EM-ECE term, at least 0."})
+    likelihood: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens whose likelihood counts: 'completion' (default) or 'sequence' (question and answer).",
+            "choices": ["completion", "sequence"],
+        },
+    )
+    scoring: str = field(
+        default="letter",
+        metadata={"help": "Score option 'letter's or option 'text's.", "choices": ["letter", "text"]},
+    )
+    option_normalization: str = field(
+        default="sum",
+        metadata={"help": "'sum' or 'mean' of an option's token log-likelihoods.", "choices": ["sum", "mean"]},
+    )
+    prompt_template: str | None = field(
+        default=None, metadata={"help": "Template with the fields {question}, {options}, {subject}."}
+    )
+    use_chat_template: bool | None = field(
+        default=None, metadata={"help": "Put questions through the chat template (default: if there is one)."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    em_estimator: str = field(
+        default="isotonic", metadata={"help": "Estimator of the calibration map.", "choices": list(ESTIMATORS)}
+    )
+    em_n_bins: int = field(default=10, metadata={"help": "Number of bins of a binned estimator."})
+    em_pseudo_count: float = field(default=2.0, metadata={"help": "Shrinkage of small bins, in questions."})
+    em_estep_set: str = field(
+        default="holdout",
+        metadata={"help": "E-step on 'holdout' questions or on the 'train' set.", "choices": ["holdout", "train"]},
+    )
+    em_holdout_fraction: float = field(
+        default=0.2, metadata={"help": "Part of the training questions held out for the E-step, in (0, 1)."}
+    )
+    em_refresh: str = field(
+        default="epoch", metadata={"help": "E-step every 'epoch', 'once', or every given number of optimizer steps."}
+    )
+    em_loss: str = field(
+        default="kl", metadata={"help": "M-step: 'kl', or 'brier' (the paper's).", "choices": ["kl", "brier"]}
+    )
+    em_preset: str | None = field(
+        default=None, metadata={"help": "'paper': the authors' setting.", "choices": list(EM_PRESETS)}
+    )
+
+    def __post_init__(self):
+        if self.em_preset is not None:
+            if self.em_preset not in EM_PRESETS:
+                raise ValueError(f"Unknown em_preset {self.em_preset!r}; there is {', '.join(EM_PRESETS)}.")
+            for name, value in EM_PRESETS[self.em_preset].items():
+                setattr(self, name, value)
+        self.likelihood = self.likelihood or "completion"
+        self._check_calibration()
+        super().__post_init__()
+
+    def _check_calibration(self) -> None:
+        for name, allowed in (
+            ("objective", ("cft", "rcft")),
+            ("likelihood", ("completion", "sequence")),
+            ("scoring", ("letter", "text")),
+            ("option_normalization", ("sum", "mean")),
+            ("em_estimator", ESTIMATORS),
+            ("em_estep_set", ("holdout", "train")),
+            ("em_loss", ("kl", "brier")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}.")
+        if not self.lambda_ece >= 0:
+            raise ValueError(f"lambda_ece must be at least 0, got {self.lambda_ece}.")
+        if not 0 < self.em_holdout_fraction < 1:
+            raise ValueError(f"em_holdout_fraction must lie between 0 and 1, got {self.em_holdout_fraction}.")
+        if self.em_n_bins < 1:
+            raise ValueError(f"em_n_bins must be at least 1, got {self.em_n_bins}.")
+        if not self.em_pseudo_count >= 0:
+            raise ValueError(f"em_pseudo_count must be at least 0, got {self.em_pseudo_count}.")
+        if self.em_refresh not in ("epoch", "once") and not (str(self.em_refresh).isdigit() and int(self.em_refresh) > 0):
+            raise ValueError(f"em_refresh must be 'epoch', 'once' or a number of steps, got {self.em_refresh!r}.")
+        for name in ("packing", "padding_free", "eval_packing"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}=True joins questions into one sequence, where an option can no longer be found at its "
+                    f"position. Set {name}=False; questions are short, so little is lost."
+                )

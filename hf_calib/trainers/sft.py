@@ -1,0 +1,358 @@
+"""CFT and RCFT: TRL's SFTTrainer on option questions, with EM-ECE in the loss and calibration in the evaluation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTTrainer
+from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head_ctx
+
+from ..calibration_error import calibration_report
+from ..data.mcq import PromptFormat
+from ..em_ece import EMCalibrator, em_ece_loss
+from ..option_head import OptionHead
+from ..options import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder, QuestionTooLongError
+from .collators import DataCollatorForOptions
+from .config import CalibratedSFTConfig
+
+
+logger = logging.getLogger(__name__)
+
+EM_STATE_NAME = "em_state.json"
+
+
+class CalibratedSFTTrainer(SFTTrainer):
+    """
+    Trainer for calibration-aware fine-tuning (CFT) and its regularised form (RCFT).
+
+    Xiao et al., "Restoring Calibration for Aligned Large Language Models" (ICML 2025, arXiv 2505.01997). The training
+    questions are option questions in the unified schema (`question`, `choices`, `answer`). Rows without `choices` (domain
+    texts, instruction pairs in any format that [`~trl.SFTTrainer`] takes) may be mixed in; they count in the likelihood
+    only. Everything else is [`~trl.SFTTrainer`]'s: PEFT, gradient accumulation, DeepSpeed, evaluation, checkpoints.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to be trained; see [`~trl.SFTTrainer`].
+        args ([`CalibratedSFTConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`]):
+            Questions, perhaps with rows of text among them.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Questions to evaluate on: every measure of [`calibration_report`] appears as `eval_ece`, `eval_accuracy`, ...
+        estep_dataset ([`~datasets.Dataset`], *optional*):
+            Questions for the E-step. By default a part of `train_dataset` is held out (`em_estep_set="holdout"`).
+        kwargs:
+            Further arguments of [`~trl.SFTTrainer`].
+
+    Example:
+    ```python
+    >>> from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer
+    >>> from hf_calib.data.mcq import load_questions
+
+    >>> trainer = CalibratedSFTTrainer(
+    ...     model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     args=CalibratedSFTConfig(output_dir="smollm2-rcft", objective="rcft", scoring="text"),
+    ...     train_dataset=load_questions("allenai/ai2_arc", "ARC-Easy", split="train"),
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "sft", "hf_calib"]
+    _name = "CFT"
+
+    def __init__(
+        self,
+        model,
+        args: CalibratedSFTConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        estep_dataset: Dataset | None = None,
+        **kwargs,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.config.name_or_path
+            args = CalibratedSFTConfig(f"{name.split('/')[-1]}-calibrated")
+        if kwargs.get("data_collator") is not None:
+            raise ValueError("CalibratedSFTTrainer brings its own data collator; leave data_collator out.")
+        if not isinstance(train_dataset, Dataset):
+            raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
+        self._regularised = args.objective == "rcft" and args.lambda_ece > 0
+        if self._regularised and estep_dataset is None:
+            train_dataset, estep_dataset = self._split_estep(train_dataset, args)
+        # Filled in while the data sets are encoded: every batch, on every process, then has the same columns.
+        self._option_shape = {"max_options": 0, "branched": False}
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
+        )
+        self.option_head = OptionHead(self.model, args.option_normalization, gather=maybe_gather_lm_head_ctx)
+        self.calibrator = EMCalibrator(args.em_estimator, args.em_n_bins, args.em_pseudo_count)
+        self._num_questions = None
+        self._last_estep = None  # epoch ("epoch") or step at which the calibration map was estimated
+        self._estep_dataloader = None
+        self.estep_dataset = None
+        if self._regularised:
+            self.estep_dataset = self._prepare_dataset(estep_dataset, self.processing_class, args, False, None, "E-step")
+            self.add_callback(_EStepCallback(self))
+        self.data_collator = DataCollatorForOptions(
+            self._tokenizer.pad_token_id, **self._option_shape, pad_to_multiple_of=args.pad_to_multiple_of
+        )
+        if self._option_shape["max_options"]:
+            self.compute_metrics = self._option_metrics
+
+    # Data
+
+    @staticmethod
+    def _split_estep(dataset: Dataset, args: CalibratedSFTConfig) -> tuple[Dataset, Dataset]:
+        """Training rows and E-step questions."""
+        questions, texts = _split_questions(dataset)
+        if not len(questions):
+            raise ValueError(
+                "objective='rcft' needs option questions (columns question, choices, answer); the training set has none: "
+                f"{dataset.column_names}. Use hf_calib.data.mcq.adapt_questions, or objective='cft'."
+            )
+        if args.em_estep_set == "train":
+            return dataset, questions
+        size = round(len(questions) * args.em_holdout_fraction)
+        if not 0 < size < len(questions):
+            raise ValueError(
+                f"em_holdout_fraction={args.em_holdout_fraction} of {len(questions)} questions leaves {size} for the "
+                f"E-step and {len(questions) - size} for training; give more questions or another fraction."
+            )
+        parts = questions.train_test_split(test_size=size, seed=args.seed)
+        rest = parts["train"] if texts is None else concatenate_datasets([parts["train"], texts])
+        return rest, parts["test"]
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if not isinstance(dataset, Dataset) or "choices" not in dataset.column_names:
+            if dataset_name == "train" and self._regularised and "num_options" not in dataset.column_names:
+                raise ValueError(f"The training set has no column 'choices'; its columns are {dataset.column_names}.")
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        questions, texts = _split_questions(dataset)
+        prepared = []
+        if len(questions):
+            # A pure likelihood needs the right option alone; evaluation and EM-ECE need all of them.
+            branches = dataset_name != "train" or self._regularised
+            likelihood = None if dataset_name == "E-step" else args.likelihood
+            prepared.append(self._encode(questions, args, branches, likelihood, dataset_name))
+        if texts is not None:
+            if args.completion_only_loss is None:
+                self.completion_only_loss = "completion" in texts.column_names
+            prepared.append(
+                super()._prepare_dataset(texts, processing_class, args, packing, formatting_func, dataset_name)
+            )
+        prepared = concatenate_datasets(prepared) if len(prepared) > 1 else prepared[0]
+        return prepared.shuffle(seed=args.seed) if args.shuffle_dataset and dataset_name == "train" else prepared
+
+    def _encode(
+        self, questions: Dataset, args: CalibratedSFTConfig, branches: bool, likelihood: str | None, name: str
+    ) -> Dataset:
+        prompt_format = PromptFormat(
+            scoring=args.scoring,
+            template=args.prompt_template,
+            chat_template=args.use_chat_template,
+            system=args.system_prompt,
+        )
+        encoder = OptionEncoder(self._tokenizer, prompt_format, args.max_length)
+
+        def encode(batch: dict[str, list]) -> dict[str, list]:
+            rows = []
+            for values in zip(*batch.values(), strict=True):
+                try:
+                    rows.append(encoder.encode(dict(zip(batch, values, strict=True)), branches, likelihood))
+                except QuestionTooLongError:
+                    continue
+            columns = rows[0] if rows else {}
+            return {column: [row[column] for row in rows] for column in columns}
+
+        with global_then_local_main_first():
+            encoded = questions.map(
+                encode,
+                batched=True,
+                remove_columns=questions.column_names,
+                num_proc=args.dataset_num_proc,
+                desc=f"Encoding {name} questions",
+            )
+        dropped = len(questions) - len(encoded)
+        if not len(encoded):
+            raise ValueError(f"None of the {len(questions)} {name} questions fits in max_length={args.max_length}.")
+        if dropped:
+            logger.warning(f"{dropped} of {len(questions)} {name} questions do not fit in max_length={args.max_length}.")
+        if branches:
+            shape = self._option_shape
+            shape["max_options"] = max(shape["max_options"], *encoded["num_options"])
+            shape["branched"] = shape["branched"] or any(map(any, encoded["option_segments"]))
+        return encoded
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in OPTION_COLUMNS if name not in self._signature_columns]
+
+    # E-step
+
+    def e_step(self) -> None:
+        """Estimate the calibration map with the model frozen, on the E-step questions of all processes."""
+        if self._estep_dataloader is None:
+            self._estep_dataloader = self.get_eval_dataloader(self.estep_dataset)
+        training = self.model.training
+        self.model_wrapped.eval()
+        probabilities, labels = [], []
+        # Neither dropout nor the data loader's seed may move the random state that training, and a resumed run, rely on.
+        with torch.no_grad(), torch.random.fork_rng(), self.compute_loss_context_manager():
+            for inputs in self._estep_dataloader:
+                inputs = self._prepare_inputs(inputs)
+                inputs.pop("labels", None)
+                option_logits = self.model_wrapped(**inputs, options_only=True).logits
+                batch = self.accelerator.gather_for_metrics((option_logits.softmax(-1), inputs["option_label"]))
+                probabilities.append(batch[0].cpu())
+                labels.append(batch[1].cpu())
+        self.model_wrapped.train(training)
+        probabilities, labels = torch.cat(probabilities), torch.cat(labels)
+        if probabilities.isnan().any():
+            raise FloatingPointError("The option probabilities of the E-step set hold NaN: the model has diverged.")
+        self.calibrator.fit(probabilities, labels)
+
+    def _estep_due(self) -> bool:
+        refresh, last = self.args.em_refresh, self._last_estep
+        if last is None or refresh == "once":
+            return last is None
+        if refresh == "epoch":
+            # At the first step of an epoch `state.epoch` may lack a rounding error to the whole number.
+            return math.floor(self.state.epoch + 1e-6) > last
+        return self.state.global_step >= last + int(refresh)
+
+    def _maybe_e_step(self) -> None:
+        if self._estep_due():
+            self.e_step()
+            epoch = math.floor((self.state.epoch or 0) + 1e-6)
+            self._last_estep = epoch if self.args.em_refresh == "epoch" else self.state.global_step
+
+    # M-step
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batch_samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._regularised:
+            # The mean of EM-ECE runs over all questions of an optimizer step, as that of the likelihood over its tokens:
+            # then 8x1 and 2x4 (batch x accumulation) train alike, and so does any number of processes.
+            count = sum((b["option_label"] != IGNORE_INDEX).sum() for b in batch_samples if "option_label" in b)
+            count = torch.as_tensor(count, device=device)
+            if self.args.average_tokens_across_devices:
+                count = self.accelerator.gather(count).sum()
+            self._num_questions = count.clamp(min=1)
+        return batch_samples, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            raise ValueError("CalibratedSFTTrainer keeps no logits; evaluation reads the option logits instead.")
+        option_label, option_mask = inputs.get("option_label"), inputs.get("option_mask")
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        self._option_logits = self.option_head.pop()
+        if self._option_logits is None or not self._regularised or not self.model.training:
+            return loss
+
+        answered = option_label != IGNORE_INDEX
+        option_logits, option_mask = self._option_logits[answered], option_mask[answered]
+        probabilities = option_logits.detach().softmax(-1)
+        targets = self.calibrator.targets(probabilities, option_mask)
+        em_ece = em_ece_loss(option_logits, targets, option_mask, self.args.em_loss, reduction="sum")
+        self._log_options(probabilities, option_label[answered], em_ece)
+        if num_items_in_batch is None:
+            # Trainer itself divides by the accumulation steps: a plain mean over the micro-batch.
+            em_ece = em_ece / max(len(option_logits), 1)
+        else:
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            em_ece = em_ece / self._num_questions * (processes // self.get_tp_size())
+        return loss + self.args.lambda_ece * em_ece
+
+    def _log_options(self, probabilities: torch.Tensor, labels: torch.Tensor, em_ece: torch.Tensor) -> None:
+        confidence, prediction = probabilities.max(-1)
+        sums = torch.stack(
+            [(prediction == labels).sum(), confidence.sum(), em_ece.detach(), torch.tensor(len(labels)).to(em_ece)]
+        )
+        # Every process gathers, even one whose micro-batch held no question.
+        *sums, count = self.accelerator.gather(sums[None]).sum(0).tolist()
+        if count:
+            for name, total in zip(("option_accuracy", "option_confidence", "em_ece"), sums, strict=True):
+                self._metrics["train"][name].append(total / count)
+
+    # Evaluation
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("option_label")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        if prediction_loss_only or labels is None or self._option_logits is None:
+            return loss, None, None
+        # Padding by the evaluation loop would be -100, a possible log-likelihood: probabilities leave no doubt.
+        return loss, self._option_logits.softmax(-1).nan_to_num(0.0), labels
+
+    @staticmethod
+    def _option_metrics(predictions) -> dict[str, float]:
+        probabilities, labels = predictions.predictions, predictions.label_ids
+        answered = labels != IGNORE_INDEX
+        return calibration_report(probabilities[answered], labels[answered])
+
+    # Checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no checkpoint in {self.args.output_dir!r} to resume from.")
+        if resume_from_checkpoint and self._regularised:
+            self._load_em_state(Path(resume_from_checkpoint) / EM_STATE_NAME)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _load_em_state(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path.parent} holds no {EM_STATE_NAME}: it is no checkpoint of an RCFT run.")
+        state = json.loads(path.read_text())
+        self.calibrator = EMCalibrator.from_state_dict(state["calibrator"])
+        self._last_estep = state["last_estep"]
+
+    def _em_state(self) -> dict[str, Any]:
+        return {"calibrator": self.calibrator.state_dict(), "last_estep": self._last_estep}
+
+    def _save_checkpoint(self, model, trial):
+        if self._regularised and self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / EM_STATE_NAME).write_text(json.dumps(self._em_state(), indent=2))
+        super()._save_checkpoint(model, trial)
+
+
+class _EStepCallback(TrainerCallback):
+    """Takes the E-step where an optimizer step begins."""
+
+    def __init__(self, trainer: CalibratedSFTTrainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer._maybe_e_step()
+
+
+def _split_questions(dataset: Dataset) -> tuple[Dataset, Dataset | None]:
+    """Rows with options and, if there are any, rows without (rid of the question columns)."""
+    if "choices" not in dataset.column_names:
+        return dataset.select([]), dataset
+    has_options = [bool(choices) for choices in dataset["choices"]]
+    if all(has_options):
+        return dataset, None
+    texts = dataset.select([i for i, has in enumerate(has_options) if not has])
+    filled = [name for name in ("text", "messages", "prompt", "completion") if name in texts.column_names]
+    filled = [name for name in filled if any(value is not None for value in texts[name])]
+    if not filled:
+        raise ValueError(
+            "The training set has rows without choices and without text, messages or prompt and completion: "
+            f"row {has_options.index(False)} is the first."
+        )
+    return dataset.select([i for i, has in enumerate(has_options) if has]), texts.select_columns(filled)
