@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import erf
-
 import numpy as np
 
 from .binning import (
@@ -26,7 +24,15 @@ from .scores import (
     sort_by_confidence,
     used_columns,
 )
-from .uncertainty import NoiseFloor, bootstrap_interval, floor_of_cells, group_cells, interval_of_cells, noise_floor
+from .uncertainty import (
+    NoiseFloor,
+    bootstrap_interval,
+    floor_of_cells,
+    group_cells,
+    interval_of_cells,
+    noise_floor,
+    sampling_bias,
+)
 
 __all__ = [
     "BrierDecomposition",
@@ -177,15 +183,11 @@ def _debiased(bins: ReliabilityBins, norm: str = "l1") -> float:
     if norm not in ("l1", "l2"):
         raise ValueError(f"`norm` must be 'l1' or 'l2', got {norm!r}.")
     filled = bins.counts > (0 if norm == "l1" else 1)
-    counts, accuracy, gaps = bins.counts[filled], bins.accuracy[filled], np.abs(bins.gaps[filled])
-    variance = accuracy * (1 - accuracy)
-    if norm == "l2":
-        return float(np.sqrt(max(0.0, counts @ (gaps**2 - variance / (counts - 1)) / bins.counts.sum())))
-    scale = np.sqrt(variance / counts)
-    z = np.divide(gaps, scale, out=np.full(len(gaps), np.inf), where=scale > 0)
-    # E|gap + scale * normal|; with scale 0 it is the gap itself
-    noisy = scale * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + gaps * np.array([erf(x / np.sqrt(2)) for x in z])
-    return float(max(0.0, counts @ (2 * gaps - noisy) / bins.counts.sum()))
+    counts, accuracy, gaps = bins.counts[filled], bins.accuracy[filled], bins.gaps[filled]
+    if norm == "l1":
+        return max(0.0, bins.error - sampling_bias(counts, accuracy, gaps))
+    square = counts @ (gaps**2 - accuracy * (1 - accuracy) / (counts - 1)) / bins.counts.sum()
+    return float(np.sqrt(max(0.0, square)))
 
 
 def sweep_calibration_error(probabilities, labels) -> float:

