@@ -1,0 +1,389 @@
+"""Prediction: a model and questions in, the log-likelihood of every option out, saved as they come."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from .data.adapters import adapt_questions, digest
+from .data.prompts import PromptFormat
+from .option_scorer import OptionScorer
+from .options import OptionEncoder, QuestionTooLongError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Seconds of work that a killed process may lose.
+SAVE_INTERVAL = 10.0
+
+
+@dataclass(eq=False)
+class OptionPredictions:
+    """
+    What a model thinks of the options of N questions of up to K options each.
+
+    Args:
+        option_logits (`np.ndarray` of shape `(N, K)`):
+            Log-likelihood of each option; -inf where a question has fewer than K options.
+        labels (`np.ndarray` of shape `(N,)`):
+            Index of the right option.
+        ids (`np.ndarray` of shape `(N,)`):
+            Ids of the questions (text), in the order of the data set.
+        target_probabilities (`np.ndarray` of shape `(N, K)`, *optional*):
+            Target distribution, where the questions carry one; 0 beyond their options.
+        metadata (`dict`, *optional*):
+            How the predictions came about, for the record: model, prompt format, number of questions left out, ...
+    """
+
+    option_logits: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    target_probabilities: np.ndarray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Softmax over the options, `(N, K)`; 0 where there is no option."""
+        return torch.from_numpy(self.option_logits).float().softmax(-1).numpy()
+
+    @cached_property
+    def option_mass(self) -> np.ndarray:
+        """
+        Probability of all options together under the full vocabulary, `(N,)`. Small values say that the model wants to
+        write something else than an option. NaN where options are scored by their mean log-likelihood.
+        """
+        if self.metadata.get("normalization") == "mean":
+            return np.full(len(self), np.nan, dtype=np.float32)
+        # The head's own precision (bfloat16, say) may lift the sum a little above 1.
+        return torch.from_numpy(self.option_logits).float().logsumexp(-1).exp().clamp(max=1).numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Writes an `.npz` file of all arrays, `probabilities` and `option_mass` included; whole or not at all."""
+        arrays = {
+            "option_logits": self.option_logits,
+            "probabilities": self.probabilities,
+            "option_mass": self.option_mass,
+            "labels": self.labels,
+            "ids": self.ids,
+            "metadata": np.array(json.dumps(self.metadata)),
+        }
+        if self.target_probabilities is not None:
+            arrays["target_probabilities"] = self.target_probabilities
+        _save_npz(_npz_path(path), arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> OptionPredictions:
+        """Reads what [`OptionPredictions.save`] wrote."""
+        with np.load(_npz_path(path), allow_pickle=False) as arrays:
+            if missing := {"option_logits", "labels", "ids"}.difference(arrays.files):
+                raise ValueError(f"{path} holds no option predictions: it lacks {', '.join(sorted(missing))}")
+            return cls(
+                option_logits=arrays["option_logits"],
+                labels=arrays["labels"],
+                ids=arrays["ids"],
+                target_probabilities=arrays["target_probabilities"] if "target_probabilities" in arrays else None,
+                metadata=json.loads(str(arrays["metadata"])) if "metadata" in arrays else {},
+            )
+
+
+def _npz_path(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: predictions are .npz files; name it {path.name}.npz")
+    return path
+
+
+def _save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(unfinished, "wb") as file:
+        np.savez(file, **arrays)
+    unfinished.replace(path)
+
+
+def predict_options(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    scoring: Literal["letter", "text"] | None = None,
+    prompt_format: PromptFormat | None = None,
+    normalization: Literal["sum", "mean"] = "sum",
+    batch_size: int = 8,
+    max_length: int | None = None,
+    drop_too_long: bool = False,
+    output_path: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> OptionPredictions:
+    """
+    Scores the options of every question with one forward pass each.
+
+    Under `accelerate launch` the questions are divided among the processes and every process returns all of them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model, on the device where it is to run.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        dataset (`Dataset`):
+            Questions in any layout that [`~hf_calib.data.mcq.adapt_questions`] knows.
+        scoring (`"letter"` or `"text"`, *optional*):
+            Whether letters or texts of the options are scored. Defaults to that of `prompt_format`, else `"letter"`.
+        prompt_format ([`~hf_calib.data.mcq.PromptFormat`], *optional*):
+            How a question is written. Defaults to the default format of `scoring`.
+        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+            Log-likelihood of an option: sum over its tokens, or mean.
+        batch_size (`int`, *optional*, defaults to 8):
+            Questions per forward pass where they are the longest of all. Shorter ones go together in larger numbers,
+            so that a pass always has about as many tokens.
+        max_length (`int`, *optional*):
+            Most tokens of a prompt with one of its options. Defaults to the context length of the model.
+        drop_too_long (`bool`, *optional*, defaults to `False`):
+            Leave out the questions that are longer, and log how many, instead of raising. Nothing is ever truncated.
+        output_path (`str` or `Path`, *optional*):
+            `.npz` file to write. While the work goes on, results are kept in a folder `<output_path>.partial`.
+        resume (`bool`, *optional*, defaults to `True`):
+            Go on from the results at `output_path`, finished or not, if they are of the same model and questions.
+            `False` overwrites them.
+        progress (`bool`, *optional*, defaults to `True`):
+            Show a progress bar.
+
+    Returns:
+        [`OptionPredictions`]: in the order of the data set.
+
+    Raises:
+        `ValueError`: for a malformed question, letters that are no single tokens, results of something else at
+            `output_path`, NaN in the logits. All but the last are raised before the model runs.
+        [`~hf_calib.options.QuestionTooLongError`]: for a question longer than `max_length`.
+    """
+    if prompt_format is None:
+        prompt_format = PromptFormat(scoring=scoring or "letter")
+    elif scoring not in (None, prompt_format.scoring):
+        raise ValueError(f"scoring={scoring!r} contradicts prompt_format.scoring={prompt_format.scoring!r}; drop one")
+    if normalization not in ("sum", "mean"):
+        raise ValueError(f"normalization={normalization!r}; choose 'sum' or 'mean'")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; at least 1 is wanted")
+
+    questions = adapt_questions(dataset)
+    encoder = OptionEncoder(tokenizer, prompt_format, max_length or _context_length(model))
+    kept, features = _encode(encoder, questions, drop_too_long)
+    questions = questions.select(kept) if len(kept) < len(questions) else questions
+    num_options = max(feature["num_options"] for feature in features)
+    fingerprint = {
+        "weights": _weights_digest(model),
+        "questions": digest(*questions["id"], *questions["answer"]),
+        # Tokenizer, chat template and prompt format in one: what the model reads.
+        "prompts": digest(json.dumps(features)),
+        "normalization": normalization,
+    }
+    metadata = {
+        "model": model.name_or_path,
+        "prompt_format": asdict(prompt_format),
+        "normalization": normalization,
+        "too_long": len(dataset) - len(kept),
+        "fingerprint": fingerprint,
+    }
+
+    # Without an accelerator, processes find each other only if told that they run on CPUs.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    results = _Results(None if output_path is None else _npz_path(output_path), fingerprint, resume, state)
+    if results.finished is not None:
+        return results.finished
+    scorer = OptionScorer(model, tokenizer, normalization)
+    pending = [index for index in range(len(features)) if index not in results.done]
+    share = _batches(features, pending, batch_size)[state.process_index :: state.num_processes]
+    was_training = model.training
+    model.eval()
+    try:
+        with tqdm(
+            total=sum(map(len, share)), desc="Scoring questions", unit="question",
+            disable=not (progress and state.is_local_main_process),
+        ) as bar:  # fmt: skip
+            if share:
+                scorer.check_branches(features)
+            for batch in share:
+                option_logits = scorer([features[index] for index in batch])
+                for index, row in zip(batch, option_logits, strict=True):
+                    if not np.isfinite(row).all():
+                        raise ValueError(
+                            f"question {questions[index]['id']!r} has option logits {row.tolist()}; look for NaN in "
+                            "the weights, or load the model in bfloat16 or float32 if it runs in float16"
+                        )
+                results.add(batch, option_logits)
+                bar.update(len(batch))
+    finally:
+        # What has been scored is kept, whatever happens.
+        results.flush()
+        model.train(was_training)
+
+    predictions = OptionPredictions(
+        option_logits=_padded(results.gather(), num_options, -np.inf),
+        labels=np.array(questions["answer"], dtype=np.int64),
+        ids=np.array(questions["id"], dtype=np.str_),
+        metadata=metadata,
+    )
+    if "target_probabilities" in questions.column_names:
+        if all(targets is not None for targets in questions["target_probabilities"]):
+            predictions.target_probabilities = _padded(questions["target_probabilities"], num_options, 0.0)
+    results.finish(predictions)
+    return predictions
+
+
+def _context_length(model: PreTrainedModel) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _encode(encoder: OptionEncoder, questions: Dataset, drop_too_long: bool) -> tuple[list[int], list[dict[str, Any]]]:
+    """Indices and token sequences of the questions that fit."""
+    kept, features = [], []
+    for index, row in enumerate(questions):
+        try:
+            features.append(encoder.encode(row))
+            kept.append(index)
+        except QuestionTooLongError as error:
+            if not drop_too_long:
+                raise QuestionTooLongError(f"{error} `drop_too_long=True` leaves out all such questions.") from None
+    if not kept:
+        raise QuestionTooLongError(
+            f"none of {len(questions)} questions fits in max_length={encoder.max_length}; raise it, or shorten the "
+            "template"
+        )
+    if len(kept) < len(questions):
+        left_out = len(questions) - len(kept)
+        logger.warning(f"left out {left_out} of {len(questions)} questions longer than {encoder.max_length} tokens")
+    return kept, features
+
+
+def _weights_digest(model: PreTrainedModel) -> str:
+    """Tells two sets of weights apart by a few values of every tensor: a model retrained in place keeps its name."""
+    samples = []
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "meta" and parameter.numel():
+            values = parameter.detach().flatten()
+            samples.append((name, values[:: max(1, len(values) // 64)].float().cpu().numpy().tobytes().hex()))
+    return digest(*samples)
+
+
+def _batches(features: Sequence[Mapping[str, Any]], pending: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Groups of similar length, the longest first (a lack of memory shows at once), of about equally many tokens."""
+    lengths = [len(feature["input_ids"]) for feature in features]
+    budget, batches = batch_size * max(lengths), []
+    for index in sorted(pending, key=lambda index: -lengths[index]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _padded(rows: Sequence[Sequence[float]], width: int, value: float) -> np.ndarray:
+    padded = np.full((len(rows), width), value, dtype=np.float32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+class _Results:
+    """
+    Results by index of the question. Beside the output file stands a folder with the fingerprint of the work and
+    shards, each whole from the moment it has its name. Any number of processes add to it, and any other may go on.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: dict[str, str], resume: bool, state: PartialState):
+        self.path, self.state = path, state
+        self.done: dict[int, np.ndarray] = {}
+        self.finished: OptionPredictions | None = None
+        self._own: dict[int, np.ndarray] = {}
+        self._unsaved: list[int] = []
+        self._saved_at = time.monotonic()
+        if path is None:
+            return
+        self.folder = path.with_name(f"{path.name}.partial")
+        if resume and path.exists():
+            predictions = OptionPredictions.load(path)
+            self._check(predictions.metadata.get("fingerprint", {}), fingerprint, path)
+            self.finished = predictions
+            return
+        if state.is_main_process:
+            self._prepare(fingerprint, resume)
+        state.wait_for_everyone()
+        for shard in sorted(self.folder.glob("*.npz")):
+            with np.load(shard) as arrays:
+                for index, row in zip(arrays["index"], arrays["option_logits"], strict=True):
+                    self.done[int(index)] = row[np.isfinite(row)]
+        if self.done and state.is_main_process:
+            logger.info(f"{self.folder}: going on from {len(self.done)} questions that are scored")
+        # Nobody writes a shard before everybody has read the old ones.
+        state.wait_for_everyone()
+
+    def _prepare(self, fingerprint: dict[str, str], resume: bool) -> None:
+        record = self.folder / "fingerprint.json"
+        try:
+            if resume and record.exists():
+                self._check(json.loads(record.read_text()), fingerprint, self.folder)
+                return
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            record.write_text(json.dumps(fingerprint))
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"{error.strerror}: predictions cannot be written; choose another output_path",
+                str(self.path),
+            ) from error
+
+    @staticmethod
+    def _check(found: dict[str, str], wanted: dict[str, str], path: Path) -> None:
+        if differing := [name for name in wanted if found.get(name) != wanted[name]]:
+            raise ValueError(
+                f"{path} holds predictions with other {' and '.join(differing)}; choose another output_path, or "
+                "overwrite it with resume=False"
+            )
+
+    def add(self, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:
+        self._own.update(zip(indices, rows, strict=True))
+        self._unsaved += indices
+        if time.monotonic() - self._saved_at >= SAVE_INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.path is not None and self._unsaved:
+            rows = [self._own[index] for index in self._unsaved]
+            arrays = {"index": np.array(self._unsaved), "option_logits": _padded(rows, max(map(len, rows)), -np.inf)}
+            # A question is scored once, so that the first index names the shard.
+            _save_npz(self.folder / f"{self._unsaved[0]:08d}.npz", arrays)
+        self._unsaved = []
+        self._saved_at = time.monotonic()
+
+    def gather(self) -> list[np.ndarray]:
+        """The results of all processes and of earlier runs, in the order of the questions."""
+        for own in gather_object([self._own]):
+            self.done.update(own)
+        return [self.done[index] for index in sorted(self.done)]
+
+    def finish(self, predictions: OptionPredictions) -> None:
+        if self.path is not None:
+            if self.state.is_main_process:
+                predictions.save(self.path)
+                shutil.rmtree(self.folder)
+            self.state.wait_for_everyone()

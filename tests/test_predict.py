@@ -1,0 +1,345 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
+
+from hf_calib import predict
+from hf_calib.data.mcq import PromptFormat, load_questions
+from hf_calib.options import QuestionTooLongError
+from hf_calib.predict import OptionPredictions, predict_options
+
+TOKENIZERS = ["llama", "llama_eos", "gpt2", "gpt2_eos", "qwen"]
+WORDS = "ice water steam air blue red green Mars Earth Jupiter oxygen carbon dioxide helium".split()
+
+
+def make_questions(n=13, seed=0, max_words=3):
+    """Questions of 2 to 5 options of one to three words, of different lengths."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        k = int(generator.integers(2, 6))
+        choices = [f"{' '.join(generator.choice(WORDS, generator.integers(1, max_words + 1)))} {j}" for j in range(k)]
+        question = f"Question {i}: what is {' '.join(generator.choice(WORDS, generator.integers(1, 12)))}?"
+        rows.append({"id": f"q{i}", "question": question, "choices": choices, "answer": int(generator.integers(k))})
+    return Dataset.from_list(rows)
+
+
+def reference(model, tokenizer, row, prompt_format, normalization="sum"):
+    """Log-likelihood of each option after the prompt, from the full logits of one sequence at a time."""
+    prompt, candidates, _ = prompt_format.render(tokenizer, row["question"], row["choices"])
+    special = prompt_format.add_special_tokens(tokenizer)
+
+    def tokenize(text):
+        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids[:-1] if special and ids[-1] == tokenizer.eos_token_id else ids
+
+    sequences = [tokenize(prompt + candidate) for candidate in candidates]
+    shared = len(os.path.commonprefix([tokenize(prompt), *sequences]))
+    scores = []
+    for ids in sequences:
+        with torch.no_grad():
+            log_probs = model(torch.tensor([ids], device=model.device)).logits[0].float().log_softmax(-1)
+        values = [log_probs[t - 1, ids[t]].item() for t in range(shared, len(ids))]
+        scores.append(sum(values) if normalization == "sum" else sum(values) / len(values))
+    return np.array(scores)
+
+
+def assert_matches(predictions, model, tokenizer, questions, prompt_format, normalization="sum", tolerance=1e-4):
+    for logits, row in zip(predictions.option_logits, questions, strict=True):
+        k = len(row["choices"])
+        expected = reference(model, tokenizer, row, prompt_format, normalization)
+        np.testing.assert_allclose(logits[:k], expected, atol=tolerance)
+        assert np.isneginf(logits[k:]).all()
+
+
+class Counter:
+    """Counts the questions that pass through the backbone."""
+
+    def __init__(self, model):
+        self.questions = 0
+        self.handle = model.base_model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, module, args, kwargs):
+        self.questions += len(kwargs["input_ids"])
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_letters_equal_the_full_logits(tiny_tokenizers, tiny_llama, name):
+    tokenizer, questions = tiny_tokenizers[name], make_questions()
+    model = tiny_llama(tokenizer)
+    counter = Counter(model)
+    predictions = predict_options(model, tokenizer, questions, batch_size=3, progress=False)
+    assert counter.questions == len(questions)
+    assert_matches(predictions, model, tokenizer, questions, PromptFormat())
+    assert predictions.ids.tolist() == questions["id"][:] and predictions.labels.tolist() == questions["answer"][:]
+    np.testing.assert_allclose(predictions.probabilities.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(predictions.option_mass, np.exp(predictions.option_logits).sum(1), atol=1e-6)
+    assert (predictions.option_mass < 1).all()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("normalization", ["sum", "mean"])
+def test_texts_equal_one_by_one_log_likelihoods(tiny_tokenizers, tiny_llama, name, normalization):
+    tokenizer, questions = tiny_tokenizers[name], make_questions()
+    model = tiny_llama(tokenizer)
+    predictions = predict_options(
+        model, tokenizer, questions, scoring="text", normalization=normalization, batch_size=3, progress=False
+    )
+    assert_matches(predictions, model, tokenizer, questions, PromptFormat("text"), normalization)
+    assert np.isnan(predictions.option_mass).all() == (normalization == "mean")
+
+
+def test_texts_of_single_tokens_take_one_pass_each(tiny_tokenizers, tiny_llama):
+    tokenizer = tiny_tokenizers["word_level"]
+    rows = [
+        {"question": "The answer is", "choices": ["cold,", "hot."], "answer": 0, "target_probabilities": [0.3, 0.7]}
+    ]
+    rows.append(
+        {"question": "Ice", "choices": ["is", "the", "water,"], "answer": 2, "target_probabilities": [0, 0, 1]}
+    )
+    model, questions = tiny_llama(tokenizer), Dataset.from_list(rows)
+    counter = Counter(model)
+    predictions = predict_options(model, tokenizer, questions, scoring="text", progress=False)
+    assert counter.questions == 2
+    assert_matches(predictions, model, tokenizer, questions, PromptFormat("text"))
+    np.testing.assert_allclose(predictions.target_probabilities, [[0.3, 0.7, 0], [0, 0, 1]], atol=1e-7)
+
+
+@pytest.mark.parametrize("scoring", ["letter", "text"])
+def test_padding_side_and_batch_size_change_nothing(tiny_tokenizers, tiny_llama, scoring):
+    tokenizer, questions = tiny_tokenizers["llama"], make_questions()
+    model = tiny_llama(tokenizer)
+    results = []
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        for batch_size in (1, 5):
+            settings = {"scoring": scoring, "batch_size": batch_size, "progress": False}
+            results.append(predict_options(model, tokenizer, questions, **settings).option_logits)
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], atol=1e-5)
+
+
+def test_adapters_count(tiny_tokenizers, tiny_llama):
+    tokenizer, questions = tiny_tokenizers["gpt2"], make_questions()
+    model = tiny_llama(tokenizer)
+    plain = predict_options(model, tokenizer, questions, scoring="text", progress=False)
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    predictions = predict_options(adapted, tokenizer, questions, scoring="text", progress=False)
+    assert not np.allclose(predictions.probabilities, plain.probabilities, atol=1e-3)
+    assert_matches(predictions, adapted.eval(), tokenizer, questions, PromptFormat("text"))
+
+
+def test_training_mode_is_given_back_and_dropout_is_off(tiny_tokenizers, tiny_llama):
+    tokenizer = tiny_tokenizers["gpt2"]
+    model = tiny_llama(tokenizer, attention_dropout=0.5).train()
+    first, second = (predict_options(model, tokenizer, make_questions(), progress=False) for _ in range(2))
+    np.testing.assert_array_equal(first.option_logits, second.option_logits)
+    assert model.training
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "sliding window"])
+def test_architectures_without_branch_masks_score_one_by_one(tiny_tokenizers, tiny_llama, kind, caplog):
+    tokenizer, questions = tiny_tokenizers["gpt2"], make_questions(5)
+    torch.manual_seed(0)
+    if kind == "recurrent":
+        config = MambaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=8, initializer_range=0.3
+        )
+        model = MambaForCausalLM(config).eval()
+    else:
+        # The branch mask would take the place of the window.
+        config = MistralConfig(**{**tiny_llama(tokenizer).config.to_diff_dict(), "sliding_window": 8})
+        model = MistralForCausalLM(config).eval()
+    predictions = predict_options(model, tokenizer, questions, scoring="text", batch_size=2, progress=False)
+    assert "does not follow a branch attention mask" in caplog.text
+    assert_matches(predictions, model, tokenizer, questions, PromptFormat("text"), tolerance=1e-3)
+
+
+def test_results_of_an_interrupted_run_are_taken_up(tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer, questions, path = tiny_tokenizers["gpt2"], make_questions(30), tmp_path / "new" / "predictions.npz"
+    model = tiny_llama(tokenizer)
+    expected = predict_options(model, tokenizer, questions, scoring="text", progress=False)
+
+    def interrupt(module, args):
+        if counter.questions >= 20:
+            raise KeyboardInterrupt
+
+    counter = Counter(model)
+    handle = model.base_model.register_forward_pre_hook(interrupt)
+    settings = {"scoring": "text", "batch_size": 2, "output_path": path, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        predict_options(model, tokenizer, questions, **settings)
+    handle.remove()
+    assert not path.exists()
+    # Other weights, questions or prompts do not mix with what is there.
+    with pytest.raises(
+        ValueError, match="predictions.npz.partial holds predictions with other weights; .*resume=False"
+    ):
+        predict_options(tiny_llama(tokenizer, seed=1), tokenizer, questions, **settings)
+    with pytest.raises(ValueError, match="other questions and prompts"):
+        predict_options(model, tokenizer, questions.select(range(20)), **settings)
+    with pytest.raises(ValueError, match="other prompts;"):
+        plain = PromptFormat("text", template="Q: {question}")
+        predict_options(model, tokenizer, questions, prompt_format=plain, **settings)
+
+    counter.questions = 0
+    resumed = predict_options(model, tokenizer, questions, **settings)
+    assert counter.questions < 30
+    np.testing.assert_allclose(resumed.option_logits, expected.option_logits, atol=1e-5)
+    assert os.listdir(path.parent) == ["predictions.npz"]
+    # A finished file is not computed again, until that is asked for.
+    counter.questions = 0
+    again = predict_options(model, tokenizer, questions, **settings)
+    assert counter.questions == 0 and again.ids.tolist() == expected.ids.tolist()
+    with pytest.raises(ValueError, match="predictions.npz holds predictions with other weights"):
+        predict_options(tiny_llama(tokenizer, seed=1), tokenizer, questions, **settings)
+    other = predict_options(tiny_llama(tokenizer, seed=1), tokenizer, questions, **settings, resume=False)
+    assert not np.allclose(OptionPredictions.load(path).probabilities, expected.probabilities, atol=1e-3)
+    np.testing.assert_array_equal(OptionPredictions.load(path).option_logits, other.option_logits)
+
+
+SCRIPT = """
+import os, signal, sys
+from datasets import load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from hf_calib import predict
+
+folder, kill_after = sys.argv[1], int(sys.argv[2])
+predict.SAVE_INTERVAL = 0
+model = AutoModelForCausalLM.from_pretrained(f"{folder}/model")
+passes = 0
+
+def count(*_):
+    global passes
+    passes += 1
+    if passes == kill_after:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model.base_model.register_forward_pre_hook(count)
+predictions = predict.predict_options(
+    model, AutoTokenizer.from_pretrained(f"{folder}/model"), load_from_disk(f"{folder}/questions"),
+    batch_size=1, output_path=f"{folder}/predictions.npz",
+)
+assert len(predictions) == 40
+print(f"rank {os.environ.get('RANK')}: {passes} passes")
+"""
+
+
+def test_a_killed_process_is_resumed_by_two(tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer, questions = tiny_tokenizers["qwen"], make_questions(40)
+    model = tiny_llama(tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    questions.save_to_disk(tmp_path / "questions")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    settings = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    killed = subprocess.run([sys.executable, script, tmp_path, "5"], **settings)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = sum(len(np.load(shard)["index"]) for shard in (tmp_path / "predictions.npz.partial").glob("*.npz"))
+    assert 0 < done < 40
+
+    # `--multi_gpu` is accelerate's word for several processes on one machine, be they on GPUs or CPUs.
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch = [sys.executable, *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    launched = subprocess.run([*launch, script, tmp_path, "0"], **settings)
+    assert launched.returncode == 0, launched.stderr
+    assert "rank 0" in launched.stdout and "rank 1" in launched.stdout and "rank 1: 0" not in launched.stdout
+    predictions = OptionPredictions.load(tmp_path / "predictions.npz")
+    expected = predict_options(model, tokenizer, questions, progress=False)
+    assert predictions.ids.tolist() == expected.ids.tolist()
+    np.testing.assert_allclose(predictions.option_logits, expected.option_logits, atol=1e-5)
+
+
+def test_nan_names_the_question_and_keeps_the_rest(tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer = tiny_tokenizers["word_level"]
+    model = tiny_llama(tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("helium")] = torch.nan
+    rows = [{"id": f"q{i}", "question": "Ice is water", "choices": ["x", "y"], "answer": 0} for i in range(3)]
+    rows.append({"id": "the culprit", "question": "helium", "choices": ["x", "y"], "answer": 0})
+    template = PromptFormat(template="{question} {options} Answer:")
+    with pytest.raises(ValueError, match="question 'the culprit' has option logits .nan"):
+        predict_options(
+            model, tokenizer, Dataset.from_list(rows), prompt_format=template, batch_size=1,
+            output_path=tmp_path / "predictions.npz", progress=False,
+        )  # fmt: skip
+    assert list((tmp_path / "predictions.npz.partial").glob("*.npz"))
+
+
+def test_questions_that_do_not_fit(tiny_tokenizers, tiny_llama, caplog):
+    tokenizer, questions = tiny_tokenizers["gpt2"], make_questions(6)
+    long = {"id": "endless", "question": "water " * 600, "choices": ["a", "b"], "answer": 0}
+    questions = Dataset.from_list([long, *questions])
+    model = tiny_llama(tokenizer)
+    with pytest.raises(QuestionTooLongError, match="'endless' needs .* max_length is 512.*drop_too_long=True"):
+        predict_options(model, tokenizer, questions, progress=False)
+    predictions = predict_options(model, tokenizer, questions, drop_too_long=True, progress=False)
+    assert predictions.ids.tolist() == questions["id"][1:] and predictions.metadata["too_long"] == 1
+    assert "left out 1 of 7 questions longer than 512 tokens" in caplog.text
+    with pytest.raises(QuestionTooLongError, match="none of 7 questions fits in max_length=3"):
+        predict_options(model, tokenizer, questions, max_length=3, drop_too_long=True, progress=False)
+
+
+def test_wrong_calls_are_refused_before_the_model_runs(tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer, questions = tiny_tokenizers["gpt2"], make_questions(2)
+    model = tiny_llama(tokenizer)
+    (tmp_path / "file").touch()
+    for settings, message in [
+        ({"scoring": "text", "prompt_format": PromptFormat("letter")}, "contradicts"),
+        ({"normalization": "median"}, "choose 'sum' or 'mean'"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"output_path": tmp_path / "predictions.csv"}, "are .npz files"),
+        ({"output_path": tmp_path / "file" / "predictions.npz"}, "choose another output_path"),
+    ]:
+        counter = Counter(model)
+        with pytest.raises((ValueError, OSError), match=message):
+            predict_options(model, tokenizer, questions, **settings)
+        assert counter.questions == 0
+    with pytest.raises(ValueError, match="no adapter fits the columns id, query"):
+        predict_options(model, tokenizer, questions.rename_column("question", "query"))
+
+
+def test_saving_and_loading(tmp_path):
+    predictions = OptionPredictions(
+        option_logits=np.array([[0.0, -1.0, -np.inf], [-2.0, -1.0, -3.0]], dtype=np.float32),
+        labels=np.array([0, 1]),
+        ids=np.array(["a", "b"]),
+        metadata={"model": "m"},
+    )
+    predictions.save(tmp_path / "predictions.npz")
+    with np.load(tmp_path / "predictions.npz") as arrays:
+        assert {"option_logits", "probabilities", "labels", "ids", "option_mass"} <= set(arrays.files)
+        assert arrays["probabilities"][0, 2] == 0
+    loaded = OptionPredictions.load(tmp_path / "predictions.npz")
+    np.testing.assert_array_equal(loaded.option_logits, predictions.option_logits)
+    assert loaded.ids.tolist() == ["a", "b"] and loaded.metadata == {"model": "m"} and len(loaded) == 2
+    np.savez(tmp_path / "other.npz", labels=np.zeros(2))
+    with pytest.raises(ValueError, match="lacks ids, option_logits"):
+        OptionPredictions.load(tmp_path / "other.npz")
+
+
+def test_batches_hold_every_question_once_and_about_as_many_tokens():
+    features = [{"input_ids": [0] * length} for length in [5, 40, 10, 10, 3, 20, 7, 7, 7]]
+    batches = predict._batches(features, [0, 1, 2, 3, 5, 6, 7, 8], batch_size=1)
+    assert sorted(index for batch in batches for index in batch) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert batches[0] == [1]
+    assert all(len(batch) * len(features[batch[0]]["input_ids"]) <= 40 for batch in batches)
+
+
+@pytest.mark.parametrize("scoring", ["letter", "text"])
+def test_real_model(smollm2, smollm2_tokenizer, shared_data, scoring):
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    questions = load_questions(shared_data / "arc_easy_test.parquet", limit=6, seed=0)
+    predictions = predict_options(model, smollm2_tokenizer, questions, scoring=scoring, batch_size=4, progress=False)
+    assert_matches(predictions, model, smollm2_tokenizer, questions, PromptFormat(scoring), tolerance=2e-3)
+    assert (predictions.option_mass > (0.1 if scoring == "letter" else 0)).all()
