@@ -1,0 +1,9 @@
+"""Train from a recipe: `accelerate launch recipes/train.py --config recipes/<model>/<stage>.yaml`."""
+
+import sys
+
+from hf_calib.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
