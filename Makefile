@@ -1,0 +1,37 @@
+# The project's commands; `make` alone lists them.
+
+PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && echo python3.11 || echo python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint clean
+
+help: ## list the commands
+	@grep -E '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## make .venv with the tested versions of constraints.txt (once)
+
+# torch goes in first and alone: with it in place no other requirement can make pip fetch a newer, larger build.
+$(INSTALLED): constraints.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("hf_calib needs Python 3.11 or newer, \
+	and $(PYTHON) is %d.%d: say which one to take, as in make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[deepspeed,dev]"
+	@touch $@
+
+quickstart: install ## repair an overconfident model on two cores; the report is quickstart-report/report.md
+	$(BIN)/hf-calib quickstart --output_dir quickstart-report
+
+test: install ## run all tests
+	$(BIN)/python -m pytest
+
+lint: install ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) build dist *.egg-info quickstart-report .pytest_cache .ruff_cache .hypothesis
+	find hf_calib recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
