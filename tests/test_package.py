@@ -1,0 +1,178 @@
+"""The package as a whole: its public names, what an import costs, the floors, the wheel, the tested versions."""
+
+import ast
+import graphlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import hf_calib
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hf_calib"
+
+# What a module may import: its own floor and those below. A folder stands for all modules in it.
+FLOORS = {
+    0: ("binning", "calibration_error", "data", "launch", "option_head", "option_scorer", "options", "paths", "scores",
+        "uncertainty"),
+    1: ("collapse", "em_ece", "plots", "posthoc", "regime"),
+    2: ("hub", "predict", "report"),
+    3: ("trainers",),
+    4: ("cli",),
+}  # fmt: skip
+FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports(module: str) -> set[str]:
+    """Everything a module names in an import statement, at its top or inside a function."""
+    path = MODULES[module]
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            source = ".".join([*start, *([node.module] if node.module else [])])
+            found.add(source)
+            found.update(f"{source}.{alias.name}" for alias in node.names)
+    return found
+
+
+def run_python(code: str, **options) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+# Public names
+
+
+@pytest.mark.parametrize("name", hf_calib.__all__)
+def test_public_name_imports(name):
+    assert getattr(hf_calib, name) is not None
+    assert name in dir(hf_calib)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'expected_callibration_error'"):
+        hf_calib.expected_callibration_error  # noqa: B018
+
+
+def test_import_is_free():
+    heavy = {"numpy", "torch", "transformers", "trl", "datasets", "sklearn", "matplotlib"}
+    loaded = run_python("import sys, hf_calib; dir(hf_calib); print(*sys.modules)").split()
+    assert not heavy & set(loaded)
+
+
+def test_measures_need_numpy_alone():
+    code = "import sys; from hf_calib import calibration_report; print(*sys.modules)"
+    loaded = set(run_python(code).split())
+    assert "numpy" in loaded
+    assert not {"torch", "transformers", "trl", "datasets", "sklearn", "matplotlib"} & loaded
+
+
+# Floors
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "hf_calib"])
+def test_imports_go_downwards(module):
+    room = module.split(".")[1]
+    assert room in FLOOR_OF, f"{module} stands on no floor: give it one in FLOORS"
+    for name in imports(module):
+        if name.startswith("hf_calib.") and name in MODULES:
+            other = name.split(".")[1]
+            assert FLOOR_OF[other] <= FLOOR_OF[room], f"{module} imports {name}, which is above it"
+
+
+def test_no_import_cycles():
+    def targets(module):
+        # a package imports the modules in it; that these name their package as a path is no import of what it holds
+        return {name for name in imports(module) if name in MODULES and not f"{module}.".startswith(f"{name}.")}
+
+    graphlib.TopologicalSorter({module: targets(module) for module in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_trainers_and_cli_know_trl(module):
+    if not module.startswith(("hf_calib.trainers", "hf_calib.cli")):
+        assert not any(name.split(".")[0] == "trl" for name in imports(module))
+
+
+# The wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    # built from a copy: setuptools writes into the folder it builds from
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("hf_calib", "recipes"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    run = subprocess.run(pip, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_contains_everything(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        (entry_points,) = [name for name in held if name.endswith("entry_points.txt")]
+        assert "hf-calib = hf_calib.cli:main" in archive.read(entry_points).decode()
+    code = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
+    recipes = {
+        f"hf_calib/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "recipes").rglob("*")
+        if path.suffix in (".py", ".yaml", ".md")
+    }
+    assert code | recipes | {"hf_calib/py.typed"} <= held
+    assert {name.split("/")[0] for name in held} == {"hf_calib", f"hf_calib-{hf_calib.__version__}.dist-info"}
+    assert any(name.endswith("licenses/LICENSE") for name in held)
+
+
+def test_wheel_works_from_any_folder(wheel, tmp_path):
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(pip, check=True, capture_output=True, timeout=120)
+    code = "import hf_calib; print(hf_calib.__file__); print(hf_calib.recipe_path('accelerate_configs/ddp.yaml'))"
+    lines = run_python(code, cwd=elsewhere, env={"PYTHONPATH": str(site)}).split()
+    assert [Path(line).is_relative_to(site) for line in lines] == [True, True]
+
+
+# Versions
+
+
+def test_constraints_pin_what_setup_cfg_asks_for():
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    lines = [config["options"]["install_requires"], extras["deepspeed"], extras["dev"]]
+    requirements = [Requirement(line) for line in "\n".join(lines).splitlines() if line]
+    wrong = [str(r) for r in requirements if not r.specifier.contains(pins.get(canonicalize_name(r.name), "0"))]
+    assert not wrong, f"constraints.txt does not pin these within their range: {wrong}"
+
+
+def test_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == hf_calib.__version__
