@@ -11,6 +11,7 @@ import numpy as np
 
 from .binning import as_labels
 
+
 _LOG_TEMPERATURE_LIMIT = 7.0  # temperatures from 0.0009 to 1,097
 
 
@@ -133,8 +134,8 @@ class TemperatureScaling(PostHocCalibrator):
     Temperature scaling (Guo et al., arXiv 1706.04599): `softmax(z / T)`, with the T of least negative log-likelihood.
 
     In `1 / T` the objective is convex, so the optimum is where its derivative is zero, and that root is found to
-    machine precision: no step size, no early end. Where every calibration example is right (or the logits say less than
-    nothing) there is no best T; it then stops at a limit of about 0.0009 (or 1,097), with a warning.
+    machine precision: no step size, no early end. Where every calibration example is right (or the logits say less
+    than nothing) there is no best T; it then stops at a limit of about 0.0009 (or 1,097), with a warning.
 
     Example:
 
