@@ -274,7 +274,9 @@ def em_ece_loss(
     if loss_type == "brier":
         per_question = (F.softmax(logits, dim=-1) - targets).masked_fill(~mask, 0).square().sum(-1)
     elif loss_type == "kl":
-        log_ratio = (torch.special.xlogy(targets, targets) - targets * F.log_softmax(logits, dim=-1)).masked_fill(~mask, 0)
+        log_ratio = (torch.special.xlogy(targets, targets) - targets * F.log_softmax(logits, dim=-1)).masked_fill(
+            ~mask, 0
+        )
         per_question = log_ratio.sum(-1)
     else:
         raise ValueError(f"Unknown loss_type {loss_type!r}; choose 'brier' or 'kl'.")

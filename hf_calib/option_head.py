@@ -204,7 +204,9 @@ class OptionHead:
             raise TypeError("Prompt-learning adapters shift every position; use LoRA or another weight adapter.")
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         if self.model.get_output_embeddings() is None:
-            raise TypeError(f"{type(self.model).__name__} has no output embeddings: it is not a causal language model.")
+            raise TypeError(
+                f"{type(self.model).__name__} has no output embeddings: it is not a causal language model."
+            )
         self.normalization = normalization
         self.gather = gather
         self.transform = logit_transform(self.model.config)

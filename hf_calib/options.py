@@ -152,7 +152,9 @@ class OptionEncoder:
     def _tokenize(self, prompt: str, candidates: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         """Token ids of the context that all candidates share with the prompt, and of each candidate after it."""
         special = self.prompt_format.add_special_tokens(self.tokenizer)
-        encoded = self.tokenizer([prompt, *(prompt + candidate for candidate in candidates)], add_special_tokens=special)
+        encoded = self.tokenizer(
+            [prompt, *(prompt + candidate for candidate in candidates)], add_special_tokens=special
+        )
         eos = self.tokenizer.eos_token_id
         sequences = []
         for text, ids in zip([prompt, *(prompt + c for c in candidates)], encoded["input_ids"], strict=True):

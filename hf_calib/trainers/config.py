@@ -78,7 +78,10 @@ class CalibratedSFTConfig(SFTConfig):
 
     objective: str = field(
         default="rcft",
-        metadata={"help": "'cft': likelihood alone. 'rcft': likelihood + lambda_ece * EM-ECE.", "choices": ["cft", "rcft"]},
+        metadata={
+            "help": "'cft': likelihood alone. 'rcft': likelihood + lambda_ece * EM-ECE.",
+            "choices": ["cft", "rcft"],
+        },
     )
     lambda_ece: float = field(default=1.0, metadata={"help": "Weight of the EM-ECE term, at least 0."})
     likelihood: str | None = field(
@@ -155,7 +158,9 @@ class CalibratedSFTConfig(SFTConfig):
             raise ValueError(f"em_n_bins must be at least 1, got {self.em_n_bins}.")
         if not self.em_pseudo_count >= 0:
             raise ValueError(f"em_pseudo_count must be at least 0, got {self.em_pseudo_count}.")
-        if self.em_refresh not in ("epoch", "once") and not (str(self.em_refresh).isdigit() and int(self.em_refresh) > 0):
+        if self.em_refresh not in ("epoch", "once") and not (
+            str(self.em_refresh).isdigit() and int(self.em_refresh) > 0
+        ):
             raise ValueError(f"em_refresh must be 'epoch', 'once' or a number of steps, got {self.em_refresh!r}.")
         for name in ("packing", "padding_free", "eval_packing"):
             if getattr(self, name):

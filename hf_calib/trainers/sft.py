@@ -90,9 +90,7 @@ class CalibratedSFTTrainer(SFTTrainer):
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
         # Filled in while the data sets are encoded: every batch, on every process, then has the same columns.
         self._option_shape = {"max_options": 0, "branched": False}
-        super().__init__(
-            model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
-        )
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.option_head = OptionHead(self.model, args.option_normalization, gather=maybe_gather_lm_head_ctx)
         self.calibrator = EMCalibrator(args.em_estimator, args.em_n_bins, args.em_pseudo_count)
         self._num_questions = None
@@ -100,7 +98,9 @@ class CalibratedSFTTrainer(SFTTrainer):
         self._estep_dataloader = None
         self.estep_dataset = None
         if self._regularised:
-            self.estep_dataset = self._prepare_dataset(estep_dataset, self.processing_class, args, False, None, "E-step")
+            self.estep_dataset = self._prepare_dataset(
+                estep_dataset, self.processing_class, args, False, None, "E-step"
+            )
             self.add_callback(_EStepCallback(self))
         self.data_collator = DataCollatorForOptions(
             self._tokenizer.pad_token_id, **self._option_shape, pad_to_multiple_of=args.pad_to_multiple_of
@@ -185,7 +185,9 @@ class CalibratedSFTTrainer(SFTTrainer):
         if not len(encoded):
             raise ValueError(f"None of the {len(questions)} {name} questions fits in max_length={args.max_length}.")
         if dropped:
-            logger.warning(f"{dropped} of {len(questions)} {name} questions do not fit in max_length={args.max_length}.")
+            logger.warning(
+                f"{dropped} of {len(questions)} {name} questions do not fit in max_length={args.max_length}."
+            )
         if branches:
             shape = self._option_shape
             shape["max_options"] = max(shape["max_options"], *encoded["num_options"])

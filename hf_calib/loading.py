@@ -1,0 +1,61 @@
+"""Loading a causal language model, or an adapter on one, with its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(
+    name_or_path: str,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a model for evaluation, on this process's accelerator if there is one.
+
+    Args:
+        name_or_path (`str`):
+            A local folder or a name on the Hub, of a model or of a PEFT adapter (its base model is found and loaded).
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Type of the weights, `"auto"` as they were saved.
+        attn_implementation (`str`, *optional*):
+            See [`~transformers.PreTrainedModel.from_pretrained`].
+        revision (`str`, *optional*, defaults to `"main"`):
+            Revision on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code that the repository brings.
+
+    Returns:
+        `tuple`: model, in evaluation mode, and tokenizer.
+
+    Raises:
+        `OSError`: if there is no such model. `ValueError`: if it is no causal language model.
+    """
+    from accelerate import PartialState
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import find_adapter_config_file
+
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if Path(name_or_path).exists() and not any(Path(name_or_path).glob("*config.json")):
+        raise OSError(f"{name_or_path} holds neither config.json nor adapter_config.json: it is no saved model.")
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+    auto = AutoModelForCausalLM
+    if find_adapter_config_file(name_or_path, revision=revision) is not None:
+        # PEFT's own loader also restores what was trained beside the adapter (`modules_to_save`).
+        from peft import AutoPeftModelForCausalLM as auto
+    model = auto.from_pretrained(
+        name_or_path,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        attn_implementation=attn_implementation,
+        **options,
+    )
+    return model.to(PartialState().device).eval(), tokenizer

@@ -1,0 +1,180 @@
+"""What a person sees of an evaluation: results.json, the table, the diagrams, report.md."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .calibration_error import calibration_report
+from .plots import reliability_diagram, reliability_grid, save_figure
+from .regime import classify_regime
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .predict import OptionPredictions
+
+# Heading of each column, and how a row of results fills it.
+_COLUMNS = {
+    "N": "{n:,.0f}",
+    "accuracy": "{accuracy:.3f}",
+    "confidence": "{confidence:.3f}",
+    "conf-ECE [95%]": "{ece:.3f} [{ece_low:.3f}, {ece_high:.3f}]",
+    "noise floor": "{ece_noise_floor:.3f}",
+    "cw-ECE": "{cw_ece:.3f}",
+    "TCE": "{tce:.3f}",
+    "NLL": "{nll:.3f}",
+    "Brier": "{brier:.3f}",
+    "regime": "{regime}",
+}
+
+
+def check_output_dir(path: str | Path) -> Path:
+    """Make the output folder, and say before any long work that it cannot be written to."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"output_dir {str(path)!r} cannot be written to ({error.strerror}); choose another.") from None
+    return path
+
+
+def evaluation_results(predictions: OptionPredictions, **options) -> dict[str, Any]:
+    """
+    All measures of a set of predictions, and its regime.
+
+    Args:
+        predictions ([`OptionPredictions`]):
+            Predictions; their `target_probabilities`, if any, add the target calibration error.
+        options:
+            Options of [`calibration_report`], e.g. `n_bins`, `n_bootstrap`, `seed`.
+
+    Returns:
+        `dict`: flat; the keys of [`calibration_report`] and of [`RegimeReport`].
+    """
+    targets = predictions.target_probabilities
+    regime = classify_regime(predictions.probabilities, predictions.labels, target_probabilities=targets).to_dict()
+    report = calibration_report(predictions.probabilities, predictions.labels, target_probabilities=targets, **options)
+    # Where both name a measure they mean the same; the report's is made with the options asked for.
+    return {**regime, **report}
+
+
+def write_evaluation(
+    output_dir: str | Path, predictions: OptionPredictions, results: Mapping[str, Any], title: str | None = None
+) -> None:
+    """
+    Write `results.json`, `predictions.npz`, `reliability.png` and `reliability.svg`.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder; made if it is not there.
+        predictions ([`OptionPredictions`]):
+            What was predicted.
+        results (`Mapping`):
+            Result of [`evaluation_results`], perhaps with more keys.
+        title (`str`, *optional*):
+            Title of the diagram.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    predictions.save(output_dir / "predictions.npz")
+    write_json(output_dir / "results.json", results)
+    figure = reliability_diagram(predictions.probabilities, predictions.labels, title=title)
+    save_figure(figure, output_dir / "reliability")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside its place and rename it, so that a reader never sees half a file."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def _cells(results: Mapping[str, Any]) -> list[str]:
+    return ["–" if _missing(template, results) else template.format(**results) for template in _COLUMNS.values()]
+
+
+def _missing(template: str, results: Mapping[str, Any]) -> bool:
+    names = [part.split("}")[0].split(":")[0] for part in template.split("{")[1:]]
+    return any(results.get(name) is None for name in names)
+
+
+def results_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+    """
+    Results of one or several stages as an aligned table for the terminal.
+
+    Args:
+        stages (`Sequence[Mapping]`):
+            Results, each with its `stage`.
+        title (`str`, *optional*):
+            Title above the table.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "regime" else "right", no_wrap=True)
+    for stage in stages:
+        table.add_row(stage["stage"], *_cells(stage))
+    return table
+
+
+def markdown_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The table of [`results_table`] in Markdown."""
+    rows = [["stage", *_COLUMNS], ["---", *("---:" for _ in _COLUMNS)]]
+    rows += [[stage["stage"], *_cells(stage)] for stage in stages]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+_READING = """\
+- **conf-ECE**: how far confidence and accuracy lie apart, over ten equal-width bins, with a 95% bootstrap interval.
+- **noise floor**: the conf-ECE that a perfectly calibrated model with these confidences would show on N questions; nothing
+  below it can be told from perfection.
+- **cw-ECE**: the same over every option, not the first alone. **TCE**: the same against the true distribution, where known.
+- **regime**: whether this accuracy and calibration go together (see docs/theory.md).
+"""
+
+
+def write_stage_report(
+    output_dir: str | Path,
+    stages: Sequence[Mapping[str, Any]],
+    predictions: Mapping[str, OptionPredictions],
+    title: str,
+    notes: str = "",
+) -> Path:
+    """
+    Write the report of a run of several stages: `results.json`, `report.md` and `reliability.png` / `.svg`.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the report.
+        stages (`Sequence[Mapping]`):
+            Results of the stages, in order, each with its `stage`.
+        predictions (`Mapping[str, OptionPredictions]`):
+            Predictions of each stage, for the diagrams side by side.
+        title (`str`):
+            Heading of the report.
+        notes (`str`, *optional*, defaults to `""`):
+            Markdown put under the table: how the figures came about.
+
+    Returns:
+        `Path`: of `report.md`.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "results.json", list(stages))
+    figure = reliability_grid({name: (p.probabilities, p.labels) for name, p in predictions.items()})
+    save_figure(figure, output_dir / "reliability")
+    report = output_dir / "report.md"
+    parts = [f"# {title}", markdown_table(stages), _READING, "![Reliability diagrams](reliability.png)", notes]
+    report.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
+    return report

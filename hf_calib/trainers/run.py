@@ -1,0 +1,170 @@
+"""From a recipe to a trained model: which trainer, which data, what is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets, load_dataset
+from transformers import AutoTokenizer, Trainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    ModelConfig,
+    ScriptArguments,
+    SFTConfig,
+    SFTTrainer,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from ..data.mcq import FILE_BUILDERS, load_questions
+from ..report import check_output_dir
+from .config import CalibratedSFTConfig
+from .sft import CalibratedSFTTrainer
+
+
+# Name in a recipe: configuration, trainer, and whether its data are option questions.
+TRAINERS = {
+    "calibrated_sft": (CalibratedSFTConfig, CalibratedSFTTrainer, True),
+    "sft": (SFTConfig, SFTTrainer, False),
+    "dpo": (DPOConfig, DPOTrainer, False),
+}
+
+
+@dataclass
+class TrainArguments(ScriptArguments):
+    """
+    What `hf-calib train` trains on, beside [`~trl.ScriptArguments`].
+
+    Args:
+        trainer (`str`, *optional*, defaults to `"calibrated_sft"`):
+            `"calibrated_sft"` (CFT and RCFT), or TRL's own `"sft"` and `"dpo"`.
+        num_train_examples (`int`, *optional*):
+            Train on so many examples, drawn by `data_seed` (or `seed`); all by default.
+        eval_dataset_name (`str`, *optional*):
+            Evaluation data, if they are not the `dataset_test_split` of `dataset_name`.
+        num_eval_examples (`int`, *optional*):
+            Evaluate on so many examples.
+        text_dataset_name (`str`, *optional*):
+            Texts or instruction pairs to mix into the training questions; they count in the likelihood only.
+        drop_invalid (`bool`, *optional*, defaults to `False`):
+            Leave out malformed questions instead of stopping at the first.
+    """
+
+    trainer: str = field(
+        default="calibrated_sft",
+        metadata={"help": "'calibrated_sft' (CFT, RCFT), or TRL's 'sft' or 'dpo'.", "choices": list(TRAINERS)},
+    )
+    num_train_examples: int | None = field(
+        default=None, metadata={"help": "Train on so many examples (default: all)."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Evaluation data, if not the test split of dataset_name."}
+    )
+    num_eval_examples: int | None = field(default=None, metadata={"help": "Evaluate on so many examples."})
+    text_dataset_name: str | None = field(
+        default=None, metadata={"help": "Texts to mix into the training questions, for their likelihood only."}
+    )
+    drop_invalid: bool = field(default=False, metadata={"help": "Leave out malformed questions instead of stopping."})
+
+
+def load_examples(name: str, config: str | None, split: str) -> Dataset:
+    """Rows as they are, from a local file or the Hub."""
+    path = Path(name)
+    if path.suffix in FILE_BUILDERS:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        return load_dataset(FILE_BUILDERS[path.suffix], data_files=str(path), split="train")
+    return load_dataset(name, config, split=split)
+
+
+def build_trainer(
+    script_args: TrainArguments, training_args: SFTConfig | DPOConfig, model_args: ModelConfig
+) -> Trainer:
+    """
+    The trainer that a recipe describes, its data loaded and checked.
+
+    Args:
+        script_args ([`TrainArguments`]):
+            Trainer and data.
+        training_args ([`CalibratedSFTConfig`], [`~trl.SFTConfig`] or [`~trl.DPOConfig`]):
+            Training arguments of that trainer.
+        model_args ([`~trl.ModelConfig`]):
+            Model, PEFT and quantisation.
+
+    Returns:
+        [`~transformers.Trainer`]: ready to train.
+
+    Raises:
+        `ValueError`, `OSError`: for an argument, file or row that is wrong, before any long work.
+    """
+    if not model_args.model_name_or_path:
+        raise ValueError("model_name_or_path is missing: name a model of the Hub or a local folder.")
+    if not script_args.dataset_name:
+        raise ValueError(
+            "dataset_name is missing: name a parquet, jsonl or csv file, a folder, or a data set of the Hub."
+        )
+    check_output_dir(training_args.output_dir)
+    _, trainer_class, questions = TRAINERS[script_args.trainer]
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+
+    def load(name: str, config: str | None, split: str, limit: int | None) -> Dataset:
+        if questions:
+            return load_questions(name, config, split, limit=limit, seed=seed, drop_invalid=script_args.drop_invalid)
+        dataset = load_examples(name, config, split)
+        return dataset if limit is None else dataset.shuffle(seed=seed).select(range(min(limit, len(dataset))))
+
+    train_dataset = load(
+        script_args.dataset_name,
+        script_args.dataset_config,
+        script_args.dataset_train_split,
+        script_args.num_train_examples,
+    )
+    if script_args.text_dataset_name:
+        texts = load_examples(script_args.text_dataset_name, None, "train")
+        train_dataset = concatenate_datasets([train_dataset, texts])
+    eval_dataset = None
+    if script_args.eval_dataset_name or training_args.eval_strategy != "no":
+        eval_dataset = load(
+            script_args.eval_dataset_name or script_args.dataset_name,
+            None if script_args.eval_dataset_name else script_args.dataset_config,
+            script_args.dataset_test_split,
+            script_args.num_eval_examples,
+        )
+
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    return trainer_class(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=AutoTokenizer.from_pretrained(
+            model_args.model_name_or_path,
+            revision=model_args.model_revision,
+            trust_remote_code=training_args.trust_remote_code,
+        ),
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def run_training(trainer: Trainer) -> None:
+    """Train, evaluate if there is something to evaluate on, save, and push if asked to."""
+    args = trainer.args
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.accelerator.print(f"Model saved to {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.end()
