@@ -78,11 +78,11 @@ class CalibratedSFTTrainer(SFTTrainer):
         estep_dataset: Dataset | None = None,
         **kwargs,
     ):
+        if kwargs.get("data_collator") is not None:
+            raise ValueError("CalibratedSFTTrainer brings its own data collator; leave data_collator out.")
         if args is None:
             name = model if isinstance(model, str) else model.config.name_or_path
             args = CalibratedSFTConfig(f"{name.split('/')[-1]}-calibrated")
-        if kwargs.get("data_collator") is not None:
-            raise ValueError("CalibratedSFTTrainer brings its own data collator; leave data_collator out.")
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
         self._regularised = args.objective == "rcft" and args.lambda_ece > 0

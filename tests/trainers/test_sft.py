@@ -1,0 +1,307 @@
+"""CFT and RCFT with the real trainer on the synthetic world."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
+from hf_calib.data.mcq import PromptFormat, load_questions
+from hf_calib.data.world import World
+from hf_calib.em_ece import EMCalibrator
+
+
+QUIET = {
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "scoring": "text",
+    "logging_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
+@pytest.fixture(scope="module")
+def world_model(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "model"
+    world.model().save_pretrained(folder)
+    world.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def questions(world):
+    return world.questions(80, seed=0, split="train")
+
+
+def make_trainer(model, dataset, output_dir, eval_dataset=None, callbacks=None, peft_config=None, **settings):
+    args = CalibratedSFTConfig(str(output_dir), **{**QUIET, **settings})
+    return CalibratedSFTTrainer(
+        model, args, train_dataset=dataset, eval_dataset=eval_dataset, callbacks=callbacks, peft_config=peft_config
+    )
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def assert_same(left, right, **tolerance):
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def test_cft_is_sft_on_the_answers(world_model, questions, tmp_path):
+    """Step by step the loss and the weights of TRL's own trainer on the same prompts and completions."""
+    ours = make_trainer(world_model, questions, tmp_path, objective="cft")
+    ours.train()
+    rows = [{"prompt": q["question"], "completion": f" {q['choices'][q['answer']]} <eos>"} for q in questions]
+    settings = {k: v for k, v in QUIET.items() if k != "scoring"}
+    theirs = SFTTrainer(
+        world_model, SFTConfig(str(tmp_path), **settings), train_dataset=Dataset.from_list(rows)
+    )
+    theirs.train()
+    np.testing.assert_allclose(logged(ours, "loss"), logged(theirs, "loss"), rtol=1e-5)
+    assert_same(weights(ours), weights(theirs), rtol=1e-4, atol=1e-6)
+
+
+def test_without_weight_rcft_is_cft(world_model, questions, tmp_path):
+    runs = []
+    for settings in ({"objective": "cft"}, {"objective": "rcft", "lambda_ece": 0}):
+        trainer = make_trainer(world_model, questions, tmp_path, **settings)
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_same(*runs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("em_loss", ["kl", "brier"])
+def test_the_regulariser_pulls_confidence_to_the_map(world_model, questions, tmp_path, em_loss):
+    trainer = make_trainer(
+        world_model, questions, tmp_path, num_train_epochs=12, lambda_ece=30, em_loss=em_loss, em_holdout_fraction=0.3
+    )
+    before = trainer.evaluate(questions)["eval_ece"]
+    trainer.train()
+    # A random model is confident and wrong; the term must show in the loss and bring the confidence down.
+    assert logged(trainer, "em_ece")[-1] < logged(trainer, "em_ece")[0] / 2
+    assert trainer.evaluate(questions)["eval_ece"] < before
+
+
+def test_accumulation_does_not_change_the_run(world_model, questions, tmp_path):
+    runs = []
+    for batch, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            world_model,
+            questions,
+            tmp_path,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            lambda_ece=5.0,
+        )
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_same(*runs, rtol=1e-3, atol=2e-5)
+
+
+def test_evaluation_is_that_of_predict_options(world_model, world, questions, tmp_path):
+    test = world.questions(70, seed=1)
+    trainer = make_trainer(world_model, questions, tmp_path, eval_dataset=test, per_device_eval_batch_size=16)
+    metrics = trainer.evaluate()
+    predictions = predict_options(
+        trainer.model,
+        trainer.processing_class,
+        test,
+        prompt_format=PromptFormat(scoring="text", chat_template=False),
+        progress=False,
+    )
+    report = calibration_report(predictions.probabilities, predictions.labels)
+    for name, value in report.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-5), name
+    assert metrics["eval_n"] == 70
+
+
+class StopAt(TrainerCallback):
+    """Ends the process's work as a kill does: nothing is saved after it."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_run_resumes_to_the_same_weights(world_model, questions, tmp_path):
+    settings = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, "em_refresh": "epoch", "lambda_ece": 5}
+    whole = make_trainer(world_model, questions, tmp_path / "whole", **settings)
+    whole.train()
+    assert whole.state.global_step == 24
+    killed = make_trainer(world_model, questions, tmp_path / "killed", callbacks=[StopAt(14)], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = make_trainer(world_model, questions, tmp_path / "killed", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(weights(whole), weights(resumed), rtol=1e-5, atol=1e-7)
+    assert resumed.calibrator.state_dict() == whole.calibrator.state_dict()
+    # The map in the middle of the second epoch is the one of its beginning, not a new one.
+    state = json.loads((tmp_path / "killed" / "checkpoint-12" / "em_state.json").read_text())
+    assert state["last_estep"] == 1
+
+
+def test_a_checkpoint_of_another_kind_is_refused(world_model, questions, tmp_path):
+    trainer = make_trainer(world_model, questions, tmp_path, objective="cft", save_strategy="steps", save_steps=5)
+    trainer.train()
+    with pytest.raises(FileNotFoundError, match="em_state.json"):
+        make_trainer(world_model, questions, tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        make_trainer(world_model, questions, tmp_path / "nowhere").train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({"em_refresh": "once"}, [0]), ({"em_refresh": "epoch"}, [0, 8, 16]), ({"em_refresh": "5"}, [0, 5, 10, 15, 20])],
+)
+def test_the_e_step_is_taken_when_due(world_model, questions, tmp_path, settings, steps):
+    trainer = make_trainer(world_model, questions, tmp_path, num_train_epochs=3, **settings)
+    taken, e_step = [], trainer.e_step
+    trainer.e_step = lambda: (taken.append(trainer.state.global_step), e_step())
+    trainer.train()
+    assert taken == steps
+
+
+def test_the_e_step_sees_the_held_out_questions_and_no_gradient_does(world_model, questions, tmp_path):
+    trainer = make_trainer(world_model, questions, tmp_path, em_holdout_fraction=0.25)
+    assert len(trainer.estep_dataset) == 20 and len(trainer.train_dataset) == 60
+    asked = {tuple(row["input_ids"]) + tuple(row["option_tokens"]) for row in trainer.estep_dataset}
+    trained = {tuple(row["input_ids"][:-2]) + tuple(row["option_tokens"]) for row in trainer.train_dataset}
+    assert len(asked) == 20 and not asked & trained
+    trainer.e_step()
+    held_out = questions.train_test_split(test_size=20, seed=trainer.args.seed)["test"]
+    predictions = predict_options(
+        trainer.model, trainer.processing_class, held_out, prompt_format=PromptFormat("text"), progress=False
+    )
+    expected = EMCalibrator().fit(predictions.probabilities, predictions.labels).state_dict()
+    np.testing.assert_allclose(trainer.calibrator.state_dict()["ordinates"], expected["ordinates"], atol=1e-5)
+    on_train = make_trainer(world_model, questions, tmp_path, em_preset="paper")
+    assert len(on_train.estep_dataset) == len(on_train.train_dataset) == 80
+    assert on_train.args.likelihood == "sequence" and on_train.args.em_loss == "brier"
+
+
+def test_texts_may_be_mixed_in(world_model, world, questions, tmp_path):
+    texts = world.pretraining_statements(24)
+    trainer = make_trainer(
+        world_model, concatenate_datasets([questions, texts]), tmp_path, per_device_train_batch_size=4
+    )
+    assert len(trainer.train_dataset) == 64 + 24
+    text_rows = [row for row in trainer.train_dataset if row["num_options"] is None]
+    assert len(text_rows) == 24 and all(row["labels"] == row["input_ids"] for row in text_rows)
+    trainer.train()
+    assert np.isfinite(logged(trainer, "loss")).all()
+    alone = make_trainer(world_model, texts, tmp_path, objective="cft")
+    alone.train()
+    with pytest.raises(ValueError, match="needs option questions"):
+        make_trainer(world_model, texts, tmp_path)
+
+
+@pytest.mark.parametrize("scoring", ["letter", "text"])
+def test_adapters_checkpointing_and_bf16_on_real_tokens(tiny_tokenizers, tiny_llama, shared_data, tmp_path, scoring):
+    """Options of several tokens in branches, through LoRA, gradient checkpointing and autocast."""
+    tokenizer = tiny_tokenizers["qwen"]
+    tiny_llama(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    dataset = load_questions(shared_data / "arc_easy_train.parquet", limit=24, seed=0)
+    trainer = make_trainer(
+        str(tmp_path / "model"),
+        dataset,
+        tmp_path / "out",
+        eval_dataset=dataset.select(range(6)),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        scoring=scoring,
+        gradient_checkpointing=True,
+        bf16=True,
+        save_strategy="epoch",
+        eval_strategy="epoch",
+    )
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("lora" in name for name in moved)
+    assert np.isfinite(logged(trainer, "eval_ece")).all()
+    saved = load_file(tmp_path / "out" / "checkpoint-3" / "adapter_model.safetensors")
+    assert saved and all("lora" in name for name in saved)
+
+
+def test_the_best_checkpoint_by_ece_is_kept(world_model, world, questions, tmp_path):
+    trainer = make_trainer(
+        world_model,
+        questions,
+        tmp_path,
+        eval_dataset=world.questions(100, seed=1),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+        num_train_epochs=8,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="ece",
+        greater_is_better=False,
+    )
+    trainer.train()
+    history = logged(trainer, "eval_ece")
+    assert trainer.state.best_metric == min(history)
+    assert trainer.evaluate()["eval_ece"] == pytest.approx(min(history), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"lambda_ece": -1}, "lambda_ece"),
+        ({"objective": "dpo"}, "objective='dpo'"),
+        ({"em_holdout_fraction": 0.0}, "em_holdout_fraction"),
+        ({"em_refresh": "sometimes"}, "em_refresh"),
+        ({"em_preset": "ours"}, "em_preset 'ours'"),
+        ({"packing": True}, "packing=True"),
+        ({"padding_free": True}, "padding_free=True"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, settings, named):
+    with pytest.raises(ValueError, match=named):
+        CalibratedSFTConfig(str(tmp_path), **{**QUIET, **settings})
+
+
+def test_wrong_data_are_named(world_model, questions, tmp_path):
+    with pytest.raises(ValueError, match="leaves 0 for the E-step"):
+        make_trainer(world_model, questions.select(range(3)), tmp_path, em_holdout_fraction=0.01)
+    with pytest.raises(ValueError, match="max_length=3"):
+        make_trainer(world_model, questions, tmp_path, max_length=3)
+    with pytest.raises(TypeError, match="datasets.Dataset, got list"):
+        make_trainer(world_model, [1], tmp_path)
+    with pytest.raises(ValueError, match="data_collator"):
+        CalibratedSFTTrainer(world_model, train_dataset=questions, data_collator=lambda rows: rows)
+
+
+def test_a_model_that_diverged_is_said_so(world_model, questions, tmp_path):
+    trainer = make_trainer(world_model, questions, tmp_path)
+    with torch.no_grad():
+        trainer.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="diverged"):
+        trainer.e_step()
