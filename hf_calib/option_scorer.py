@@ -13,6 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from .option_head import branch_attention_mask, logit_transform, score_options
 from .options import collate_options
 
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 

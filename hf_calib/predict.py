@@ -24,6 +24,7 @@ from .data.prompts import PromptFormat
 from .option_scorer import OptionScorer
 from .options import OptionEncoder, QuestionTooLongError
 
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

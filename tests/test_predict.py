@@ -16,6 +16,7 @@ from hf_calib.data.mcq import PromptFormat, load_questions
 from hf_calib.options import QuestionTooLongError
 from hf_calib.predict import OptionPredictions, predict_options
 
+
 TOKENIZERS = ["llama", "llama_eos", "gpt2", "gpt2_eos", "qwen"]
 WORDS = "ice water steam air blue red green Mars Earth Jupiter oxygen carbon dioxide helium".split()
 

@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from datasets import List as ListOf
 
+
 logger = logging.getLogger(__name__)
 
 MAX_OPTIONS = len(string.ascii_uppercase)

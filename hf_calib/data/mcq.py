@@ -25,6 +25,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from .adapters import ADAPTERS, Row, adapt_questions, digest
 from .prompts import PromptFormat
 
+
 __all__ = [
     "ADAPTERS",
     "PromptFormat",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .adapters import MAX_OPTIONS
 
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 

@@ -14,6 +14,7 @@ from hf_calib.data.mcq import (
     split_questions,
 )
 
+
 TEXTS = ["oxygen", "carbon dioxide", "helium", "argon"]
 QUESTION = {"question": "Plants breathe in", "choices": TEXTS, "answer": 1}
 LAYOUTS = {
