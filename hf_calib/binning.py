@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+
 BINNINGS = ("equal_width", "equal_mass")
 
 

@@ -34,6 +34,7 @@ from .uncertainty import (
     sampling_bias,
 )
 
+
 __all__ = [
     "BrierDecomposition",
     "NoiseFloor",
@@ -339,5 +340,6 @@ def calibration_report(
     }
     if target_probabilities is not None:
         report["tce"] = target_calibration_error(probabilities, target_probabilities, n_bins, binning)
-        report["critical_accuracy"] = float(np.asarray(target_probabilities).max(axis=1).mean())
+        ceilings = as_probabilities(target_probabilities, "target_probabilities").max(axis=1)
+        report["critical_accuracy"] = float(ceilings.mean(dtype=np.float64))
     return report

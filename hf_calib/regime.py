@@ -151,7 +151,7 @@ def classify_regime(
     ceilings = None
     if target_probabilities is not None:
         _, target = target_confidence(probabilities, target_probabilities)
-        ceilings = np.minimum(np.asarray(target_probabilities, dtype=np.float64).max(axis=1), 1.0)
+        ceilings = as_probabilities(target_probabilities, "target_probabilities").max(axis=1).astype(np.float64)
         fields |= {
             "tce": reliability_bins(confidences, target, n_bins).error,
             "tce_lower_bound": float(abs(confidences.mean() - target.mean())),

@@ -9,6 +9,7 @@ import numpy as np
 
 from .binning import as_labels, as_outcomes, as_probabilities, reliability_bins, take_confidence
 
+
 _SMALLEST_PROBABILITY = 1e-12
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .binning import as_outcomes, assign_bins, bin_edges
 
+
 # Within a cell this narrow the confidences count as equal. That moves one example's gap by less than 1e-3 around the
 # exact mean of its cell, so the resampled ECE is right to a few 1e-4 / sqrt(N): far below what resampling itself adds.
 _CELLS_PER_UNIT = 1000

@@ -28,6 +28,7 @@ from hf_calib.calibration_error import (
     top_label,
 )
 
+
 REPORT_KEYS = (
     "n accuracy confidence overconfidence ece ece_low ece_high ece_noise_floor ece_noise_floor_p95 ece_p_value "
     "ece_equal_mass ece_sweep debiased_ece smooth_ece cw_ece mce nll brier brier_calibration brier_refinement "
@@ -257,7 +258,7 @@ def test_rows_may_come_in_any_order_and_padding_is_free(data, random):
 
 def test_mixed_option_counts_as_ragged_lists():
     ragged, padded = [[0.6, 0.4], [0.2, 0.3, 0.5]], [[0.6, 0.4, 0.0], [0.2, 0.3, 0.5]]
-    assert calibration_report(ragged, [0, 1]) == calibration_report(padded, [0, 1])
+    assert calibration_report(ragged, [0, 1], ragged) == calibration_report(padded, [0, 1], padded)
 
 
 def test_report_with_a_target_and_in_single_precision():
