@@ -139,8 +139,9 @@ def _trainer_name(argv: Sequence[str]) -> str:
 
 def prepare_train(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
-    from .trainers.run import TRAINERS, TrainArguments, build_trainer, run_training
     from trl import ModelConfig
+
+    from .trainers.run import TRAINERS, TrainArguments, build_trainer, run_training
 
     name = _trainer_name(argv)
     if name not in TRAINERS:
@@ -153,9 +154,10 @@ def prepare_train(argv: Sequence[str]) -> Callable[[], None]:
 def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib evaluate`: load and check questions and model; the result predicts, prints and writes."""
     (args,) = _parser("evaluate", EvaluateArguments).parse_args_and_config(argv)
-    from .predict import load_model, predict_options
     from .data.mcq import PromptFormat, load_questions
-    from .report import check_output_dir, evaluation_results, results_table, write_evaluation
+    from .loading import load_model
+    from .predict import predict_options
+    from .report import check_output_dir, evaluation_results, print_table, write_evaluation
 
     output_dir = check_output_dir(args.output_dir)
     prompt_format = PromptFormat(args.scoring, args.prompt_template, args.use_chat_template, args.system_prompt)
@@ -172,7 +174,6 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
 
     def evaluate() -> None:
         from accelerate import PartialState
-        from rich.console import Console
 
         predictions = predict_options(
             model,
@@ -191,9 +192,8 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
         described = {"model": args.model, "dataset": args.dataset, "scoring": args.scoring, "seed": args.seed}
         results = evaluation_results(predictions, n_bins=args.n_bins, n_bootstrap=args.n_bootstrap, seed=args.seed)
         write_evaluation(output_dir, predictions, {**described, **results}, title=Path(args.model).name)
-        console = Console()
-        console.print(results_table([{"stage": Path(args.model).name, **results}]))
-        console.print(f"recommended: {results['recommended_method']}    results: {output_dir}", soft_wrap=True)
+        print_table([{"stage": Path(args.model).name, **results}])
+        print(f"recommended: {results['recommended_method']}    results: {output_dir}")
 
     return evaluate
 

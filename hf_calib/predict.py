@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,8 @@ from .options import OptionEncoder, QuestionTooLongError
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .posthoc import PostHocCalibrator
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,13 @@ class OptionPredictions:
             return np.full(len(self), np.nan, dtype=np.float32)
         # The head's own precision (bfloat16, say) may lift the sum a little above 1.
         return torch.from_numpy(self.option_logits).float().logsumexp(-1).exp().clamp(max=1).numpy()
+
+    def recalibrated(self, calibrator: PostHocCalibrator) -> OptionPredictions:
+        """The same questions under a fitted post-hoc calibrator: `option_logits` are the logarithms of what it gives."""
+        with np.errstate(divide="ignore"):
+            option_logits = np.log(calibrator.transform(self.option_logits)).astype(np.float32)
+        metadata = {**self.metadata, "calibrator": type(calibrator).__name__}
+        return replace(self, option_logits=option_logits, metadata=metadata)
 
     def save(self, path: str | Path) -> None:
         """Writes an `.npz` file of all arrays, `probabilities` and `option_mass` included; whole or not at all."""

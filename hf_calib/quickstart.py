@@ -8,7 +8,6 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from .loading import load_model
 from .paths import recipe_path
 from .posthoc import TemperatureIsotonic, TemperatureScaling
 from .predict import OptionPredictions, predict_options
-from .report import evaluation_results, results_table, write_json, write_stage_report
+from .report import evaluation_results, print_table, write_json, write_stage_report
 
 
 logger = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ def run_quickstart(output_dir: Path, seed: int = 0, num_test_questions: int = 10
         "Made by `hf-calib quickstart`; the recipes are in recipes/quickstart/."
     )
     report = write_stage_report(output_dir, stages, predictions, title, notes)
-    console.print(results_table(stages, title=title))
+    print_table(stages, title)
     console.print(f"report: {report}", soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def write_evaluation(
     output_dir: str | Path, predictions: OptionPredictions, results: Mapping[str, Any], title: str | None = None
 ) -> None:
     """
-    Write `results.json`, `predictions.npz`, `reliability.png` and `reliability.svg`.
+    Write `results.json`, `reliability.png` and `reliability.svg`.
 
     Args:
         output_dir (`str` or `Path`):
@@ -84,17 +85,24 @@ def write_evaluation(
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    predictions.save(output_dir / "predictions.npz")
     write_json(output_dir / "results.json", results)
     figure = reliability_diagram(predictions.probabilities, predictions.labels, title=title)
     save_figure(figure, output_dir / "reliability")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside its place and rename it, so that a reader never sees half a file."""
+    """Write JSON beside its place and rename it, so that a reader never sees half a file. NaN, which JSON lacks, is null."""
     unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
     unfinished.replace(path)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def _cells(results: Mapping[str, Any]) -> list[str]:
@@ -126,6 +134,13 @@ def results_table(stages: Sequence[Mapping[str, Any]], title: str | None = None)
     for stage in stages:
         table.add_row(stage["stage"], *_cells(stage))
     return table
+
+
+def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """Print [`results_table`], whole: a narrow terminal wraps its lines rather than lose its columns."""
+    from rich.console import Console
+
+    Console(width=max(Console().width, 130)).print(results_table(stages, title))
 
 
 def markdown_table(stages: Sequence[Mapping[str, Any]]) -> str:

@@ -77,9 +77,7 @@ def test_cft_is_sft_on_the_answers(world_model, questions, tmp_path):
     ours.train()
     rows = [{"prompt": q["question"], "completion": f" {q['choices'][q['answer']]} <eos>"} for q in questions]
     settings = {k: v for k, v in QUIET.items() if k != "scoring"}
-    theirs = SFTTrainer(
-        world_model, SFTConfig(str(tmp_path), **settings), train_dataset=Dataset.from_list(rows)
-    )
+    theirs = SFTTrainer(world_model, SFTConfig(str(tmp_path), **settings), train_dataset=Dataset.from_list(rows))
     theirs.train()
     np.testing.assert_allclose(logged(ours, "loss"), logged(theirs, "loss"), rtol=1e-5)
     assert_same(weights(ours), weights(theirs), rtol=1e-4, atol=1e-6)
@@ -151,7 +149,13 @@ class StopAt(TrainerCallback):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(world_model, questions, tmp_path):
-    settings = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, "em_refresh": "epoch", "lambda_ece": 5}
+    settings = {
+        "num_train_epochs": 3,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "em_refresh": "epoch",
+        "lambda_ece": 5,
+    }
     whole = make_trainer(world_model, questions, tmp_path / "whole", **settings)
     whole.train()
     assert whole.state.global_step == 24
