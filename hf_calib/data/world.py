@@ -1,4 +1,4 @@
-"""A small synthetic world whose truth is known: statements to pre-train on, preference pairs, questions, a tokenizer, a model."""
+"""The synthetic world, whose truth is known: statements, preference pairs, questions, a tokenizer, a small model."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ class Relation:
     agreement: float = 0.0
 
 
-# Three kinds of relations, as in a real model: matters of taste, which the preference pairs cover; facts, which the
-# pre-training text states often and nobody ranks; lore, which it hardly ever states. Alignment makes the model overconfident
-# about the first kind only, so that no one temperature repairs it.
+# Three kinds of relations, as real models know them: matters of taste, which the annotators rank more decidedly than
+# the truth does; facts, which nobody ranks; lore, which the pre-training text hardly ever states. Alignment makes the
+# model overconfident about the first kind alone, so that no one temperature repairs it; the last is left to learn.
 RELATIONS = (
-    Relation("colour", "red green blue yellow white black brown pink grey purple", 1.0, agreement=2.0),
-    Relation("food", "bread fish honey rice apples cheese nuts corn beans soup", 1.0, agreement=2.0),
-    Relation("song", "ballad hymn lullaby march waltz chant anthem serenade carol dirge", 1.0, agreement=2.0),
-    Relation("game", "chess dice cards darts marbles riddles skittles draughts dominoes archery", 1.0, agreement=2.0),
+    Relation("colour", "red green blue yellow white black brown pink grey purple", 0.8, agreement=3.0),
+    Relation("food", "bread fish honey rice apples cheese nuts corn beans soup", 0.8, agreement=3.0),
+    Relation("song", "ballad hymn lullaby march waltz chant anthem serenade carol dirge", 0.8, agreement=3.0),
+    Relation("game", "chess dice cards darts marbles riddles skittles draughts dominoes archery", 0.8, agreement=3.0),
     Relation("home", "forest desert river mountain ocean cave meadow swamp island valley", 2.0),
     Relation("craft", "weaving mining farming sailing hunting baking painting carving trading brewing", 2.0),
-    Relation("metal", "gold silver copper iron tin lead zinc nickel brass steel", 2.5, frequency=0.05),
-    Relation("emblem", "owl fox bear wolf eagle stag otter heron raven lynx", 2.5, frequency=0.05),
+    Relation("metal", "gold silver copper iron tin lead zinc nickel brass steel", 3.0, frequency=0.04),
+    Relation("emblem", "owl fox bear wolf eagle stag otter heron raven lynx", 3.0, frequency=0.04),
 )
 
 
@@ -63,25 +63,25 @@ class WorldConfig:
     Args:
         seed (`int`, *optional*, defaults to `0`):
             Seed of the truth: two worlds of one seed are the same world, in every process.
-        num_entities (`int`, *optional*, defaults to `160`):
+        num_entities (`int`, *optional*, defaults to `64`):
             Number of entities.
-        num_types (`int`, *optional*, defaults to `8`):
+        num_types (`int`, *optional*, defaults to `6`):
             Number of types of entities. Entities of one type share most of what is true of them, which is what makes
             held-out questions answerable.
-        individuality (`float`, *optional*, defaults to `0.3`):
+        individuality (`float`, *optional*, defaults to `0.15`):
             Share, from 0 to 1, of the variance of the log-probabilities that is an entity's own and not its type's.
         num_choices (`int`, *optional*, defaults to `4`):
             Number of options of a question.
         train_fraction (`float`, *optional*, defaults to `0.5`):
-            Fraction of the (entity, relation) pairs that training questions ask about; test questions ask about the rest.
+            Fraction of each relation's entities that training questions ask about; test questions ask about the rest.
         relations (`tuple[Relation, ...]`, *optional*, defaults to `RELATIONS`):
             The relations.
     """
 
     seed: int = 0
-    num_entities: int = 160
-    num_types: int = 8
-    individuality: float = 0.3
+    num_entities: int = 64
+    num_types: int = 6
+    individuality: float = 0.15
     num_choices: int = 4
     train_fraction: float = 0.5
     relations: tuple[Relation, ...] = RELATIONS
@@ -91,10 +91,12 @@ class WorldConfig:
             raise ValueError(f"individuality must lie in [0, 1], got {self.individuality}.")
         if not 0 < self.train_fraction < 1:
             raise ValueError(f"train_fraction must lie strictly between 0 and 1, got {self.train_fraction}.")
+        if self.num_entities < 2:
+            raise ValueError(
+                f"num_entities must be at least 2, one to train on and one to test; got {self.num_entities}."
+            )
         if not 1 <= self.num_types <= self.num_entities:
             raise ValueError(f"num_types must lie in [1, num_entities={self.num_entities}], got {self.num_types}.")
-        if not 1 <= self.num_entities <= len(_SYLLABLES) ** 2:
-            raise ValueError(f"num_entities must lie in [1, {len(_SYLLABLES) ** 2}], got {self.num_entities}.")
         if not self.relations:
             raise ValueError("relations is empty: a world needs at least one relation.")
         sizes = {relation.name: len(relation.values.split()) for relation in self.relations}
@@ -124,9 +126,10 @@ class World:
     """
     A world of entities, relations and values with a known conditional distribution.
 
-    The log-probability of a value given entity and relation is a normal draw shared by the entity's type plus one of
-    the entity's own, scaled by the relation's sharpness. Everything sampled comes from this truth; all sampling is by a seed and
-    the same in every process. Questions are scored in `text` mode with the template `"{question}"`: every answer is one token.
+    The log-probability of a value given entity and relation is, up to a constant, a normal draw shared by the entity's
+    type plus one of the entity's own, scaled by the relation's sharpness. Everything is sampled from this truth, by a
+    seed, and comes out the same in every process. Questions are scored in `text` mode with the template
+    `World.prompt_template`: the prompt is e.g. `"the colour of bavo is"`, an option `" red"`, one token.
 
     Args:
         config ([`WorldConfig`], *optional*):
@@ -149,6 +152,8 @@ class World:
         self.values = [relation.values.split() for relation in config.relations]
         taken = {word for words in self.values for word in words} | {*self.relations, *_PROMPT.split()}
         names = [first + second for first in _SYLLABLES for second in _SYLLABLES if first + second not in taken]
+        if config.num_entities > len(names):
+            raise ValueError(f"num_entities must be at most {len(names)}, got {config.num_entities}: no more names.")
         rng = self._rng("truth")
         self.entities = [names[i] for i in rng.permutation(len(names))[: config.num_entities]]
         self.types = rng.permutation(np.arange(config.num_entities) % config.num_types)
@@ -158,8 +163,9 @@ class World:
         utilities = np.sqrt(1 - config.individuality) * shared + np.sqrt(config.individuality) * own
         utilities *= np.array([relation.sharpness for relation in config.relations])[:, None, None]
         self.log_probabilities = utilities - np.log(np.exp(utilities).sum(-1, keepdims=True))
-        # Half of every relation's entities are asked about in training, the others in the test.
-        num_train = round(config.train_fraction * config.num_entities)
+        # Which entities are trained on differs from relation to relation: the test asks about known entities and known
+        # relations in pairs whose answer no label has shown.
+        num_train = min(max(round(config.train_fraction * config.num_entities), 1), config.num_entities - 1)
         order = rng.permuted(np.tile(np.arange(config.num_entities), (shape[0], 1)), axis=1)
         self._split = {"train": order[:, :num_train], "test": order[:, num_train:]}
 
@@ -186,7 +192,9 @@ class World:
         relations = rng.choice(len(self.relations), size=n, p=frequencies / frequencies.sum())
         entities = rng.integers(len(self.entities), size=n)
         values = self._sample_values(rng, relations, entities)
-        text = [f"{self._prompt(r, e)} {self.values[r][v]}" for r, e, v in zip(relations, entities, values)]
+        text = [
+            f"{self._prompt(r, e)} {self.values[r][v]}" for r, e, v in zip(relations, entities, values, strict=True)
+        ]
         return Dataset.from_dict({"text": text})
 
     def preference_pairs(self, n: int, seed: int = 0) -> Dataset:
@@ -222,9 +230,9 @@ class World:
         chosen, rejected = np.where(wins, first, second), np.where(wins, second, first)
         return Dataset.from_dict(
             {
-                "prompt": [self._prompt(r, e) for r, e in zip(relations, entities)],
-                "chosen": [f" {self.values[r][v]}" for r, v in zip(relations, chosen)],
-                "rejected": [f" {self.values[r][v]}" for r, v in zip(relations, rejected)],
+                "prompt": [self._prompt(r, e) for r, e in zip(relations, entities, strict=True)],
+                "chosen": [f" {self.values[r][v]}" for r, v in zip(relations, chosen, strict=True)],
+                "rejected": [f" {self.values[r][v]}" for r, v in zip(relations, rejected, strict=True)],
                 "preference_probability": np.where(wins, probability, 1 - probability).tolist(),
             }
         )
@@ -233,9 +241,10 @@ class World:
         """
         Samples multiple-choice questions.
 
-        The answer is drawn from the truth and the other options uniformly from the relation's remaining values. Given the
-        options, the answer is then distributed as the truth restricted to them, and the answers alone as the truth
-        itself: option scores and the likelihood of the answers want the same model.
+        The answer is drawn from the truth and the other options uniformly from the relation's remaining values. Given
+        the options, the answer is then distributed as the truth restricted to them (by Bayes' rule: the other options
+        are equally likely whatever the answer), and without them as the truth itself. So the option probabilities
+        and the likelihood of the answers want the same model.
 
         Args:
             n (`int`):
@@ -262,7 +271,7 @@ class World:
             keys = rng.random((n, num_values))
             keys[np.arange(n), answers] = -1  # the answer is always among the options
             options = rng.permuted(keys.argsort(axis=1)[:, :num_choices], axis=1)
-            for r, e, answer, choice in zip(relations, entities, answers, options):
+            for r, e, answer, choice in zip(relations, entities, answers, options, strict=True):
                 key = (r, e, *sorted(choice))
                 if key not in seen and len(rows) < n:
                     seen.add(key)
@@ -270,7 +279,7 @@ class World:
             if len(rows) == n:
                 return Dataset.from_list(rows)
         raise ValueError(
-            f"This world has not {n} different {split} questions (found {len(rows)}): ask for fewer, or add entities."
+            f"Found only {len(rows)} different {split} questions of the {n} asked for: ask for fewer, or add entities."
         )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -288,7 +297,7 @@ class World:
         )
 
     def model(self, seed: int = 0) -> LlamaForCausalLM:
-        """Builds a randomly initialised Llama of about 0.4 million parameters; `seed` leaves torch's global one alone."""
+        """Builds a randomly initialised Llama of about 0.35 million parameters. Torch's global seed is left alone."""
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -299,6 +308,7 @@ class World:
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=64,
+            initializer_range=0.1,  # from 0.02 so small a model takes several times as long to tell entities apart
             tie_word_embeddings=True,
             pad_token_id=self.vocabulary["<pad>"],
             bos_token_id=self.vocabulary["<bos>"],
@@ -315,8 +325,10 @@ class World:
         words += [value for values in self.values for value in values] + self.entities
         return {word: i for i, word in enumerate((*_SPECIAL_TOKENS, *words))}
 
-    def _rng(self, purpose: str, *seeds: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, *purpose.encode(), *seeds])
+    def _rng(self, purpose: str, seed: int = 0, n: int = 1) -> np.random.Generator:
+        if n < 1:
+            raise ValueError(f"n, the number of {purpose.split('-')[0]}, must be at least 1, got {n}.")
+        return np.random.default_rng([self.config.seed, *purpose.encode(), seed, n])
 
     def _prompt(self, relation: int, entity: int) -> str:
         return _PROMPT.format(relation=self.relations[relation], entity=self.entities[entity])
