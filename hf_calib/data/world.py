@@ -325,10 +325,10 @@ class World:
         words += [value for values in self.values for value in values] + self.entities
         return {word: i for i, word in enumerate((*_SPECIAL_TOKENS, *words))}
 
-    def _rng(self, purpose: str, seed: int = 0, n: int = 1) -> np.random.Generator:
-        if n < 1:
-            raise ValueError(f"n, the number of {purpose.split('-')[0]}, must be at least 1, got {n}.")
-        return np.random.default_rng([self.config.seed, *purpose.encode(), seed, n])
+    def _rng(self, purpose: str, *seed_and_n: int) -> np.random.Generator:
+        if seed_and_n and seed_and_n[-1] < 1:
+            raise ValueError(f"n, the number of {purpose.split('-')[0]}, must be at least 1, got {seed_and_n[-1]}.")
+        return np.random.default_rng([self.config.seed, *purpose.encode(), *seed_and_n])
 
     def _prompt(self, relation: int, entity: int) -> str:
         return _PROMPT.format(relation=self.relations[relation], entity=self.entities[entity])
