@@ -163,8 +163,8 @@ class World:
         utilities = np.sqrt(1 - config.individuality) * shared + np.sqrt(config.individuality) * own
         utilities *= np.array([relation.sharpness for relation in config.relations])[:, None, None]
         self.log_probabilities = utilities - np.log(np.exp(utilities).sum(-1, keepdims=True))
-        # Which entities are trained on differs from relation to relation: the test asks about known entities and known
-        # relations in pairs whose answer no label has shown.
+        # Drawn anew for every relation: the test asks about pairs of entity and relation that no label has shown, of
+        # types that labels have shown.
         num_train = min(max(round(config.train_fraction * config.num_entities), 1), config.num_entities - 1)
         order = rng.permuted(np.tile(np.arange(config.num_entities), (shape[0], 1)), axis=1)
         self._split = {"train": order[:, :num_train], "test": order[:, num_train:]}
