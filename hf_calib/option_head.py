@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
 
 # Option tokens whose vocabulary logits exist at one time: 256 x 128k float32 is 128 MiB.
@@ -172,6 +173,22 @@ def logit_transform(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.
     return transform
 
 
+def unwrap_causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """
+    The transformers model inside a PEFT model, adapters in place; any other model as it is.
+
+    Raises:
+        `TypeError`: if the model has no output embeddings, or is a prompt-learning PEFT model, whose virtual tokens shift
+            every position.
+    """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise TypeError("Prompt-learning adapters shift every position; use LoRA or another weight adapter.")
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if model.get_output_embeddings() is None:
+        raise TypeError(f"{type(model).__name__} has no output embeddings: it is not a causal language model.")
+    return model
+
+
 class OptionHead:
     """
     Lets `model(...)` score options in the pass that computes its loss.
@@ -190,8 +207,7 @@ class OptionHead:
             See [`score_options`].
 
     Raises:
-        `TypeError`: if the model has no output embeddings, or is a prompt-learning PEFT model, whose virtual tokens shift
-            every position.
+        `TypeError`: see [`unwrap_causal_lm`].
     """
 
     def __init__(
@@ -200,13 +216,7 @@ class OptionHead:
         normalization: Literal["sum", "mean"] = "sum",
         gather: Callable[..., AbstractContextManager] = lambda *parameters: nullcontext(),
     ):
-        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-            raise TypeError("Prompt-learning adapters shift every position; use LoRA or another weight adapter.")
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if self.model.get_output_embeddings() is None:
-            raise TypeError(
-                f"{type(self.model).__name__} has no output embeddings: it is not a causal language model."
-            )
+        self.model = unwrap_causal_lm(model)
         self.normalization = normalization
         self.gather = gather
         self.transform = logit_transform(self.model.config)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 
-from .option_head import branch_attention_mask, logit_transform, score_options
+from .option_head import branch_attention_mask, logit_transform, score_options, unwrap_causal_lm
 from .options import collate_options
 
 
@@ -34,14 +34,7 @@ class OptionScorer:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, normalization: str = "sum"):
-        model = extract_model_from_parallel(model)
-        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-            raise TypeError("Prompt-learning adapters shift every position; use LoRA or another weight adapter.")
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if self.model.get_output_embeddings() is None:
-            raise TypeError(
-                f"{type(self.model).__name__} has no output embeddings: it is not a causal language model."
-            )
+        self.model = unwrap_causal_lm(extract_model_from_parallel(model))
         self.transform = logit_transform(self.model.config)
         self.normalization = normalization
         # Padding is masked, so that any token serves.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head_ctx
@@ -18,7 +19,8 @@ from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head
 from ..calibration_error import calibration_report
 from ..data.mcq import PromptFormat
 from ..em_ece import EMCalibrator, em_ece_loss
-from ..option_head import OptionHead
+from ..option_head import OptionHead, unwrap_causal_lm
+from ..option_scorer import OptionScorer
 from ..options import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder, QuestionTooLongError
 from .collators import DataCollatorForOptions
 from .config import CalibratedSFTConfig
@@ -105,6 +107,8 @@ class CalibratedSFTTrainer(SFTTrainer):
         self.data_collator = DataCollatorForOptions(
             self._tokenizer.pad_token_id, **self._option_shape, pad_to_multiple_of=args.pad_to_multiple_of
         )
+        if self._option_shape["branched"]:
+            self._check_branches()
         if self._option_shape["max_options"]:
             self.compute_metrics = self._option_metrics
 
@@ -193,6 +197,24 @@ class CalibratedSFTTrainer(SFTTrainer):
             shape["max_options"] = max(shape["max_options"], *encoded["num_options"])
             shape["branched"] = shape["branched"] or any(map(any, encoded["option_segments"]))
         return encoded
+
+    def _check_branches(self) -> None:
+        """Refuse, before any training, an architecture that scores an option otherwise when the others stand beside it."""
+        if is_deepspeed_zero3_enabled():
+            return  # the parameters are spread already, and only the engine brings them together
+        features = self.estep_dataset if self._regularised else self.eval_dataset
+        if features is None or isinstance(features, dict):
+            return
+        scorer = OptionScorer(self.model, self._tokenizer, self.args.option_normalization)
+        training = self.model.training
+        self.model.eval()
+        scorer.check_branches(features.select(range(min(len(features), 32))))
+        self.model.train(training)
+        if not scorer.branches:
+            raise ValueError(
+                f"{type(unwrap_causal_lm(self.model)).__name__} does not score options of several tokens in one pass. "
+                "Load it with attn_implementation='sdpa' or 'eager', or train with scoring='letter'."
+            )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
