@@ -47,7 +47,7 @@ POST_HOC = {"dpo + TS": TemperatureScaling, "dpo + TS-IR": TemperatureIsotonic}
 
 PROMPT_FORMAT = PromptFormat(scoring="text", template=World.prompt_template, chat_template=False)
 
-NUM_STATEMENTS, NUM_PAIRS, NUM_TRAIN_QUESTIONS = 100_000, 6_400, 2_000
+NUM_STATEMENTS, NUM_PAIRS, NUM_TRAIN_QUESTIONS = 80_000, 9_600, 2_000
 
 
 def make_world(folder: Path, seed: int, num_test_questions: int) -> None:

@@ -140,7 +140,7 @@ def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -
     """Print [`results_table`], whole: a narrow terminal wraps its lines rather than lose its columns."""
     from rich.console import Console
 
-    Console(width=max(Console().width, 130)).print(results_table(stages, title))
+    Console(width=max(Console().width, 140)).print(results_table(stages, title))
 
 
 def markdown_table(stages: Sequence[Mapping[str, Any]]) -> str:

@@ -26,7 +26,7 @@ PACKAGE = ROOT / "hf_calib"
 FLOORS = {
     0: ("binning", "calibration_error", "data", "launch", "loading", "option_head", "option_scorer", "options",
         "paths", "scores", "uncertainty"),
-    1: ("collapse", "em_ece", "plots", "posthoc", "regime"),
+    1: ("collapse", "em_ece", "folding", "plots", "posthoc", "regime"),
     2: ("hub", "predict", "report"),
     3: ("trainers",),
     4: ("cli", "quickstart"),

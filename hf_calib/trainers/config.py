@@ -35,9 +35,16 @@ class CalibratedSFTConfig(SFTConfig):
 
         objective (`str`, *optional*, defaults to `"rcft"`):
             `"cft"`: negative log-likelihood of the answers (L_SFT1 of Xiao et al. 2025), for calibratable models.
-            `"rcft"`: negative log-likelihood plus `lambda_ece` times EM-ECE (L_SFT2 + lambda L_EM-ECE).
+            `"rcft"`: the same plus `lambda_ece` times EM-ECE (L_SFT2 + lambda L_EM-ECE).
         lambda_ece (`float`, *optional*, defaults to `1.0`):
             Weight of the EM-ECE term; at least 0. With 0 the likelihood alone is trained.
+        option_loss_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the cross-entropy over the options, -log q_y, beside the likelihood of the answer's tokens; at least 0.
+            With single-token options the two ask for the same. With texts they do not: the likelihood rewards writing the
+            answer, the cross-entropy rewards preferring it to the other options.
+        warm_start (`bool`, *optional*, defaults to `False`):
+            Begin where temperature scaling ends: the temperature fitted on the E-step questions is folded into the weights
+            before training. For `"rcft"` with full fine-tuning, and options of single tokens.
         likelihood (`str`, *optional*):
             Tokens whose likelihood counts: `"completion"` (the answer) or `"sequence"` (question and answer). By default the
             answer.
@@ -84,6 +91,12 @@ class CalibratedSFTConfig(SFTConfig):
         },
     )
     lambda_ece: float = field(default=1.0, metadata={"help": "Weight of the EM-ECE term, at least 0."})
+    option_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the cross-entropy over the options, at least 0; for scoring='text'."}
+    )
+    warm_start: bool = field(
+        default=False, metadata={"help": "Fold the temperature fitted on the E-step questions into the weights first."}
+    )
     likelihood: str | None = field(
         default=None,
         metadata={
@@ -150,14 +163,15 @@ class CalibratedSFTConfig(SFTConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}.")
-        if not self.lambda_ece >= 0:
-            raise ValueError(f"lambda_ece must be at least 0, got {self.lambda_ece}.")
+        for name in ("lambda_ece", "option_loss_weight", "em_pseudo_count"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if self.warm_start and self.objective != "rcft":
+            raise ValueError("warm_start fits its temperature on E-step questions, which only objective='rcft' has.")
         if not 0 < self.em_holdout_fraction < 1:
             raise ValueError(f"em_holdout_fraction must lie between 0 and 1, got {self.em_holdout_fraction}.")
         if self.em_n_bins < 1:
             raise ValueError(f"em_n_bins must be at least 1, got {self.em_n_bins}.")
-        if not self.em_pseudo_count >= 0:
-            raise ValueError(f"em_pseudo_count must be at least 0, got {self.em_pseudo_count}.")
         if self.em_refresh not in ("epoch", "once") and not (
             str(self.em_refresh).isdigit() and int(self.em_refresh) > 0
         ):

@@ -8,7 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -19,11 +21,14 @@ from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head
 from ..calibration_error import calibration_report
 from ..data.mcq import PromptFormat
 from ..em_ece import EMCalibrator, em_ece_loss
+from ..folding import fold_temperature
 from ..option_head import OptionHead, unwrap_causal_lm
 from ..option_scorer import OptionScorer
-from ..options import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder, QuestionTooLongError
+from ..options import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder
+from ..posthoc import TemperatureScaling
 from .collators import DataCollatorForOptions
 from .config import CalibratedSFTConfig
+from .data import encode_questions, split_rows
 
 
 logger = logging.getLogger(__name__)
@@ -88,6 +93,7 @@ class CalibratedSFTTrainer(SFTTrainer):
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
         self._regularised = args.objective == "rcft" and args.lambda_ece > 0
+        self._trains_options = self._regularised or args.option_loss_weight > 0
         if self._regularised and estep_dataset is None:
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
         # Filled in while the data sets are encoded: every batch, on every process, then has the same columns.
@@ -109,6 +115,8 @@ class CalibratedSFTTrainer(SFTTrainer):
         )
         if self._option_shape["branched"]:
             self._check_branches()
+        if args.warm_start:
+            self._warm_start()
         if self._option_shape["max_options"]:
             self.compute_metrics = self._option_metrics
 
@@ -117,7 +125,7 @@ class CalibratedSFTTrainer(SFTTrainer):
     @staticmethod
     def _split_estep(dataset: Dataset, args: CalibratedSFTConfig) -> tuple[Dataset, Dataset]:
         """Training rows and E-step questions."""
-        questions, texts = _split_questions(dataset)
+        questions, texts = split_rows(dataset)
         if not len(questions):
             raise ValueError(
                 "objective='rcft' needs option questions (columns question, choices, answer); the training set has none: "
@@ -140,13 +148,25 @@ class CalibratedSFTTrainer(SFTTrainer):
             if dataset_name == "train" and self._regularised and "num_options" not in dataset.column_names:
                 raise ValueError(f"The training set has no column 'choices'; its columns are {dataset.column_names}.")
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        questions, texts = _split_questions(dataset)
+        questions, texts = split_rows(dataset)
         prepared = []
         if len(questions):
-            # A pure likelihood needs the right option alone; evaluation and EM-ECE need all of them.
-            branches = dataset_name != "train" or self._regularised
+            # A pure likelihood needs the right option alone; evaluation and the losses over options need all of them.
+            branches = dataset_name != "train" or self._trains_options
             likelihood = None if dataset_name == "E-step" else args.likelihood
-            prepared.append(self._encode(questions, args, branches, likelihood, dataset_name))
+            prompt_format = PromptFormat(
+                args.scoring, args.prompt_template, args.use_chat_template, args.system_prompt
+            )
+            encoder = OptionEncoder(self._tokenizer, prompt_format, args.max_length)
+            with global_then_local_main_first():
+                encoded = encode_questions(
+                    questions, encoder, branches, likelihood, dataset_name, args.dataset_num_proc
+                )
+            if branches:
+                shape = self._option_shape
+                shape["max_options"] = max(shape["max_options"], *encoded["num_options"])
+                shape["branched"] = shape["branched"] or any(map(any, encoded["option_segments"]))
+            prepared.append(encoded)
         if texts is not None:
             if args.completion_only_loss is None:
                 self.completion_only_loss = "completion" in texts.column_names
@@ -155,48 +175,6 @@ class CalibratedSFTTrainer(SFTTrainer):
             )
         prepared = concatenate_datasets(prepared) if len(prepared) > 1 else prepared[0]
         return prepared.shuffle(seed=args.seed) if args.shuffle_dataset and dataset_name == "train" else prepared
-
-    def _encode(
-        self, questions: Dataset, args: CalibratedSFTConfig, branches: bool, likelihood: str | None, name: str
-    ) -> Dataset:
-        prompt_format = PromptFormat(
-            scoring=args.scoring,
-            template=args.prompt_template,
-            chat_template=args.use_chat_template,
-            system=args.system_prompt,
-        )
-        encoder = OptionEncoder(self._tokenizer, prompt_format, args.max_length)
-
-        def encode(batch: dict[str, list]) -> dict[str, list]:
-            rows = []
-            for values in zip(*batch.values(), strict=True):
-                try:
-                    rows.append(encoder.encode(dict(zip(batch, values, strict=True)), branches, likelihood))
-                except QuestionTooLongError:
-                    continue
-            columns = rows[0] if rows else {}
-            return {column: [row[column] for row in rows] for column in columns}
-
-        with global_then_local_main_first():
-            encoded = questions.map(
-                encode,
-                batched=True,
-                remove_columns=questions.column_names,
-                num_proc=args.dataset_num_proc,
-                desc=f"Encoding {name} questions",
-            )
-        dropped = len(questions) - len(encoded)
-        if not len(encoded):
-            raise ValueError(f"None of the {len(questions)} {name} questions fits in max_length={args.max_length}.")
-        if dropped:
-            logger.warning(
-                f"{dropped} of {len(questions)} {name} questions do not fit in max_length={args.max_length}."
-            )
-        if branches:
-            shape = self._option_shape
-            shape["max_options"] = max(shape["max_options"], *encoded["num_options"])
-            shape["branched"] = shape["branched"] or any(map(any, encoded["option_segments"]))
-        return encoded
 
     def _check_branches(self) -> None:
         """Refuse, before any training, an architecture that scores an option otherwise when the others stand beside it."""
@@ -221,6 +199,24 @@ class CalibratedSFTTrainer(SFTTrainer):
         self._signature_columns += [name for name in OPTION_COLUMNS if name not in self._signature_columns]
 
     # E-step
+
+    def _warm_start(self) -> None:
+        """Fold the temperature of the E-step questions into the model, before it is wrapped for training."""
+        if self._option_shape["branched"] or hasattr(self.model, "peft_config") or is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "warm_start folds a temperature into the model's own weights, read at one position: it goes with options of "
+                "single tokens (scoring='letter'), full fine-tuning, and no ZeRO-3. Set warm_start=False."
+            )
+        scorer = OptionScorer(self.model, self._tokenizer, self.args.option_normalization)
+        features, size = list(self.estep_dataset), self.args.per_device_eval_batch_size
+        self.model.eval()
+        rows = [row for i in range(0, len(features), size) for row in scorer(features[i : i + size])]
+        option_logits = np.full((len(rows), self._option_shape["max_options"]), -np.inf)
+        for padded, row in zip(option_logits, rows, strict=True):
+            padded[: len(row)] = row
+        calibrator = TemperatureScaling().fit(option_logits, [feature["option_label"] for feature in features])
+        fold_temperature(self.model, calibrator.temperature.item())
+        logger.info(f"Warm start: temperature {calibrator.temperature.item():.3f} folded into the weights.")
 
     def e_step(self) -> None:
         """Estimate the calibration map with the model frozen, on the E-step questions of all processes."""
@@ -263,8 +259,8 @@ class CalibratedSFTTrainer(SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batch_samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._regularised:
-            # The mean of EM-ECE runs over all questions of an optimizer step, as that of the likelihood over its tokens:
+        if self._trains_options:
+            # Losses over options are means over all questions of an optimizer step, as the likelihood is over its tokens:
             # then 8x1 and 2x4 (batch x accumulation) train alike, and so does any number of processes.
             count = sum((b["option_label"] != IGNORE_INDEX).sum() for b in batch_samples if "option_label" in b)
             count = torch.as_tensor(count, device=device)
@@ -279,33 +275,35 @@ class CalibratedSFTTrainer(SFTTrainer):
         option_label, option_mask = inputs.get("option_label"), inputs.get("option_mask")
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         self._option_logits = self.option_head.pop()
-        if self._option_logits is None or not self._regularised or not self.model.training:
+        if self._option_logits is None or not self._trains_options or not self.model.training:
             return loss
 
         answered = option_label != IGNORE_INDEX
-        option_logits, option_mask = self._option_logits[answered], option_mask[answered]
-        probabilities = option_logits.detach().softmax(-1)
-        targets = self.calibrator.targets(probabilities, option_mask)
-        em_ece = em_ece_loss(option_logits, targets, option_mask, self.args.em_loss, reduction="sum")
-        self._log_options(probabilities, option_label[answered], em_ece)
+        option_loss = self._option_loss(self._option_logits[answered], option_label[answered], option_mask[answered])
         if num_items_in_batch is None:
             # Trainer itself divides by the accumulation steps: a plain mean over the micro-batch.
-            em_ece = em_ece / max(len(option_logits), 1)
-        else:
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            em_ece = em_ece / self._num_questions * (processes // self.get_tp_size())
-        return loss + self.args.lambda_ece * em_ece
+            return loss + option_loss / answered.sum().clamp(min=1)
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return loss + option_loss / self._num_questions * (processes // self.get_tp_size())
 
-    def _log_options(self, probabilities: torch.Tensor, labels: torch.Tensor, em_ece: torch.Tensor) -> None:
+    def _option_loss(self, option_logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Weighted sum, over the questions, of cross-entropy and EM-ECE; both are logged as means over all processes."""
+        probabilities = option_logits.detach().softmax(-1)
+        losses = {"option_loss": F.cross_entropy(option_logits, labels, reduction="sum")}
+        loss = self.args.option_loss_weight * losses["option_loss"]
+        if self._regularised:
+            targets = self.calibrator.targets(probabilities, mask)
+            losses["em_ece"] = em_ece_loss(option_logits, targets, mask, self.args.em_loss, reduction="sum")
+            loss = loss + self.args.lambda_ece * losses["em_ece"]
         confidence, prediction = probabilities.max(-1)
-        sums = torch.stack(
-            [(prediction == labels).sum(), confidence.sum(), em_ece.detach(), torch.tensor(len(labels)).to(em_ece)]
-        )
+        losses |= {"option_accuracy": (prediction == labels).sum(), "option_confidence": confidence.sum()}
+        sums = torch.stack([loss.new_tensor(len(labels)), *(value.detach().to(loss) for value in losses.values())])
         # Every process gathers, even one whose micro-batch held no question.
-        *sums, count = self.accelerator.gather(sums[None]).sum(0).tolist()
-        if count:
-            for name, total in zip(("option_accuracy", "option_confidence", "em_ece"), sums, strict=True):
+        count, *sums = self.accelerator.gather(sums[None]).sum(0).tolist()
+        for name, total in zip(losses, sums, strict=True):
+            if count:
                 self._metrics["train"][name].append(total / count)
+        return loss
 
     # Evaluation
 
@@ -362,21 +360,3 @@ class _EStepCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer._maybe_e_step()
-
-
-def _split_questions(dataset: Dataset) -> tuple[Dataset, Dataset | None]:
-    """Rows with options and, if there are any, rows without (rid of the question columns)."""
-    if "choices" not in dataset.column_names:
-        return dataset.select([]), dataset
-    has_options = [bool(choices) for choices in dataset["choices"]]
-    if all(has_options):
-        return dataset, None
-    texts = dataset.select([i for i, has in enumerate(has_options) if not has])
-    filled = [name for name in ("text", "messages", "prompt", "completion") if name in texts.column_names]
-    filled = [name for name in filled if any(value is not None for value in texts[name])]
-    if not filled:
-        raise ValueError(
-            "The training set has rows without choices and without text, messages or prompt and completion: "
-            f"row {has_options.index(False)} is the first."
-        )
-    return dataset.select([i for i, has in enumerate(has_options) if has]), texts.select_columns(filled)

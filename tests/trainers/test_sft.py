@@ -11,7 +11,13 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, MambaConfig, MambaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
+from hf_calib import (
+    CalibratedSFTConfig,
+    CalibratedSFTTrainer,
+    TemperatureScaling,
+    calibration_report,
+    predict_options,
+)
 from hf_calib.data.mcq import PromptFormat, load_questions
 from hf_calib.data.world import World
 from hf_calib.em_ece import EMCalibrator
@@ -90,6 +96,23 @@ def test_without_weight_rcft_is_cft(world_model, questions, tmp_path):
         trainer.train()
         runs.append(weights(trainer))
     assert_same(*runs, rtol=0, atol=0)
+
+
+def test_the_loss_is_the_sum_of_its_parts(world_model, questions, tmp_path):
+    """One step on one batch against the terms computed by hand from scored options."""
+    settings = {"lambda_ece": 3.0, "option_loss_weight": 0.7, "per_device_train_batch_size": 40, "max_steps": 1}
+    trainer = make_trainer(world_model, questions.select(range(50)), tmp_path, **settings)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(40)])
+    q = trainer.model(**batch, options_only=True).logits.detach().softmax(-1)
+    nll = trainer.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss.item()
+    trainer.train()
+    (step,) = [entry for entry in trainer.state.log_history if "em_ece" in entry]
+    targets = trainer.calibrator.targets(q)
+    kl = (targets * (targets / q).log()).sum(-1).mean().item()
+    cross_entropy = -q[torch.arange(40), batch["option_label"]].log().mean().item()
+    assert step["em_ece"] == pytest.approx(kl, rel=1e-3)
+    assert step["option_loss"] == pytest.approx(cross_entropy, rel=1e-4)
+    assert step["loss"] == pytest.approx(nll + 3.0 * kl + 0.7 * cross_entropy, rel=1e-3)
 
 
 @pytest.mark.parametrize("em_loss", ["kl", "brier"])
@@ -214,6 +237,21 @@ def test_the_e_step_sees_the_held_out_questions_and_no_gradient_does(world_model
     assert on_train.args.likelihood == "sequence" and on_train.args.em_loss == "brier"
 
 
+def test_a_warm_start_begins_where_temperature_scaling_ends(world_model, world, questions, tmp_path):
+    trainer = make_trainer(world_model, questions, tmp_path, em_holdout_fraction=0.5, warm_start=True)
+    cold = make_trainer(world_model, questions, tmp_path, em_holdout_fraction=0.5)
+    settings = {"prompt_format": PromptFormat("text"), "progress": False}
+    held_out = questions.train_test_split(test_size=40, seed=cold.args.seed)["test"]
+    before = predict_options(cold.model, cold.processing_class, held_out, **settings)
+    after = predict_options(trainer.model, trainer.processing_class, held_out, **settings)
+    scaled = TemperatureScaling().fit(before.option_logits, before.labels).transform(before.option_logits)
+    np.testing.assert_allclose(after.probabilities, scaled, atol=1e-4)
+    with pytest.raises(ValueError, match="full fine-tuning"):
+        make_trainer(
+            world_model, questions, tmp_path, warm_start=True, peft_config=LoraConfig(target_modules="all-linear")
+        )
+
+
 def test_texts_may_be_mixed_in(world_model, world, questions, tmp_path):
     texts = world.pretraining_statements(24)
     trainer = make_trainer(
@@ -283,6 +321,8 @@ def test_the_best_checkpoint_by_ece_is_kept(world_model, world, questions, tmp_p
     ("settings", "named"),
     [
         ({"lambda_ece": -1}, "lambda_ece"),
+        ({"option_loss_weight": float("nan")}, "option_loss_weight"),
+        ({"objective": "cft", "warm_start": True}, "warm_start"),
         ({"objective": "dpo"}, "objective='dpo'"),
         ({"em_holdout_fraction": 0.0}, "em_holdout_fraction"),
         ({"em_refresh": "sometimes"}, "em_refresh"),

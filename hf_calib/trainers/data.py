@@ -1,0 +1,100 @@
+"""Training rows: option questions encoded, other rows told from them."""
+
+from __future__ import annotations
+
+import logging
+
+from datasets import Dataset
+
+from ..options import OptionEncoder, QuestionTooLongError
+
+
+logger = logging.getLogger(__name__)
+
+TEXT_COLUMNS = ("text", "messages", "prompt", "completion")
+
+
+def encode_questions(
+    questions: Dataset,
+    encoder: OptionEncoder,
+    branches: bool,
+    likelihood: str | None,
+    name: str,
+    num_proc: int | None = None,
+) -> Dataset:
+    """
+    Encode all questions that fit, and say how many do not.
+
+    Args:
+        questions ([`~datasets.Dataset`]):
+            Questions in the unified schema.
+        encoder ([`~hf_calib.options.OptionEncoder`]):
+            Encoder.
+        branches (`bool`), likelihood (`str` or `None`):
+            See [`~hf_calib.options.OptionEncoder.encode`].
+        name (`str`):
+            What the questions are for, in messages.
+        num_proc (`int`, *optional*):
+            Number of processes.
+
+    Returns:
+        [`~datasets.Dataset`]: the encoded columns alone.
+
+    Raises:
+        `ValueError`: if none fits in the encoder's `max_length`.
+    """
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        rows = []
+        for values in zip(*batch.values(), strict=True):
+            try:
+                rows.append(encoder.encode(dict(zip(batch, values, strict=True)), branches, likelihood))
+            except QuestionTooLongError:
+                continue
+        return {column: [row[column] for row in rows] for column in (rows[0] if rows else ())}
+
+    encoded = questions.map(
+        encode,
+        batched=True,
+        remove_columns=questions.column_names,
+        num_proc=num_proc,
+        desc=f"Encoding {name} questions",
+    )
+    if not len(encoded):
+        raise ValueError(f"None of the {len(questions)} {name} questions fits in max_length={encoder.max_length}.")
+    if len(encoded) < len(questions):
+        dropped = len(questions) - len(encoded)
+        logger.warning(
+            f"{dropped} of {len(questions)} {name} questions do not fit in max_length={encoder.max_length}."
+        )
+    return encoded
+
+
+def split_rows(dataset: Dataset) -> tuple[Dataset, Dataset | None]:
+    """
+    Tell option questions from other rows.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `choices`, and rows whose `choices` is missing or empty.
+
+    Returns:
+        `tuple`: the questions (none if there is no such column) and, if there are any, the other rows, with the text
+        columns that they fill.
+
+    Raises:
+        `ValueError`: if a row is neither.
+    """
+    if "choices" not in dataset.column_names:
+        return dataset.select([]), dataset
+    has_options = [bool(choices) for choices in dataset["choices"]]
+    if all(has_options):
+        return dataset, None
+    texts = dataset.select([i for i, has in enumerate(has_options) if not has])
+    filled = [name for name in TEXT_COLUMNS if name in texts.column_names]
+    filled = [name for name in filled if any(value is not None for value in texts[name])]
+    if not filled:
+        raise ValueError(
+            f"Row {has_options.index(False)} of the training set has neither choices nor {', '.join(TEXT_COLUMNS)}."
+        )
+    return dataset.select([i for i, has in enumerate(has_options) if has]), texts.select_columns(filled)
