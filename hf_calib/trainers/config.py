@@ -166,8 +166,10 @@ class CalibratedSFTConfig(SFTConfig):
         for name in ("lambda_ece", "option_loss_weight", "em_pseudo_count"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        if self.warm_start and self.objective != "rcft":
-            raise ValueError("warm_start fits its temperature on E-step questions, which only objective='rcft' has.")
+        if self.warm_start and (self.objective != "rcft" or not self.lambda_ece):
+            raise ValueError(
+                "warm_start fits its temperature on E-step questions, which only objective='rcft' with lambda_ece > 0 has."
+            )
         if not 0 < self.em_holdout_fraction < 1:
             raise ValueError(f"em_holdout_fraction must lie between 0 and 1, got {self.em_holdout_fraction}.")
         if self.em_n_bins < 1:

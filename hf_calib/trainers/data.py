@@ -6,7 +6,8 @@ import logging
 
 from datasets import Dataset
 
-from ..options import OptionEncoder, QuestionTooLongError
+from ..data.mcq import adapt_questions
+from ..options import OPTION_COLUMNS, OptionEncoder, QuestionTooLongError
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ def encode_questions(
                 rows.append(encoder.encode(dict(zip(batch, values, strict=True)), branches, likelihood))
             except QuestionTooLongError:
                 continue
-        return {column: [row[column] for row in rows] for column in (rows[0] if rows else ())}
+        # Named even where no row of the batch fits.
+        columns = ["input_ids", *(["labels"] if likelihood else []), *(OPTION_COLUMNS if branches else [])]
+        return {column: [row[column] for row in rows] for column in columns}
 
     encoded = questions.map(
         encode,
@@ -79,22 +82,21 @@ def split_rows(dataset: Dataset) -> tuple[Dataset, Dataset | None]:
             Rows with `choices`, and rows whose `choices` is missing or empty.
 
     Returns:
-        `tuple`: the questions (none if there is no such column) and, if there are any, the other rows, with the text
+        `tuple`: the questions, checked and in the unified schema (none if there is no such column), and, if there are any, the other rows, with the text
         columns that they fill.
 
     Raises:
-        `ValueError`: if a row is neither.
+        `ValueError`: if a row is neither, or no valid question.
     """
     if "choices" not in dataset.column_names:
         return dataset.select([]), dataset
     has_options = [bool(choices) for choices in dataset["choices"]]
     if all(has_options):
-        return dataset, None
+        return adapt_questions(dataset), None
     texts = dataset.select([i for i, has in enumerate(has_options) if not has])
     filled = [name for name in TEXT_COLUMNS if name in texts.column_names]
     filled = [name for name in filled if any(value is not None for value in texts[name])]
     if not filled:
-        raise ValueError(
-            f"Row {has_options.index(False)} of the training set has neither choices nor {', '.join(TEXT_COLUMNS)}."
-        )
-    return dataset.select([i for i, has in enumerate(has_options) if has]), texts.select_columns(filled)
+        raise ValueError(f"Row {has_options.index(False)} has neither choices nor {', '.join(TEXT_COLUMNS)}.")
+    questions = dataset.select([i for i, has in enumerate(has_options) if has])
+    return adapt_questions(questions) if len(questions) else questions, texts.select_columns(filled)

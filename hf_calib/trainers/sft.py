@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
-from transformers import TrainerCallback
+from transformers import AutoConfig, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
@@ -92,6 +92,7 @@ class CalibratedSFTTrainer(SFTTrainer):
             args = CalibratedSFTConfig(f"{name.split('/')[-1]}-calibrated")
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
+        args.max_length = self._fitting_length(model, args)
         self._regularised = args.objective == "rcft" and args.lambda_ece > 0
         self._trains_options = self._regularised or args.option_loss_weight > 0
         if self._regularised and estep_dataset is None:
@@ -117,10 +118,20 @@ class CalibratedSFTTrainer(SFTTrainer):
             self._check_branches()
         if args.warm_start:
             self._warm_start()
-        if self._option_shape["max_options"]:
-            self.compute_metrics = self._option_metrics
+        self.compute_metrics = self._option_metrics
 
     # Data
+
+    @staticmethod
+    def _fitting_length(model, args: CalibratedSFTConfig) -> int | None:
+        """`max_length`, or the model's context length where that is less: beyond it no position is defined."""
+        if isinstance(model, str):
+            revision = (args.model_init_kwargs or {}).get("revision") or "main"
+            config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
+        else:
+            config = model.config
+        lengths = args.max_length, getattr(config.get_text_config(), "max_position_embeddings", None)
+        return min((length for length in lengths if length), default=None)
 
     @staticmethod
     def _split_estep(dataset: Dataset, args: CalibratedSFTConfig) -> tuple[Dataset, Dataset]:
@@ -144,8 +155,10 @@ class CalibratedSFTTrainer(SFTTrainer):
         return rest, parts["test"]
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if isinstance(dataset, Dataset) and "num_options" in dataset.column_names:
+            return dataset  # encoded already; TRL's truncation would cut its branches off
         if not isinstance(dataset, Dataset) or "choices" not in dataset.column_names:
-            if dataset_name == "train" and self._regularised and "num_options" not in dataset.column_names:
+            if dataset_name == "train" and self._regularised:
                 raise ValueError(f"The training set has no column 'choices'; its columns are {dataset.column_names}.")
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         questions, texts = split_rows(dataset)
@@ -194,6 +207,11 @@ class CalibratedSFTTrainer(SFTTrainer):
                 "Load it with attn_implementation='sdpa' or 'eager', or train with scoring='letter'."
             )
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        # A data set that came with the call to `evaluate` may have more options, or longer ones, than any before it.
+        vars(self.data_collator).update(self._option_shape)
+        return super().get_eval_dataloader(eval_dataset)
+
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns += [name for name in OPTION_COLUMNS if name not in self._signature_columns]
@@ -221,12 +239,20 @@ class CalibratedSFTTrainer(SFTTrainer):
     def e_step(self) -> None:
         """Estimate the calibration map with the model frozen, on the E-step questions of all processes."""
         if self._estep_dataloader is None:
-            self._estep_dataloader = self.get_eval_dataloader(self.estep_dataset)
+            # Under a key of its own: `get_eval_dataloader` would hand persistent workers on to the evaluation.
+            self._estep_dataloader = self._get_dataloader(
+                self.estep_dataset,
+                "E-step",
+                self.args.eval_batch_size,
+                self._get_eval_sampler,
+                dataloader_key="E-step",
+            )
         training = self.model.training
         self.model_wrapped.eval()
         probabilities, labels = [], []
-        # Neither dropout nor the data loader's seed may move the random state that training, and a resumed run, rely on.
-        with torch.no_grad(), torch.random.fork_rng(), self.compute_loss_context_manager():
+        # The data loader draws a seed, which may not move the random state that training, and a resumed run, rely on. It
+        # does so on the CPU; to fork the state of every accelerator would have each process open them all.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
             for inputs in self._estep_dataloader:
                 inputs = self._prepare_inputs(inputs)
                 inputs.pop("labels", None)
@@ -321,7 +347,7 @@ class CalibratedSFTTrainer(SFTTrainer):
     def _option_metrics(predictions) -> dict[str, float]:
         probabilities, labels = predictions.predictions, predictions.label_ids
         answered = labels != IGNORE_INDEX
-        return calibration_report(probabilities[answered], labels[answered])
+        return calibration_report(probabilities[answered], labels[answered]) if answered.any() else {}
 
     # Checkpoints
 

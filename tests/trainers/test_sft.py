@@ -323,6 +323,7 @@ def test_the_best_checkpoint_by_ece_is_kept(world_model, world, questions, tmp_p
         ({"lambda_ece": -1}, "lambda_ece"),
         ({"option_loss_weight": float("nan")}, "option_loss_weight"),
         ({"objective": "cft", "warm_start": True}, "warm_start"),
+        ({"lambda_ece": 0, "warm_start": True}, "lambda_ece > 0"),
         ({"objective": "dpo"}, "objective='dpo'"),
         ({"em_holdout_fraction": 0.0}, "em_holdout_fraction"),
         ({"em_refresh": "sometimes"}, "em_refresh"),

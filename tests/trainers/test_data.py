@@ -1,0 +1,137 @@
+"""What reaches the trainer: questions in any layout, of any length, and data sets that come later."""
+
+import pytest
+import torch
+from datasets import Dataset, concatenate_datasets
+
+from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
+from hf_calib.data.mcq import PromptFormat, load_questions
+from hf_calib.data.world import World
+from hf_calib.options import OPTION_COLUMNS
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
+@pytest.fixture(scope="module")
+def questions(world):
+    return world.questions(40, seed=0, split="train").remove_columns("target_probabilities")
+
+
+@pytest.fixture(scope="module")
+def model(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "model"
+    world.model().save_pretrained(folder)
+    world.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(model, dataset, eval_dataset=None, **settings):
+        quiet = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no"}
+        args = CalibratedSFTConfig(str(tmp_path), **{"scoring": "text", "max_steps": 2, **quiet, **settings})
+        return CalibratedSFTTrainer(model, args, train_dataset=dataset, eval_dataset=eval_dataset)
+
+    return make
+
+
+def assert_measured(trainer, dataset):
+    """`evaluate` finds what `predict_options` finds."""
+    predictions = predict_options(
+        trainer.model, trainer.processing_class, dataset, prompt_format=PromptFormat("text"), progress=False
+    )
+    expected = calibration_report(predictions.probabilities, predictions.labels)
+    assert trainer.evaluate(dataset)["eval_ece"] == pytest.approx(expected["ece"], abs=1e-5)
+
+
+def test_other_layouts_are_read(model, questions, make_trainer):
+    labels = ["1", "2", "3", "4"]
+    rows = [
+        {
+            "question": q["question"],
+            "choices": {"text": q["choices"], "label": labels},
+            "answerKey": labels[q["answer"]],
+        }
+        for q in questions
+    ]
+    read, plain = make_trainer(model, Dataset.from_list(rows)), make_trainer(model, questions)
+    assert read.train_dataset["input_ids"] == plain.train_dataset["input_ids"]
+    assert read.train_dataset["option_label"] == plain.train_dataset["option_label"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda questions: questions.rename_column("answer", "gold"), "gold"),
+        (lambda questions: questions.map(lambda row: {"answer": 7}), "row 0, column 'answer': 7"),
+        (lambda questions: questions.map(lambda row: {"choices": row["choices"][:1], "answer": 0}), "1 option"),
+    ],
+)
+@pytest.mark.parametrize("objective", ["cft", "rcft"])
+def test_malformed_questions_are_named(model, questions, make_trainer, objective, spoil, named):
+    with pytest.raises(ValueError, match=named):
+        make_trainer(model, spoil(questions), objective=objective)
+
+
+def test_a_whole_batch_of_questions_may_be_too_long(model, questions, make_trainer):
+    long = questions.map(lambda row: {"question": " ".join([row["question"]] * 20)})
+    trainer = make_trainer(model, concatenate_datasets([*[long] * 25, questions]), objective="cft", max_length=32)
+    assert len(trainer.train_dataset) == len(questions)
+
+
+def test_no_question_is_longer_than_the_models_context(model, questions, make_trainer):
+    """TRL's default max_length is 1024, the world's model knows 64 positions."""
+    long = questions.select(range(5)).map(lambda row: {"question": " ".join([row["question"]] * 20)})
+    trainer = make_trainer(model, concatenate_datasets([long, questions]), objective="cft")
+    assert trainer.args.max_length == trainer.model.config.max_position_embeddings == 64
+    assert len(trainer.train_dataset) == len(questions)
+    with pytest.raises(ValueError, match="max_length=64"):
+        make_trainer(model, long)
+
+
+@pytest.mark.parametrize("objective", ["cft", "rcft"])
+def test_a_later_data_set_may_have_more_options(model, questions, make_trainer, objective):
+    others = sorted({choice for row in questions for choice in row["choices"]})
+    wide = questions.map(
+        lambda row: {"choices": row["choices"] + [c for c in others if c not in row["choices"]][: 1 + len(row) % 3]}
+    )
+    assert_measured(make_trainer(model, questions, objective=objective), wide)
+
+
+def test_a_later_data_set_may_have_longer_options(make_trainer, tiny_tokenizers, tiny_llama, shared_data, tmp_path):
+    """The training questions have options of one token, the later ones need branches, which pass max_length together."""
+    tokenizer = tiny_tokenizers["gpt2"]
+    tiny_llama(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    short = [{"question": f"{i} is", "choices": ["A", "B", "C"], "answer": i % 3} for i in range(10)]
+    trainer = make_trainer(str(tmp_path / "model"), Dataset.from_list(short), max_length=256)
+    long = load_questions(shared_data / "arc_easy_train.parquet", limit=12, seed=0)
+    assert_measured(trainer, long)
+    encoded = trainer._prepare_dataset(long, trainer.processing_class, trainer.args, False, None, "eval")
+    trainer.args.max_length = max(map(len, encoded["input_ids"])) - 1
+    again = trainer._prepare_dataset(encoded, trainer.processing_class, trainer.args, False, None, "eval")
+    assert again["input_ids"] == encoded["input_ids"]  # what is encoded stays whole
+
+
+def test_texts_alone_may_be_evaluated(model, world, questions, make_trainer):
+    trainer = make_trainer(model, questions, eval_dataset={"mcq": questions, "text": world.pretraining_statements(8)})
+    metrics = trainer.evaluate()
+    assert "eval_mcq_ece" in metrics and "eval_text_loss" in metrics and "eval_text_ece" not in metrics
+
+
+def test_the_e_step_keeps_its_workers_to_itself(model, questions, make_trainer):
+    settings = {"dataloader_persistent_workers": True, "dataloader_num_workers": 1}
+    trainer = make_trainer(model, questions, eval_dataset=questions, **settings)
+    trainer.e_step()
+    assert trainer.evaluate()["eval_n"] == len(questions)
+
+
+def test_the_e_step_moves_no_random_state(model, questions, make_trainer):
+    trainer = make_trainer(model, questions)
+    before = torch.get_rng_state()
+    trainer.e_step()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(OPTION_COLUMNS) <= set(trainer.estep_dataset.column_names)
