@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -136,7 +137,11 @@ def _log_normalizer(lm_head: nn.Module, hidden_states: torch.Tensor, transform: 
         # Called as a module, so that the hooks of ZeRO-3 and FSDP bring its weight.
         return transform(lm_head(chunk).float()).logsumexp(-1)
 
-    chunks = hidden_states.split(_CHUNK_SIZE)
+    count = torch.tensor(max(1, math.ceil(len(hidden_states) / _CHUNK_SIZE)), device=hidden_states.device)
+    if hasattr(lm_head.weight, "ds_id"):
+        # ZeRO-3 brings the weight at every call, all processes together: they must call equally often.
+        torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
+    chunks = hidden_states.tensor_split(count.item())
     if len(chunks) > 1 and torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_normalizer, chunk, use_reentrant=False) for chunk in chunks])
     return torch.cat([chunk_normalizer(chunk) for chunk in chunks])
@@ -178,14 +183,20 @@ def unwrap_causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     The transformers model inside a PEFT model, adapters in place; any other model as it is.
 
     Raises:
-        `TypeError`: if the model has no output embeddings, or is a prompt-learning PEFT model, whose virtual tokens shift
-            every position.
+        `TypeError`: if the model has no output embeddings, an adapter on them (single rows of the head are read, which
+            it would miss), or is a prompt-learning PEFT model, whose virtual tokens shift every position.
     """
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise TypeError("Prompt-learning adapters shift every position; use LoRA or another weight adapter.")
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if model.get_output_embeddings() is None:
+    head = model.get_output_embeddings()
+    if head is None:
         raise TypeError(f"{type(model).__name__} has no output embeddings: it is not a causal language model.")
+    if "base_layer" in dict(head.named_children()):
+        raise TypeError(
+            f"{type(model).__name__} has an adapter on its output embeddings, which option scoring would miss. Merge it "
+            "into the model first: `model.merge_and_unload().save_pretrained(...)`."
+        )
     return model
 
 

@@ -104,7 +104,8 @@ class OptionEncoder:
         if self.prompt_format.scoring == "letter":
             self._check_letters(candidates, options)
         answer = row["answer"]
-        longest = len(context) + max(map(len, options))
+        ending = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if likelihood and suffix else []
+        longest = len(context) + max(*map(len, options), len(options[answer]) + len(ending))
         if self.max_length is not None and longest > self.max_length:
             raise QuestionTooLongError(
                 f"Question {row.get('id', row['question'][:60])!r} needs {longest} tokens with its longest option, "
@@ -117,7 +118,6 @@ class OptionEncoder:
         starts = [None] * len(options)
         if likelihood is not None:
             starts[answer] = len(context)
-            ending = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
             completion = options[answer] + ending
             features["input_ids"] += completion
             segments += [1] * len(completion)

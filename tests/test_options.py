@@ -85,6 +85,30 @@ def test_training_rows_keep_the_likelihood_and_add_the_options(tiny_tokenizers, 
             assert tokenizer.decode(answer).strip() == text + "<|im_end|>"
 
 
+def test_the_end_of_the_answer_counts_in_its_length(tiny_tokenizers):
+    """Where it is trained it stands at a position of its own, which a model without it does not have."""
+    prompt_format = PromptFormat(scoring="text")
+    whole = len(
+        OptionEncoder(tiny_tokenizers["gpt2"], prompt_format).encode(QUESTIONS[0], False, "completion")["input_ids"]
+    )
+    row = {**QUESTIONS[0], "choices": [QUESTIONS[0]["choices"][QUESTIONS[0]["answer"]], "?"], "answer": 0}
+    encoder = OptionEncoder(tiny_tokenizers["gpt2"], prompt_format, max_length=whole - 1)
+    encoder.encode(row)
+    with pytest.raises(QuestionTooLongError, match=f"needs {whole} tokens"):
+        encoder.encode(row, likelihood="completion")
+
+
+def test_an_adapter_on_the_head_is_refused(tiny_tokenizers, tiny_llama):
+    model = get_peft_model(tiny_llama(tiny_tokenizers["gpt2"]), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(TypeError, match="merge_and_unload"):
+        OptionHead(model)
+    OptionHead(
+        get_peft_model(
+            tiny_llama(tiny_tokenizers["gpt2"]), LoraConfig(modules_to_save=["lm_head"], target_modules=["q_proj"])
+        )
+    )
+
+
 def test_gradients_of_one_pass_are_those_of_one_by_one(tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["gpt2"]
     prompt_format = PromptFormat(scoring="text")
