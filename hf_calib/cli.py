@@ -57,6 +57,11 @@ class EvaluateArguments:
     n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
     n_bootstrap: int = field(default=1000, metadata={"help": "Bootstrap resamples of the interval."})
 
+    def __post_init__(self):
+        for name in ("batch_size", "n_bins"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
 
 @dataclass
 class QuickstartArguments:
@@ -79,7 +84,7 @@ examples:
       --config recipes/smollm2-135m/rcft.yaml --model_name_or_path ./my-dpo-model \\
       --dataset_name questions.parquet --output_dir my-calibrated-model
 
-A recipe is a YAML file of the arguments below; what stands on the command line wins. A key that no argument bears is an
+A recipe is a YAML file of the arguments above; what stands on the command line wins. A key that no argument bears is an
 error. `trainer: calibrated_sft` (the default) takes option questions; `sft` and `dpo` are TRL's own trainers.
 """,
     "evaluate": """\
@@ -244,13 +249,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = _COMMANDS[command][0](argv[1:])
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, OSError, ImportError, yaml.YAMLError) as error:
         print(f"hf-calib {argv[0]}: {error}", file=sys.stderr)
         return 2
     try:
         work()
     except KeyboardInterrupt:
-        print(f"hf-calib {command}: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        again = "the same command with --resume_from_checkpoint true" if command == "train" else "the same command"
+        print(f"hf-calib {command}: interrupted; {again} goes on from what is saved", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"hf-calib {command}: {error}", file=sys.stderr)

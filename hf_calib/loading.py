@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .option_head import unwrap_causal_lm
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +40,8 @@ def load_model(
         `tuple`: model, in evaluation mode, and tokenizer.
 
     Raises:
-        `OSError`: if there is no such model. `ValueError`: if it is no causal language model.
+        `OSError`: if there is no such model. `ValueError`: if it is no causal language model. `TypeError`: see
+            [`~hf_calib.option_head.unwrap_causal_lm`].
     """
     from accelerate import PartialState
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,4 +61,7 @@ def load_model(
         attn_implementation=attn_implementation,
         **options,
     )
-    return model.to(PartialState().device).eval(), tokenizer
+    unwrap_causal_lm(model)  # refuses what cannot be scored
+    # Without an accelerator, processes find each other only if told that they run on CPUs.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return model.to(state.device).eval(), tokenizer

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from hf_calib.cli import main
+from hf_calib.data.mcq import load_questions
 from hf_calib.data.world import World
 from hf_calib.paths import recipe_path
 from hf_calib.predict import OptionPredictions
@@ -77,6 +79,52 @@ def test_two_processes_train_as_one(world_dir, one_process, config):
         np.testing.assert_allclose(weights[name].float().numpy(), weight.numpy(), atol=2e-3, err_msg=name)
 
 
+def test_zero3_with_options_of_every_length(tmp_path, tiny_tokenizers, tiny_llama, shared_data):
+    """Each process reads its options at another number of positions; they still call the sharded head equally often."""
+    pytest.importorskip("deepspeed")
+    tiny_llama(tiny_tokenizers["qwen"]).save_pretrained(tmp_path / "model")
+    tiny_tokenizers["qwen"].save_pretrained(tmp_path / "model")
+    load_questions(shared_data / "arc_easy_train.parquet", limit=16, seed=0).to_parquet(tmp_path / "train.parquet")
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, hf_calib.option_head\nfrom hf_calib.cli import main\n"
+        "hf_calib.option_head._CHUNK_SIZE = 4\nsys.exit(main(['train', *sys.argv[1:]]))\n"
+    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command += [str(recipe_path("accelerate_configs/deepspeed_zero3.yaml")), str(script), "--scoring", "text"]
+    command += ["--model_name_or_path", str(tmp_path / "model"), "--dataset_name", str(tmp_path / "train.parquet")]
+    command += ["--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "2", "--max_steps", "2"]
+    command += ["--report_to", "none", "--save_strategy", "no"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_two_processes_evaluate_together(world_dir, tmp_path):
+    call = ["evaluate", "--model", str(world_dir / "model"), "--dataset", str(world_dir / "test.parquet")]
+    call += ["--scoring", "text", "--output_dir", str(tmp_path), "--n_bootstrap", "50"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command += [str(recipe_path("accelerate_configs/ddp.yaml")), "--module", "hf_calib.cli", *call]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("conf-ECE") == 1 and json.loads((tmp_path / "results.json").read_text())["n"] == 101
+
+
+def test_train_resumes_and_mixes_in_texts(world_dir, tmp_path):
+    """As a person would type it; the texts have an `id` of another type than the questions'."""
+    texts = World().pretraining_statements(20)
+    texts.add_column("id", list(range(20))).to_parquet(tmp_path / "texts.parquet")
+    call = ["train", "--config", str(world_dir / "recipe.yaml"), "--dataset_name", str(world_dir / "train.parquet")]
+    call += ["--text_dataset_name", str(tmp_path / "texts.parquet"), "--output_dir", str(tmp_path / "out")]
+    call += ["--save_strategy", "steps", "--save_steps", "2"]
+    assert main([*call, "--max_steps", "2"]) == 0
+    assert main([*call, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3]
+
+
 def test_evaluate_writes_what_it_says(world_dir, capsys):
     call = ["evaluate", "--model", str(world_dir / "model"), "--dataset", str(world_dir / "test.parquet")]
     call += ["--scoring", "text", "--output_dir", str(world_dir / "evaluation"), "--n_bootstrap", "50"]
@@ -104,6 +152,10 @@ def test_evaluate_writes_what_it_says(world_dir, capsys):
         (["train", "--config", "{recipe}", "--lambda_ece", "-1", "--output_dir", "{tmp}"], "lambda_ece"),
         (["train", "--config", "{recipe}", "--dataset_name", "{train}", "--output_dir", "/proc/out"], "/proc/out"),
         (["train", "--config", "{recipe}", "--dataset_name", "{train}", "--output_dir", "{tmp}", "--packing", "true"], "packing"),
+        (["train", "--config", "{recipe}", "--dataset_name", "{train}", "--output_dir", "{tmp}", "--eval_strategy", "epoch"], "eval_dataset_name"),
+        (["train", "--config", "{recipe}", "--dataset_name", "{train}", "--output_dir", "{tmp}", "--model_name_or_path", "{adapter}"], "merge_and_unload"),
+        (["evaluate", "--model", "{adapter}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "merge_and_unload"),
+        (["evaluate", "--model", "{recipe}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--n_bins", "0"], "n_bins"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "no saved model"),
         (["evaluate", "--dataset", "{train}"], "--model"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{columns}", "--output_dir", "{tmp}/out"], "stem"),
@@ -114,6 +166,14 @@ def test_evaluate_writes_what_it_says(world_dir, capsys):
 def test_wrong_calls_are_named_and_leave_with_two(world_dir, tmp_path, capsys, call, named):
     places = {"recipe": world_dir / "recipe.yaml", "train": world_dir / "train.parquet", "tmp": tmp_path}
     places |= {"typo": tmp_path / "typo.yaml", "columns": tmp_path / "columns.csv"}
+    places["adapter"] = tmp_path / "adapter"
+    if "{adapter}" in call:
+        model = World().model()
+        get_peft_model(model, LoraConfig(target_modules=["q_proj", "lm_head"])).save_pretrained(places["adapter"])
+        config = json.loads((places["adapter"] / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(world_dir / "model")
+        (places["adapter"] / "adapter_config.json").write_text(json.dumps(config))
+        World().tokenizer().save_pretrained(places["adapter"])
     places["typo"].write_text(yaml.safe_dump({"output_dir": "x", "lamda_ece": 1.0}))
     places["columns"].write_text("stem,answer\nIs it?,0\n")
     assert main([part.format(**places) for part in call]) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 from transformers import AutoTokenizer, Trainer
+from transformers.utils import find_adapter_config_file
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -21,6 +22,7 @@ from trl import (
 from ..data.mcq import FILE_BUILDERS, load_questions
 from ..report import check_output_dir
 from .config import CalibratedSFTConfig
+from .data import TEXT_COLUMNS
 from .sft import CalibratedSFTTrainer
 
 
@@ -106,6 +108,9 @@ def build_trainer(
             "dataset_name is missing: name a parquet, jsonl or csv file, a folder, or a data set of the Hub."
         )
     check_output_dir(training_args.output_dir)
+    if str(training_args.resume_from_checkpoint).lower() in ("true", "false"):
+        # On the command line the argument is text.
+        training_args.resume_from_checkpoint = str(training_args.resume_from_checkpoint).lower() == "true"
     _, trainer_class, questions = TRAINERS[script_args.trainer]
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
@@ -123,9 +128,17 @@ def build_trainer(
     )
     if script_args.text_dataset_name:
         texts = load_examples(script_args.text_dataset_name, None, "train")
+        if questions:
+            # Their other columns (ids, say) need not be of the same type as the questions'.
+            texts = texts.select_columns([name for name in TEXT_COLUMNS if name in texts.column_names])
         train_dataset = concatenate_datasets([train_dataset, texts])
     eval_dataset = None
     if script_args.eval_dataset_name or training_args.eval_strategy != "no":
+        if not script_args.eval_dataset_name and Path(script_args.dataset_name).is_file():
+            raise ValueError(
+                f"eval_strategy={training_args.eval_strategy.value!r} wants evaluation data, but dataset_name is a single "
+                "file, the training data: name another file with eval_dataset_name."
+            )
         eval_dataset = load(
             script_args.eval_dataset_name or script_args.dataset_name,
             None if script_args.eval_dataset_name else script_args.dataset_config,
@@ -133,20 +146,26 @@ def build_trainer(
             script_args.num_eval_examples,
         )
 
+    model, revision = model_args.model_name_or_path, model_args.model_revision
+    if find_adapter_config_file(model, revision=revision) is not None:
+        raise ValueError(
+            f"{model} is an adapter, not a model: merge it into its base model first "
+            "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)`)."
+        )
     training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
+        "revision": revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
     return trainer_class(
-        model=model_args.model_name_or_path,
+        model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=AutoTokenizer.from_pretrained(
-            model_args.model_name_or_path,
-            revision=model_args.model_revision,
+            model,
+            revision=revision,
             trust_remote_code=training_args.trust_remote_code,
         ),
         quantization_config=get_quantization_config(model_args),
