@@ -264,12 +264,11 @@ class OptionHead:
                 "option_index": option_index,
                 "option_mask": option_mask,
             }
+            mask = kwargs["attention_mask"]
             if option_segments is not None:
                 batch["option_segments"] = option_segments
-                kwargs["attention_mask"] = branch_attention_mask(
-                    kwargs["attention_mask"], option_segments, self.config._attn_implementation, self.dtype
-                )
-            with head._last_hidden_state() as kept:
+                mask = branch_attention_mask(mask, option_segments, self.config._attn_implementation, self.dtype)
+            with head._last_hidden_state(mask) as kept:
                 if options_only:
                     kwargs.pop("labels", None)
                     self.base_model(*args, **{**kwargs, "use_cache": False})
@@ -295,12 +294,17 @@ class OptionHead:
         self.model.forward = types.MethodType(forward, self.model)
 
     @contextmanager
-    def _last_hidden_state(self):
-        kept = []
-        handle = self.model.base_model.register_forward_hook(
-            lambda module, args, outputs: kept.append(outputs.last_hidden_state)
-        )
+    def _last_hidden_state(self, attention_mask: torch.Tensor):
+        """What the backbone gives under a mask that it alone sees: a load-balancing loss over experts wants the plain one."""
+        kept, backbone = [], self.model.base_model
+        handles = [
+            backbone.register_forward_pre_hook(
+                lambda module, args, kwargs: (args, {**kwargs, "attention_mask": attention_mask}), with_kwargs=True
+            ),
+            backbone.register_forward_hook(lambda module, args, outputs: kept.append(outputs.last_hidden_state)),
+        ]
         try:
             yield kept
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
 from hf_calib.data.mcq import PromptFormat, load_questions
@@ -114,6 +115,19 @@ def test_a_later_data_set_may_have_longer_options(make_trainer, tiny_tokenizers,
     trainer.args.max_length = max(map(len, encoded["input_ids"])) - 1
     again = trainer._prepare_dataset(encoded, trainer.processing_class, trainer.args, False, None, "eval")
     assert again["input_ids"] == encoded["input_ids"]  # what is encoded stays whole
+
+
+def test_experts_are_balanced_over_branches(make_trainer, tiny_tokenizers, shared_data, tmp_path):
+    """The auxiliary loss of a mixture of experts reads the attention mask, which is not the one of the branches."""
+    tokenizer = tiny_tokenizers["qwen"]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_local_experts": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    MixtralForCausalLM(MixtralConfig(vocab_size=len(tokenizer), **sizes, **heads)).save_pretrained(tmp_path / "moe")
+    tokenizer.save_pretrained(tmp_path / "moe")
+    dataset = load_questions(shared_data / "arc_easy_train.parquet", limit=10, seed=0)
+    trainer = make_trainer(str(tmp_path / "moe"), dataset, max_steps=1, logging_steps=1, per_device_train_batch_size=2)
+    trainer.train()
+    assert any(entry.get("aux_loss", 0) > 0 and "em_ece" in entry for entry in trainer.state.log_history)
 
 
 def test_texts_alone_may_be_evaluated(model, world, questions, make_trainer):
