@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "the same command with --resume_from_checkpoint true" if command == "train" else "the same command"
         print(f"hf-calib {command}: interrupted; {again} goes on from what is saved", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"hf-calib {command}: {error}", file=sys.stderr)
         return 1
     except Exception:

@@ -125,6 +125,18 @@ def test_train_resumes_and_mixes_in_texts(world_dir, tmp_path):
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3]
 
 
+def test_a_model_that_holds_nan_is_said_so(world_dir, tmp_path, capsys):
+    model = World().model()
+    model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    World().tokenizer().save_pretrained(tmp_path / "nan")
+    call = ["train", "--config", str(world_dir / "recipe.yaml"), "--model_name_or_path", str(tmp_path / "nan")]
+    call += ["--dataset_name", str(world_dir / "train.parquet"), "--output_dir", str(tmp_path / "out")]
+    assert main(call) == 1
+    error = capsys.readouterr().err
+    assert "NaN" in error and "Traceback" not in error
+
+
 def test_evaluate_writes_what_it_says(world_dir, capsys):
     call = ["evaluate", "--model", str(world_dir / "model"), "--dataset", str(world_dir / "test.parquet")]
     call += ["--scoring", "text", "--output_dir", str(world_dir / "evaluation"), "--n_bootstrap", "50"]
