@@ -161,6 +161,7 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
     (args,) = _parser("evaluate", EvaluateArguments).parse_args_and_config(argv)
     from .data.mcq import PromptFormat, load_questions
     from .loading import load_model
+    from .options import OptionEncoder
     from .predict import predict_options
     from .report import check_output_dir, evaluation_results, print_table, write_evaluation
 
@@ -176,6 +177,9 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
     )
+
+    # Letters that are no tokens of their own show at the first question: a wrong call, not a failure while working.
+    OptionEncoder(tokenizer, prompt_format).encode(questions[0])
 
     def evaluate() -> None:
         from accelerate import PartialState
@@ -248,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = parser.parse_args(argv[:1]).command
         work = _COMMANDS[command][0](argv[1:])
     except SystemExit as stop:  # argparse has said why
-        return int(stop.code or 0)
+        return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
     except (ValueError, TypeError, OSError, ImportError, yaml.YAMLError) as error:
         print(f"hf-calib {argv[0]}: {error}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from datasets import Dataset
 from rich.console import Console
 
+from . import __version__
 from .data.mcq import PromptFormat, load_questions
 from .data.world import World, WorldConfig
 from .loading import load_model
@@ -113,7 +114,7 @@ def run_quickstart(output_dir: Path, seed: int = 0, num_test_questions: int = 10
     make_world(output_dir / "world", seed, num_test_questions)
     test = load_questions(output_dir / "world" / "test.parquet")
     train = load_questions(output_dir / "world" / "train.parquet")
-    digests = {"untrained": f"world-{seed}"}
+    digests = {"untrained": f"{__version__}-{seed}-{NUM_STATEMENTS}-{NUM_PAIRS}-{NUM_TRAIN_QUESTIONS}"}
     stages, predictions = [], {}
     for stage in STAGES:
         digests[stage.name] = _recipe_digest(stage, seed, digests[stage.parent])

@@ -23,7 +23,16 @@ def run(*command):
 def test_smollm2_from_end_to_end(smollm2, shared_data, tmp_path, scoring, recipe):
     questions = ["--dataset", str(shared_data / "arc_easy_test.parquet"), "--limit", "12", "--n_bootstrap", "50"]
     settings = ["--scoring", scoring, "--use_chat_template", "false"]
-    run("hf_calib.cli", "evaluate", "--model", str(smollm2), *questions, *settings, "--output_dir", str(tmp_path / "before"))
+    run(
+        "hf_calib.cli",
+        "evaluate",
+        "--model",
+        str(smollm2),
+        *questions,
+        *settings,
+        "--output_dir",
+        str(tmp_path / "before"),
+    )
     # The recipe for the Hub's names, with each of them replaced by what is here.
     command = ["--config_file", str(recipe_path("accelerate_configs/cpu.yaml")), str(recipe_path("train.py"))]
     command += ["--config", str(recipe_path(f"smollm2-135m/{recipe}")), "--model_name_or_path", str(smollm2)]

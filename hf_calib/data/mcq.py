@@ -42,6 +42,34 @@ logger = logging.getLogger(__name__)
 FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 
 
+def load_rows(
+    path: str | Path, name: str | None = None, split: str | None = None, revision: str | None = None
+) -> Dataset:
+    """Loads rows of any columns, as they are, from a file, a folder or the Hub; arguments as in [`load_questions`]."""
+    local = Path(path).expanduser()
+    builder = FILE_BUILDERS.get(local.suffix.lower())
+    if local.is_file() or (builder and not local.exists()):
+        if builder is None:
+            raise ValueError(f"{path}: unknown file type '{local.suffix}'; use one of {', '.join(FILE_BUILDERS)}")
+        if not local.exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        options = {"sep": "\t"} if local.suffix.lower() == ".tsv" else {}
+        # A file is one split: it is called what the caller calls it, so that slices work.
+        data_files = {(split or "train").partition("[")[0]: str(local)}
+        loaded = load_dataset(builder, data_files=data_files, split=split or "train", **options)
+    elif local.is_dir() and any((local / marker).exists() for marker in ("state.json", "dataset_dict.json")):
+        loaded = load_from_disk(str(local))
+    else:
+        loaded = load_dataset(str(local if local.is_dir() else path), name, split=split, revision=revision)
+    if isinstance(loaded, DatasetDict):
+        if split is None and len(loaded) == 1:
+            split = next(iter(loaded))
+        if split not in loaded:
+            raise ValueError(f"{path}: choose `split` among {', '.join(loaded)} (got {split!r})")
+        loaded = loaded[split]
+    return loaded
+
+
 def load_questions(
     path: str | Path,
     name: str | None = None,
@@ -79,27 +107,7 @@ def load_questions(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} leaves no questions; pass a positive number or None")
-    local = Path(path).expanduser()
-    builder = FILE_BUILDERS.get(local.suffix.lower())
-    if local.is_file() or (builder and not local.exists()):
-        if builder is None:
-            raise ValueError(f"{path}: unknown file type '{local.suffix}'; use one of {', '.join(FILE_BUILDERS)}")
-        if not local.exists():
-            raise FileNotFoundError(f"{path}: no such file")
-        options = {"sep": "\t"} if local.suffix.lower() == ".tsv" else {}
-        # A file is one split: it is called what the caller calls it, so that slices work.
-        data_files = {(split or "train").partition("[")[0]: str(local)}
-        loaded = load_dataset(builder, data_files=data_files, split=split or "train", **options)
-    elif local.is_dir() and any((local / marker).exists() for marker in ("state.json", "dataset_dict.json")):
-        loaded = load_from_disk(str(local))
-    else:
-        loaded = load_dataset(str(local if local.is_dir() else path), name, split=split, revision=revision)
-    if isinstance(loaded, DatasetDict):
-        if split is None and len(loaded) == 1:
-            split = next(iter(loaded))
-        if split not in loaded:
-            raise ValueError(f"{path}: choose `split` among {', '.join(loaded)} (got {split!r})")
-        loaded = loaded[split]
+    loaded = load_rows(path, name, split, revision)
     source = str(path) + "".join(f" ({part})" for part in (name, split) if part)
     questions = adapt_questions(loaded, adapter, drop_invalid, source)
     if seed is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, Trainer
 from transformers.utils import find_adapter_config_file
 from trl import (
@@ -19,7 +19,7 @@ from trl import (
     get_quantization_config,
 )
 
-from ..data.mcq import FILE_BUILDERS, load_questions
+from ..data.mcq import load_questions, load_rows
 from ..report import check_output_dir
 from .config import CalibratedSFTConfig
 from .data import TEXT_COLUMNS
@@ -71,16 +71,6 @@ class TrainArguments(ScriptArguments):
     drop_invalid: bool = field(default=False, metadata={"help": "Leave out malformed questions instead of stopping."})
 
 
-def load_examples(name: str, config: str | None, split: str) -> Dataset:
-    """Rows as they are, from a local file or the Hub."""
-    path = Path(name)
-    if path.suffix in FILE_BUILDERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
-        return load_dataset(FILE_BUILDERS[path.suffix], data_files=str(path), split="train")
-    return load_dataset(name, config, split=split)
-
-
 def build_trainer(
     script_args: TrainArguments, training_args: SFTConfig | DPOConfig, model_args: ModelConfig
 ) -> Trainer:
@@ -117,7 +107,7 @@ def build_trainer(
     def load(name: str, config: str | None, split: str, limit: int | None) -> Dataset:
         if questions:
             return load_questions(name, config, split, limit=limit, seed=seed, drop_invalid=script_args.drop_invalid)
-        dataset = load_examples(name, config, split)
+        dataset = load_rows(name, config, split)
         return dataset if limit is None else dataset.shuffle(seed=seed).select(range(min(limit, len(dataset))))
 
     train_dataset = load(
@@ -127,7 +117,7 @@ def build_trainer(
         script_args.num_train_examples,
     )
     if script_args.text_dataset_name:
-        texts = load_examples(script_args.text_dataset_name, None, "train")
+        texts = load_rows(script_args.text_dataset_name, None, "train")
         if questions:
             # Their other columns (ids, say) need not be of the same type as the questions'.
             texts = texts.select_columns([name for name in TEXT_COLUMNS if name in texts.column_names])

@@ -99,6 +99,7 @@ class CalibratedSFTTrainer(SFTTrainer):
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
         # Filled in while the data sets are encoded: every batch, on every process, then has the same columns.
         self._option_shape = {"max_options": 0, "branched": False}
+        self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, "train" perhaps among them
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.option_head = OptionHead(self.model, args.option_normalization, gather=maybe_gather_lm_head_ctx)
         self.calibrator = EMCalibrator(args.em_estimator, args.em_n_bins, args.em_pseudo_count)
@@ -157,15 +158,16 @@ class CalibratedSFTTrainer(SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if isinstance(dataset, Dataset) and "num_options" in dataset.column_names:
             return dataset  # encoded already; TRL's truncation would cut its branches off
+        training, self._train_prepared = not self._train_prepared, True
         if not isinstance(dataset, Dataset) or "choices" not in dataset.column_names:
-            if dataset_name == "train" and self._regularised:
+            if training and self._regularised:
                 raise ValueError(f"The training set has no column 'choices'; its columns are {dataset.column_names}.")
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         questions, texts = split_rows(dataset)
         prepared = []
         if len(questions):
             # A pure likelihood needs the right option alone; evaluation and the losses over options need all of them.
-            branches = dataset_name != "train" or self._trains_options
+            branches = not training or self._trains_options
             likelihood = None if dataset_name == "E-step" else args.likelihood
             prompt_format = PromptFormat(
                 args.scoring, args.prompt_template, args.use_chat_template, args.system_prompt
@@ -187,19 +189,22 @@ class CalibratedSFTTrainer(SFTTrainer):
                 super()._prepare_dataset(texts, processing_class, args, packing, formatting_func, dataset_name)
             )
         prepared = concatenate_datasets(prepared) if len(prepared) > 1 else prepared[0]
-        return prepared.shuffle(seed=args.seed) if args.shuffle_dataset and dataset_name == "train" else prepared
+        return prepared.shuffle(seed=args.seed) if args.shuffle_dataset and training else prepared
 
     def _check_branches(self) -> None:
         """Refuse, before any training, an architecture that scores an option otherwise when the others stand beside it."""
         if is_deepspeed_zero3_enabled():
             return  # the parameters are spread already, and only the engine brings them together
-        features = self.estep_dataset if self._regularised else self.eval_dataset
-        if features is None or isinstance(features, dict):
-            return
+        datasets = [self.train_dataset, self.estep_dataset]
+        datasets += self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        rows = [
+            row for dataset in datasets if dataset is not None for row in dataset.select(range(min(len(dataset), 32)))
+        ]
+        features = [row for row in rows if row.get("num_options")]
         scorer = OptionScorer(self.model, self._tokenizer, self.args.option_normalization)
         training = self.model.training
         self.model.eval()
-        scorer.check_branches(features.select(range(min(len(features), 32))))
+        scorer.check_branches(features)
         self.model.train(training)
         if not scorer.branches:
             raise ValueError(
@@ -291,7 +296,7 @@ class CalibratedSFTTrainer(SFTTrainer):
             count = sum((b["option_label"] != IGNORE_INDEX).sum() for b in batch_samples if "option_label" in b)
             count = torch.as_tensor(count, device=device)
             if self.args.average_tokens_across_devices:
-                count = self.accelerator.gather(count).sum()
+                count = self.accelerator.gather(count).sum() // self.get_tp_size()
             self._num_questions = count.clamp(min=1)
         return batch_samples, num_items
 

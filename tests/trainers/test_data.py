@@ -131,9 +131,11 @@ def test_experts_are_balanced_over_branches(make_trainer, tiny_tokenizers, share
 
 
 def test_texts_alone_may_be_evaluated(model, world, questions, make_trainer):
-    trainer = make_trainer(model, questions, eval_dataset={"mcq": questions, "text": world.pretraining_statements(8)})
+    trainer = make_trainer(
+        model, questions, eval_dataset={"train": questions, "text": world.pretraining_statements(8)}
+    )
     metrics = trainer.evaluate()
-    assert "eval_mcq_ece" in metrics and "eval_text_loss" in metrics and "eval_text_ece" not in metrics
+    assert "eval_train_ece" in metrics and "eval_text_loss" in metrics and "eval_text_ece" not in metrics
 
 
 def test_the_e_step_keeps_its_workers_to_itself(model, questions, make_trainer):

@@ -1,0 +1,98 @@
+"""The main job on SmolLM2-135M-Instruct and ARC-Easy: as it is, temperature scaling, TS-IR, CFT and RCFT on the same labels.
+
+    python benchmarks/smollm2.py --scoring text --output_dir smollm2-text
+    python benchmarks/smollm2.py --scoring letter --output_dir smollm2-letter
+
+    # with a local model folder and local parquet files
+    python benchmarks/smollm2.py --scoring text --output_dir smollm2-text --model ./smollm2 \\
+        --train arc_easy_train.parquet --test arc_easy_test.parquet
+
+Everything goes through the recipes of recipes/smollm2-135m and is kept: a run that was cut off goes on where it stopped. Writes
+report.md, results.json and the reliability diagrams; prints a table and, last, one line of JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from hf_calib import load_questions, predict_options
+from hf_calib.data.mcq import PromptFormat
+from hf_calib.loading import load_model
+from hf_calib.paths import recipe_path
+from hf_calib.posthoc import TemperatureIsotonic, TemperatureScaling
+from hf_calib.report import evaluation_results, print_table, write_stage_report
+
+
+RECIPES = {"text": ("cft", "rcft"), "letter": ("letter_cft", "letter_rcft")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scoring", choices=RECIPES, default="text")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--train", default="allenai/ai2_arc", help="training questions: file or data set (ARC-Easy)")
+    parser.add_argument("--test", default="allenai/ai2_arc", help="test questions")
+    parser.add_argument("--num_test_questions", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="draws the training questions, and seeds the training")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    recipe = yaml.safe_load(recipe_path(f"smollm2-135m/{RECIPES[args.scoring][1]}.yaml").read_text())
+
+    def questions(name: str, split: str, limit: int, seed: int):
+        config = None if Path(name).suffix else recipe["dataset_config"]
+        return load_questions(name, config, split, limit=limit, seed=seed)
+
+    test = questions(args.test, "test", args.num_test_questions, seed=0)
+    train = questions(args.train, "train", recipe["num_train_examples"], args.seed)
+
+    def predict(folder: str, asked, normalization: str, name: str):
+        model, tokenizer = load_model(folder, dtype="float32")
+        return predict_options(
+            model,
+            tokenizer,
+            asked,
+            prompt_format=PromptFormat(args.scoring, chat_template=recipe["use_chat_template"]),
+            normalization=normalization,
+            output_path=args.output_dir / f"{name}.npz",
+        )
+
+    normalization = recipe.get("option_normalization", "sum")
+    predictions = {}
+    if normalization != "sum":
+        predictions["as it is (sum)"] = predict(args.model, test, "sum", "sum")
+    label = "as it is" if normalization == "sum" else f"as it is ({normalization})"
+    predictions[label] = predict(args.model, test, normalization, "as-it-is")
+    labelled = predict(args.model, train, normalization, "train")
+    for name, calibrator in {"TS": TemperatureScaling(), "TS-IR": TemperatureIsotonic()}.items():
+        fitted = calibrator.fit(labelled.option_logits, labelled.labels)
+        predictions[name] = predictions[label].recalibrated(fitted)
+    for name in RECIPES[args.scoring]:
+        folder = args.output_dir / name
+        if not (folder / "trainer_state.json").exists():
+            command = [sys.executable, "-m", "accelerate.commands.launch"]
+            command += ["--config_file", str(recipe_path("accelerate_configs/cpu.yaml")), str(recipe_path("train.py"))]
+            command += ["--config", str(recipe_path(f"smollm2-135m/{name}.yaml")), "--model_name_or_path", args.model]
+            command += ["--dataset_name", args.train, "--seed", str(args.seed), "--output_dir", str(folder)]
+            subprocess.run(command, check=True)
+        row = name.removeprefix("letter_").upper()
+        predictions[row] = predict(str(folder), test, normalization, name)
+
+    stages = [{"stage": name, **evaluation_results(p)} for name, p in predictions.items()]
+    title = f"SmolLM2-135M-Instruct on ARC-Easy, {args.scoring} mode"
+    notes = (
+        f"{len(test)} test questions; {len(train)} labelled training questions (seed {args.seed}) for every method: RCFT "
+        f"holds {recipe['em_holdout_fraction']:.0%} of them out for its E-step."
+    )
+    write_stage_report(args.output_dir, stages, predictions, title, notes)
+    print_table(stages, title)
+    print(json.dumps({f"{stage['stage']} ece": round(stage["ece"], 4) for stage in stages}))
+
+
+if __name__ == "__main__":
+    main()
