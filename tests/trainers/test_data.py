@@ -131,9 +131,9 @@ def test_experts_are_balanced_over_branches(make_trainer, tiny_tokenizers, share
 
 
 def test_texts_alone_may_be_evaluated(model, world, questions, make_trainer):
-    trainer = make_trainer(
-        model, questions, eval_dataset={"train": questions, "text": world.pretraining_statements(8)}
-    )
+    # A set may bear the name "train" and is evaluated all the same, by a trainer that itself needs no other options.
+    eval_dataset = {"train": questions, "text": world.pretraining_statements(8)}
+    trainer = make_trainer(model, questions, objective="cft", eval_dataset=eval_dataset)
     metrics = trainer.evaluate()
     assert "eval_train_ece" in metrics and "eval_text_loss" in metrics and "eval_text_ece" not in metrics
 
