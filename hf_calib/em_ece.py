@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .binning import reliability_bins
+
 
 ESTIMATORS = ("isotonic", "bins", "equal_mass")
 
@@ -115,18 +117,14 @@ class EMCalibrator:
         return centres, isotonic_regression(values, sample_weight=mass + self.pseudo_count)
 
     def _fit_bins(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.estimator == "bins":
-            edges = np.arange(1, self.n_bins) / self.n_bins
-        else:
-            edges = np.unique(np.quantile(confidences, np.arange(1, self.n_bins) / self.n_bins))
-        # Confidence 1.0 belongs to the last bin, 0.0 to the first; an edge to the bin below it.
-        bins = np.searchsorted(edges, confidences, side="left")
-        counts = np.bincount(bins, minlength=len(edges) + 1)
+        binning = "equal_width" if self.estimator == "bins" else "equal_mass"
+        bins = reliability_bins(confidences, correct, self.n_bins, binning)
         with np.errstate(invalid="ignore"):
-            means = np.bincount(bins, confidences, minlength=len(counts)) / counts
-            accuracies = np.bincount(bins, correct, minlength=len(counts)) / counts
-            values = (counts * accuracies + self.pseudo_count * means) / (counts + self.pseudo_count)
-        return edges, np.where(counts > 0, values, np.nan)
+            # An empty bin has neither mean nor accuracy: NaN, which stands for "neutral".
+            values = (bins.counts * bins.accuracy + self.pseudo_count * bins.confidence) / (
+                bins.counts + self.pseudo_count
+            )
+        return bins.edges[1:-1], values
 
     def accuracy(self, confidences):
         """
@@ -152,7 +150,8 @@ class EMCalibrator:
                 share = ((c - x[left]) / (x[right] - x[left])).clamp(0, 1)
                 a = y[left] + share * (y[right] - y[left])
         else:
-            a = y[torch.searchsorted(x, c.contiguous())]
+            # The bins of the calibration errors: a border belongs to the bin above it, 1.0 to the last.
+            a = y[torch.searchsorted(x, c.contiguous(), right=True)]
             a = torch.where(a.isnan(), c, a)
         return a if isinstance(confidences, torch.Tensor) else a.numpy()
 

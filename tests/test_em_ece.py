@@ -88,9 +88,9 @@ def test_an_empty_bin_is_neutral(estimator):
 def test_bins_are_those_of_the_ece():
     confidences = np.array([0.5, 0.55, 0.6, 0.61, 1.0])
     probabilities = np.stack([confidences, 1 - confidences], axis=1)
-    calibrator = EMCalibrator("bins", pseudo_count=0).fit(probabilities, np.array([0, 1, 1, 0, 0]))
-    # (.5, .6] holds .55 and .6; an edge belongs to the bin below it.
-    np.testing.assert_allclose(calibrator.accuracy(np.array([0.5, 0.6, 0.61, 0.95])), [1, 0, 1, 1])
+    calibrator = EMCalibrator("bins", pseudo_count=0).fit(probabilities, np.array([0, 1, 1, 1, 0]))
+    # [.5, .6) holds .5 and .55, [.6, .7) holds .6 and .61, and 1.0 is in the last.
+    np.testing.assert_allclose(calibrator.accuracy(np.array([0.5, 0.59, 0.6, 0.61, 0.95])), [0.5, 0.5, 0, 0, 1])
 
 
 def test_isotonic_map_agrees_with_scikit_learn():
@@ -119,7 +119,7 @@ def test_the_map_finds_the_truth():
     for estimator in ESTIMATORS:
         calibrator = EMCalibrator(estimator).fit(probabilities, np.where(correct, 0, 1))
         # Within half a bin's width for the binned ones.
-        np.testing.assert_allclose(calibrator.accuracy(grid), 0.5 + (grid - 0.5) / 2, atol=0.03)
+        np.testing.assert_allclose(calibrator.accuracy(grid), 0.5 + (grid - 0.5) / 2, atol=0.035)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -18,7 +18,6 @@ EM_PRESETS = {
         "em_estep_set": "train",
         "em_refresh": "once",
         "em_loss": "brier",
-        "likelihood": "sequence",
     }
 }
 
@@ -147,6 +146,8 @@ class CalibratedSFTConfig(SFTConfig):
                 raise ValueError(f"Unknown em_preset {self.em_preset!r}; there is {', '.join(EM_PRESETS)}.")
             for name, value in EM_PRESETS[self.em_preset].items():
                 setattr(self, name, value)
+            # L_SFT2 is the likelihood of RCFT; that of CFT, L_SFT1, is the answer's.
+            self.likelihood = "sequence" if self.objective == "rcft" else "completion"
         self.likelihood = self.likelihood or "completion"
         self._check_calibration()
         super().__post_init__()
