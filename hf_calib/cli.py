@@ -73,6 +73,8 @@ class QuickstartArguments:
     resume: bool = field(default=True, metadata={"help": "Keep the stages that an earlier run finished."})
 
 
+_USAGE = {"train": "--config RECIPE.yaml", "evaluate": "--model MODEL --dataset DATASET", "quickstart": ""}
+
 _EXAMPLES = {
     "train": """\
 examples:
@@ -121,6 +123,8 @@ def _parser(command: str, dataclass_types):
     return TrlParser(
         dataclass_types,
         prog=f"hf-calib {command}",
+        # Generated, it would fill the screen: a training run has some two hundred arguments.
+        usage=f"hf-calib {command} {_USAGE[command]} [--argument value ...]",
         description=_COMMANDS[command][1],
         epilog=_EXAMPLES[command],
         formatter_class=Formatter,
