@@ -64,14 +64,15 @@ def main() -> None:
 
     normalization = recipe.get("option_normalization", "sum")
     predictions = {}
-    if normalization != "sum":
-        predictions["as it is (sum)"] = predict(args.model, test, "sum", "sum")
-    label = "as it is" if normalization == "sum" else f"as it is ({normalization})"
-    predictions[label] = predict(args.model, test, normalization, "as-it-is")
-    labelled = predict(args.model, train, normalization, "train")
-    for name, calibrator in {"TS": TemperatureScaling(), "TS-IR": TemperatureIsotonic()}.items():
-        fitted = calibrator.fit(labelled.option_logits, labelled.labels)
-        predictions[name] = predictions[label].recalibrated(fitted)
+    # The baselines may ask either way; what is trained is asked as it was trained.
+    for asked_by in dict.fromkeys(("sum", normalization)):
+        note = f" ({asked_by})" if normalization != "sum" else ""
+        as_it_is = predict(args.model, test, asked_by, f"as-it-is-{asked_by}")
+        labelled = predict(args.model, train, asked_by, f"train-{asked_by}")
+        predictions[f"as it is{note}"] = as_it_is
+        for name, calibrator in {"TS": TemperatureScaling(), "TS-IR": TemperatureIsotonic()}.items():
+            fitted = calibrator.fit(labelled.option_logits, labelled.labels)
+            predictions[f"{name}{note}"] = as_it_is.recalibrated(fitted)
     for name in RECIPES[args.scoring]:
         folder = args.output_dir / name
         if not (folder / "trainer_state.json").exists():
