@@ -7,26 +7,12 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
 from hf_calib.data.mcq import PromptFormat, load_questions
-from hf_calib.data.world import World
 from hf_calib.options import OPTION_COLUMNS
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World()
 
 
 @pytest.fixture(scope="module")
 def questions(world):
     return world.questions(40, seed=0, split="train").remove_columns("target_probabilities")
-
-
-@pytest.fixture(scope="module")
-def model(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world") / "model"
-    world.model().save_pretrained(folder)
-    world.tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
@@ -48,7 +34,7 @@ def assert_measured(trainer, dataset):
     assert trainer.evaluate(dataset)["eval_ece"] == pytest.approx(expected["ece"], abs=1e-5)
 
 
-def test_other_layouts_are_read(model, questions, make_trainer):
+def test_other_layouts_are_read(world_model, questions, make_trainer):
     labels = ["1", "2", "3", "4"]
     rows = [
         {
@@ -58,7 +44,7 @@ def test_other_layouts_are_read(model, questions, make_trainer):
         }
         for q in questions
     ]
-    read, plain = make_trainer(model, Dataset.from_list(rows)), make_trainer(model, questions)
+    read, plain = make_trainer(world_model, Dataset.from_list(rows)), make_trainer(world_model, questions)
     assert read.train_dataset["input_ids"] == plain.train_dataset["input_ids"]
     assert read.train_dataset["option_label"] == plain.train_dataset["option_label"]
 
@@ -72,34 +58,36 @@ def test_other_layouts_are_read(model, questions, make_trainer):
     ],
 )
 @pytest.mark.parametrize("objective", ["cft", "rcft"])
-def test_malformed_questions_are_named(model, questions, make_trainer, objective, spoil, named):
+def test_malformed_questions_are_named(world_model, questions, make_trainer, objective, spoil, named):
     with pytest.raises(ValueError, match=named):
-        make_trainer(model, spoil(questions), objective=objective)
+        make_trainer(world_model, spoil(questions), objective=objective)
 
 
-def test_a_whole_batch_of_questions_may_be_too_long(model, questions, make_trainer):
+def test_a_whole_batch_of_questions_may_be_too_long(world_model, questions, make_trainer):
     long = questions.map(lambda row: {"question": " ".join([row["question"]] * 20)})
-    trainer = make_trainer(model, concatenate_datasets([*[long] * 25, questions]), objective="cft", max_length=32)
+    trainer = make_trainer(
+        world_model, concatenate_datasets([*[long] * 25, questions]), objective="cft", max_length=32
+    )
     assert len(trainer.train_dataset) == len(questions)
 
 
-def test_no_question_is_longer_than_the_models_context(model, questions, make_trainer):
+def test_no_question_is_longer_than_the_models_context(world_model, questions, make_trainer):
     """TRL's default max_length is 1024, the world's model knows 64 positions."""
     long = questions.select(range(5)).map(lambda row: {"question": " ".join([row["question"]] * 20)})
-    trainer = make_trainer(model, concatenate_datasets([long, questions]), objective="cft")
+    trainer = make_trainer(world_model, concatenate_datasets([long, questions]), objective="cft")
     assert trainer.args.max_length == trainer.model.config.max_position_embeddings == 64
     assert len(trainer.train_dataset) == len(questions)
     with pytest.raises(ValueError, match="max_length=64"):
-        make_trainer(model, long)
+        make_trainer(world_model, long)
 
 
 @pytest.mark.parametrize("objective", ["cft", "rcft"])
-def test_a_later_data_set_may_have_more_options(model, questions, make_trainer, objective):
+def test_a_later_data_set_may_have_more_options(world_model, questions, make_trainer, objective):
     others = sorted({choice for row in questions for choice in row["choices"]})
     wide = questions.map(
         lambda row: {"choices": row["choices"] + [c for c in others if c not in row["choices"]][: 1 + len(row) % 3]}
     )
-    assert_measured(make_trainer(model, questions, objective=objective), wide)
+    assert_measured(make_trainer(world_model, questions, objective=objective), wide)
 
 
 def test_a_later_data_set_may_have_longer_options(make_trainer, tiny_tokenizers, tiny_llama, shared_data, tmp_path):
@@ -130,23 +118,23 @@ def test_experts_are_balanced_over_branches(make_trainer, tiny_tokenizers, share
     assert any(entry.get("aux_loss", 0) > 0 and "em_ece" in entry for entry in trainer.state.log_history)
 
 
-def test_texts_alone_may_be_evaluated(model, world, questions, make_trainer):
+def test_texts_alone_may_be_evaluated(world_model, world, questions, make_trainer):
     # A set may bear the name "train" and is evaluated all the same, by a trainer that itself needs no other options.
     eval_dataset = {"train": questions, "text": world.pretraining_statements(8)}
-    trainer = make_trainer(model, questions, objective="cft", eval_dataset=eval_dataset)
+    trainer = make_trainer(world_model, questions, objective="cft", eval_dataset=eval_dataset)
     metrics = trainer.evaluate()
     assert "eval_train_ece" in metrics and "eval_text_loss" in metrics and "eval_text_ece" not in metrics
 
 
-def test_the_e_step_keeps_its_workers_to_itself(model, questions, make_trainer):
+def test_the_e_step_keeps_its_workers_to_itself(world_model, questions, make_trainer):
     settings = {"dataloader_persistent_workers": True, "dataloader_num_workers": 1}
-    trainer = make_trainer(model, questions, eval_dataset=questions, **settings)
+    trainer = make_trainer(world_model, questions, eval_dataset=questions, **settings)
     trainer.e_step()
     assert trainer.evaluate()["eval_n"] == len(questions)
 
 
-def test_the_e_step_moves_no_random_state(model, questions, make_trainer):
-    trainer = make_trainer(model, questions)
+def test_the_e_step_moves_no_random_state(world_model, questions, make_trainer):
+    trainer = make_trainer(world_model, questions)
     before = torch.get_rng_state()
     trainer.e_step()
     assert torch.equal(torch.get_rng_state(), before)

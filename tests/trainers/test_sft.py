@@ -19,7 +19,6 @@ from hf_calib import (
     predict_options,
 )
 from hf_calib.data.mcq import PromptFormat, load_questions
-from hf_calib.data.world import World
 from hf_calib.em_ece import EMCalibrator
 
 
@@ -36,19 +35,6 @@ QUIET = {
     "scoring": "text",
     "logging_steps": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World()
-
-
-@pytest.fixture(scope="module")
-def world_model(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world") / "model"
-    world.model().save_pretrained(folder)
-    world.tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
