@@ -255,7 +255,7 @@ def em_ece_loss(
             True where there is an option. By default, where the logit is not -inf.
         loss_type (`"brier"` or `"kl"`, *optional*, defaults to `"brier"`):
             `"brier"`: the squared error ||q - t||^2 of the paper. `"kl"`: KL(t || q), whose gradient in the logits is q - t
-            and does not fade where q is saturated (derived in docs/theory.md).
+            and does not fade where q is saturated (derived in docs/method.md).
         reduction (`"mean"` or `"sum"`, *optional*, defaults to `"mean"`):
             Over the questions.
 

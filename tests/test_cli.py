@@ -54,6 +54,7 @@ def launch(world_dir, config, output_dir, *arguments):
     command += ["--config_file", str(recipe_path(f"accelerate_configs/{config}.yaml")), "--main_process_port", "0"]
     command += [str(recipe_path("train.py")), "--config", str(world_dir / "recipe.yaml")]
     command += ["--dataset_name", str(world_dir / "train.parquet"), "--output_dir", str(output_dir), *arguments]
+    command += ["--eval_strategy", "epoch", "--eval_dataset_name", str(world_dir / "test.parquet")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, cwd=output_dir.parent)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -75,6 +76,10 @@ def test_two_processes_train_as_one(world_dir, one_process, config):
         theirs = [entry[key] for entry in reference["log_history"] if key in entry]
         assert len(ours) == len(theirs) == 16
         np.testing.assert_allclose(ours, theirs, rtol=2e-2, atol=1e-3)
+    # 101 questions do not divide by two processes: each is counted once all the same.
+    ours, theirs = ([e for e in log["log_history"] if "eval_ece" in e][-1] for log in (state, reference))
+    assert ours["eval_n"] == theirs["eval_n"] == 101
+    assert ours["eval_nll"] == pytest.approx(theirs["eval_nll"], abs=2e-3)
     for name, weight in reference_weights.items():
         np.testing.assert_allclose(weights[name].float().numpy(), weight.numpy(), atol=2e-3, err_msg=name)
 
