@@ -43,7 +43,9 @@ class EvaluateArguments:
     use_chat_template: bool | None = field(
         default=None, metadata={"help": "Put questions through the chat template (default: if there is one)."}
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message, with or without a chat template."}
+    )
     batch_size: int = field(default=8, metadata={"help": "Questions of the longest kind in a forward pass."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens of a question with one option."})
     drop_too_long: bool = field(default=False, metadata={"help": "Leave out longer questions instead of stopping."})
@@ -101,8 +103,8 @@ examples:
   # on several GPUs
   accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
 
-OUTPUT_DIR then holds results.json (every measure, flat), predictions.npz (option_logits, probabilities, labels, ids) and
-reliability.png. A run that was cut off goes on where it stopped.
+OUTPUT_DIR then holds results.json (every measure, flat), predictions.npz (option_logits, probabilities, labels, ids, ...)
+and reliability.png / .svg. A run that was cut off goes on where it stopped.
 """,
     "quickstart": """\
 example:

@@ -34,12 +34,13 @@ class CalibratedSFTConfig(SFTConfig):
 
         objective (`str`, *optional*, defaults to `"rcft"`):
             `"cft"`: negative log-likelihood of the answers (L_SFT1 of Xiao et al. 2025), for calibratable models.
-            `"rcft"`: the same plus `lambda_ece` times EM-ECE (L_SFT2 + lambda L_EM-ECE).
+            `"rcft"`: the same plus `lambda_ece` times EM-ECE. The paper's likelihood here is L_SFT2, of question and
+            answer: `likelihood="sequence"`.
         lambda_ece (`float`, *optional*, defaults to `1.0`):
-            Weight of the EM-ECE term; at least 0. With 0 the likelihood alone is trained.
+            Weight of the EM-ECE term; at least 0. With 0 there is none, as with `"cft"`.
         option_loss_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the cross-entropy over the options, -log q_y, beside the likelihood of the answer's tokens; at least 0.
-            With single-token options the two ask for the same. With texts they do not: the likelihood rewards writing the
+            Weight of the cross-entropy over the options, -log q_y, beside the likelihood of the answer's tokens, with either
+            objective; at least 0. With single-token options the two ask for the same. With texts they do not: the likelihood rewards writing the
             answer, the cross-entropy rewards preferring it to the other options.
         warm_start (`bool`, *optional*, defaults to `False`):
             Begin where temperature scaling ends: the temperature fitted on the E-step questions is folded into the weights
@@ -59,7 +60,7 @@ class CalibratedSFTConfig(SFTConfig):
         use_chat_template (`bool`, *optional*):
             Whether the question goes through the chat template; by default if the tokenizer has one.
         system_prompt (`str`, *optional*):
-            System message, with a chat template.
+            System message; without a chat template it stands above the question.
 
         > Parameters that control the E-step
 
@@ -79,13 +80,14 @@ class CalibratedSFTConfig(SFTConfig):
         em_loss (`str`, *optional*, defaults to `"kl"`):
             M-step: `"kl"`, or `"brier"`, the paper's squared error; see [`em_ece_loss`].
         em_preset (`str`, *optional*):
-            `"paper"` takes the authors' setting for all of the above `em_*` fields and `likelihood`.
+            `"paper"`: the authors' setting. It overrides `likelihood` and the above `em_*` fields, all but
+            `em_holdout_fraction`, which it leaves without effect.
     """
 
     objective: str = field(
         default="rcft",
         metadata={
-            "help": "'cft': likelihood alone. 'rcft': likelihood + lambda_ece * EM-ECE.",
+            "help": "'cft': likelihood of the answers. 'rcft': likelihood + lambda_ece * EM-ECE.",
             "choices": ["cft", "rcft"],
         },
     )
@@ -117,7 +119,9 @@ class CalibratedSFTConfig(SFTConfig):
     use_chat_template: bool | None = field(
         default=None, metadata={"help": "Put questions through the chat template (default: if there is one)."}
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message, with or without a chat template."}
+    )
     em_estimator: str = field(
         default="isotonic", metadata={"help": "Estimator of the calibration map.", "choices": list(ESTIMATORS)}
     )
