@@ -40,8 +40,8 @@ class CalibratedSFTConfig(SFTConfig):
             Weight of the EM-ECE term; at least 0. With 0 there is none, as with `"cft"`.
         option_loss_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the cross-entropy over the options, -log q_y, beside the likelihood of the answer's tokens, with either
-            objective; at least 0. With single-token options the two ask for the same. With texts they do not: the likelihood rewards writing the
-            answer, the cross-entropy rewards preferring it to the other options.
+            objective; at least 0. With single-token options the two ask for the same. With texts they do not: the
+            likelihood rewards writing the answer, the cross-entropy rewards preferring it to the other options.
         warm_start (`bool`, *optional*, defaults to `False`):
             Begin where temperature scaling ends: the temperature fitted on the E-step questions is folded into the weights
             before training. For `"rcft"` with full fine-tuning, and options of single tokens.
