@@ -367,7 +367,7 @@ class _Results:
         if differing := [name for name in wanted if found.get(name) != wanted[name]]:
             raise ValueError(
                 f"{path} holds predictions with other {' and '.join(differing)}; choose another output_path, or "
-                "overwrite it with resume=False"
+                "overwrite it with resume=False (`--resume false`)"
             )
 
     def add(self, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:

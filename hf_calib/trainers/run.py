@@ -105,6 +105,8 @@ def build_trainer(
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
     def load(name: str, config: str | None, split: str, limit: int | None) -> Dataset:
+        if Path(name).exists():
+            config = None  # a recipe's configuration belongs to its own data set on the Hub
         if questions:
             return load_questions(name, config, split, limit=limit, seed=seed, drop_invalid=script_args.drop_invalid)
         dataset = load_rows(name, config, split)
