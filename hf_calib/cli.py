@@ -12,11 +12,12 @@ from pathlib import Path
 import yaml
 
 from . import __version__
+from .data.prompts import PromptArguments
 from .launch import cpu_training_arguments
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(PromptArguments):
     """What is evaluated, how, and where the results go."""
 
     model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
@@ -29,22 +30,6 @@ class EvaluateArguments:
     output_dir: str = field(default="evaluation", metadata={"help": "Folder of results, predictions and diagram."})
     resume: bool = field(
         default=True, metadata={"help": "Go on from predictions already in --output_dir; 'false' makes them anew."}
-    )
-    scoring: str = field(
-        default="letter",
-        metadata={"help": "Score the options' letters or their texts.", "choices": ["letter", "text"]},
-    )
-    option_normalization: str = field(
-        default="sum", metadata={"help": "'sum' or 'mean' of token log-likelihoods.", "choices": ["sum", "mean"]}
-    )
-    prompt_template: str | None = field(
-        default=None, metadata={"help": "Template with the fields {question}, {options}, {subject}."}
-    )
-    use_chat_template: bool | None = field(
-        default=None, metadata={"help": "Put questions through the chat template (default: if there is one)."}
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message, with or without a chat template."}
     )
     batch_size: int = field(default=8, metadata={"help": "Questions of the longest kind in a forward pass."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens of a question with one option."})
@@ -165,14 +150,14 @@ def prepare_train(argv: Sequence[str]) -> Callable[[], None]:
 def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib evaluate`: load and check questions and model; the result predicts, prints and writes."""
     (args,) = _parser("evaluate", EvaluateArguments).parse_args_and_config(argv)
-    from .data.mcq import PromptFormat, load_questions
+    from .data.mcq import load_questions
     from .loading import load_model
     from .options import OptionEncoder
     from .predict import predict_options
     from .report import check_output_dir, evaluation_results, print_table, write_evaluation
 
     output_dir = check_output_dir(args.output_dir)
-    prompt_format = PromptFormat(args.scoring, args.prompt_template, args.use_chat_template, args.system_prompt)
+    prompt_format = args.prompt_format()
     questions = load_questions(
         args.dataset, args.dataset_config, args.split, limit=args.limit, seed=args.seed, drop_invalid=args.drop_invalid
     )

@@ -118,3 +118,11 @@ def _single_options(feature: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for tokens in options
     ]
+
+
+def pad_rows(rows: Sequence[Sequence[float]], width: int, value: float) -> np.ndarray:
+    """Rows of different length as one float32 array `(len(rows), width)`, filled up with `value`."""
+    padded = np.full((len(rows), width), value, dtype=np.float32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded

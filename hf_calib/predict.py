@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .data.adapters import adapt_questions, digest
 from .data.prompts import PromptFormat
-from .option_scorer import OptionScorer
+from .option_scorer import OptionScorer, pad_rows
 from .options import OptionEncoder, QuestionTooLongError
 
 
@@ -248,14 +248,14 @@ def predict_options(
         model.train(was_training)
 
     predictions = OptionPredictions(
-        option_logits=_padded(results.gather(), num_options, -np.inf),
+        option_logits=pad_rows(results.gather(), num_options, -np.inf),
         labels=np.array(questions["answer"], dtype=np.int64),
         ids=np.array(questions["id"], dtype=np.str_),
         metadata=metadata,
     )
     if "target_probabilities" in questions.column_names:
         if all(targets is not None for targets in questions["target_probabilities"]):
-            predictions.target_probabilities = _padded(questions["target_probabilities"], num_options, 0.0)
+            predictions.target_probabilities = pad_rows(questions["target_probabilities"], num_options, 0.0)
     results.finish(predictions)
     return predictions
 
@@ -304,13 +304,6 @@ def _batches(features: Sequence[Mapping[str, Any]], pending: Sequence[int], batc
             batches.append([])
         batches[-1].append(index)
     return batches
-
-
-def _padded(rows: Sequence[Sequence[float]], width: int, value: float) -> np.ndarray:
-    padded = np.full((len(rows), width), value, dtype=np.float32)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
-    return padded
 
 
 class _Results:
@@ -379,7 +372,7 @@ class _Results:
     def flush(self) -> None:
         if self.path is not None and self._unsaved:
             rows = [self._own[index] for index in self._unsaved]
-            arrays = {"index": np.array(self._unsaved), "option_logits": _padded(rows, max(map(len, rows)), -np.inf)}
+            arrays = {"index": np.array(self._unsaved), "option_logits": pad_rows(rows, max(map(len, rows)), -np.inf)}
             # A question is scored once, so that the first index names the shard.
             _save_npz(self.folder / f"{self._unsaved[0]:08d}.npz", arrays)
         self._unsaved = []

@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from netcal.metrics import confidence as netcal
+from sklearn import metrics
+from torchmetrics import classification
 
 from hf_calib.calibration_error import (
     aurc,
@@ -71,8 +75,6 @@ def predictions(draw, max_rows=60):
 @pytest.mark.parametrize("n_bins", [5, 10, 15])
 @pytest.mark.parametrize("k", [2, 4, 10])
 def test_agrees_with_torchmetrics(n_bins, k):
-    torch = pytest.importorskip("torch")
-    classification = pytest.importorskip("torchmetrics.classification")
     probabilities, labels, _ = make(k=k, seed=n_bins)
     for norm, ours in (("l1", expected_calibration_error), ("max", maximum_calibration_error)):
         peer = classification.MulticlassCalibrationError(num_classes=k, n_bins=n_bins, norm=norm)
@@ -82,18 +84,16 @@ def test_agrees_with_torchmetrics(n_bins, k):
 
 @pytest.mark.parametrize("n_bins", [5, 10, 15])
 def test_agrees_with_netcal(n_bins):
-    confidence = pytest.importorskip("netcal.metrics.confidence")
     probabilities, labels, _ = make(seed=n_bins)
     assert expected_calibration_error(probabilities, labels, n_bins) == pytest.approx(
-        confidence.ECE(n_bins).measure(probabilities, labels), abs=1e-6
+        netcal.ECE(n_bins).measure(probabilities, labels), abs=1e-6
     )
     assert maximum_calibration_error(probabilities, labels, n_bins) == pytest.approx(
-        confidence.MCE(n_bins).measure(probabilities, labels), abs=1e-6
+        netcal.MCE(n_bins).measure(probabilities, labels), abs=1e-6
     )
 
 
 def test_agrees_with_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics")
     probabilities, labels, _ = make()
     probabilities = np.round(probabilities, 2)  # ties
     probabilities[:, 0] += 1 - probabilities.sum(axis=1)

@@ -87,7 +87,6 @@ def test_two_processes_train_as_one(world_dir, one_process, config):
 
 def test_zero3_with_options_of_every_length(tmp_path, tiny_tokenizers, tiny_llama, shared_data):
     """Each process reads its options at another number of positions; they still call the sharded head equally often."""
-    pytest.importorskip("deepspeed")
     tiny_llama(tiny_tokenizers["qwen"]).save_pretrained(tmp_path / "model")
     tiny_tokenizers["qwen"].save_pretrained(tmp_path / "model")
     load_questions(shared_data / "arc_easy_train.parquet", limit=16, seed=0).to_parquet(tmp_path / "train.parquet")

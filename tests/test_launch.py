@@ -31,8 +31,6 @@ with open(f"{sys.argv[1]}/rank-{os.environ.get('RANK', 0)}", "w") as file:
     ],
 )
 def test_cpu_processes_find_each_other(tmp_path, config, expected):
-    if config.startswith("deepspeed"):
-        pytest.importorskip("deepspeed")
     script = tmp_path / "report.py"
     script.write_text(REPORT)
     config_file = recipe_path(f"accelerate_configs/{config}.yaml")

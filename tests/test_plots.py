@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hf_calib.binning import reliability_bins, top_label
 from hf_calib.calibration_error import calibration_report
@@ -83,7 +84,6 @@ def test_pyplot_and_the_display_are_left_alone():
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 30), (7, 30), (30, 30)])
 def test_wilson_agrees_with_scipy(hits, n):
-    stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
     low, high = wilson_interval(np.array([hits / n]), np.array([n]))
     assert (low[0], high[0]) == pytest.approx((expected.low, expected.high), abs=1e-4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from hf_calib.calibration_error import expected_calibration_error, negative_log_likelihood
 from hf_calib.posthoc import PostHocCalibrator, TemperatureIsotonic, TemperatureScaling, set_confidence, softmax
@@ -33,7 +34,6 @@ def test_temperature_is_the_best_on_a_grid(temperature, padding):
 
 
 def test_temperature_agrees_with_scipy():
-    optimize = pytest.importorskip("scipy.optimize")
     logits, labels = make(n=300)
     found = optimize.minimize_scalar(
         lambda log_t: negative_log_likelihood(softmax(logits / np.exp(log_t)), labels),

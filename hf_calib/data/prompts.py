@@ -1,7 +1,7 @@
 """Prompt formats: what a model reads before an answer, how the options are written, and what ends the answer."""
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .adapters import MAX_OPTIONS
@@ -61,17 +61,17 @@ class PromptFormat:
         if self.scoring not in DEFAULT_TEMPLATES:
             raise ValueError(f"scoring={self.scoring!r}; choose 'letter' or 'text'")
         try:
-            used = {field for _, field, _, _ in string.Formatter().parse(self._template) if field is not None}
+            used = {name for _, name, _, _ in string.Formatter().parse(self._template) if name is not None}
         except ValueError as error:
             raise ValueError(f"template {self.template!r}: {error}; write {{{{ and }}}} for braces") from None
         if unknown := sorted(used.difference(FIELDS)):
             raise ValueError(
                 f"template {self.template!r} has the unknown field {{{unknown[0]}}}; "
-                f"use {', '.join(f'{{{field}}}' for field in FIELDS)}, and {{{{ and }}}} for braces"
+                f"use {', '.join(f'{{{name}}}' for name in FIELDS)}, and {{{{ and }}}} for braces"
             )
-        for field in ("question", "options") if self.scoring == "letter" else ("question",):
-            if field not in used:
-                raise ValueError(f"template {self.template!r} lacks {{{field}}}, which {self.scoring} scoring needs")
+        for needed in ("question", "options") if self.scoring == "letter" else ("question",):
+            if needed not in used:
+                raise ValueError(f"template {self.template!r} lacks {{{needed}}}, which {self.scoring} scoring needs")
 
     @property
     def _template(self) -> str:
@@ -156,3 +156,40 @@ class PromptFormat:
         # An empty thinking block, say, is the same for all candidates; a space before the answer is part of its token.
         shared = before.rstrip(" ")
         return prompt + shared, before[len(shared) :], suffix
+
+
+@dataclass(kw_only=True)
+class PromptArguments:
+    """
+    How questions are asked and scored, as arguments of a command line: the evaluation's and the trainers' alike.
+
+    Args:
+        scoring (`str`, *optional*, defaults to `"letter"`):
+            `"letter"`: the options are listed, their letters scored. `"text"`: each option's own text is scored.
+        option_normalization (`str`, *optional*, defaults to `"sum"`):
+            `"sum"` or `"mean"` of an option's token log-likelihoods.
+        prompt_template (`str`, *optional*), use_chat_template (`bool`, *optional*), system_prompt (`str`, *optional*):
+            `template`, `chat_template` and `system` of [`PromptFormat`].
+    """
+
+    scoring: str = field(
+        default="letter",
+        metadata={"help": "Score the options' letters or their texts.", "choices": ["letter", "text"]},
+    )
+    option_normalization: str = field(
+        default="sum",
+        metadata={"help": "'sum' or 'mean' of an option's token log-likelihoods.", "choices": ["sum", "mean"]},
+    )
+    prompt_template: str | None = field(
+        default=None, metadata={"help": "Template with the fields {question}, {options}, {subject}."}
+    )
+    use_chat_template: bool | None = field(
+        default=None, metadata={"help": "Put questions through the chat template (default: if there is one)."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message, with or without a chat template."}
+    )
+
+    def prompt_format(self) -> PromptFormat:
+        """The format that these arguments describe."""
+        return PromptFormat(self.scoring, self.prompt_template, self.use_chat_template, self.system_prompt)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from ..data.prompts import PromptArguments
 from ..em_ece import ESTIMATORS
 
 
@@ -23,7 +24,7 @@ EM_PRESETS = {
 
 
 @dataclass
-class CalibratedSFTConfig(SFTConfig):
+class CalibratedSFTConfig(PromptArguments, SFTConfig):
     r"""
     Configuration class for the [`CalibratedSFTTrainer`].
 
@@ -104,23 +105,6 @@ class CalibratedSFTConfig(SFTConfig):
             "help": "Tokens whose likelihood counts: 'completion' (default) or 'sequence' (question and answer).",
             "choices": ["completion", "sequence"],
         },
-    )
-    scoring: str = field(
-        default="letter",
-        metadata={"help": "Score option 'letter's or option 'text's.", "choices": ["letter", "text"]},
-    )
-    option_normalization: str = field(
-        default="sum",
-        metadata={"help": "'sum' or 'mean' of an option's token log-likelihoods.", "choices": ["sum", "mean"]},
-    )
-    prompt_template: str | None = field(
-        default=None, metadata={"help": "Template with the fields {question}, {options}, {subject}."}
-    )
-    use_chat_template: bool | None = field(
-        default=None, metadata={"help": "Put questions through the chat template (default: if there is one)."}
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message, with or without a chat template."}
     )
     em_estimator: str = field(
         default="isotonic", metadata={"help": "Estimator of the calibration map.", "choices": list(ESTIMATORS)}

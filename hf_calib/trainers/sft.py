@@ -19,11 +19,10 @@ from trl import SFTTrainer
 from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head_ctx
 
 from ..calibration_error import calibration_report
-from ..data.mcq import PromptFormat
 from ..em_ece import EMCalibrator, em_ece_loss
 from ..folding import fold_temperature
 from ..option_head import OptionHead, unwrap_causal_lm
-from ..option_scorer import OptionScorer
+from ..option_scorer import OptionScorer, pad_rows
 from ..options import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder
 from ..posthoc import TemperatureScaling
 from .collators import DataCollatorForOptions
@@ -169,10 +168,7 @@ class CalibratedSFTTrainer(SFTTrainer):
             # A pure likelihood needs the right option alone; evaluation and the losses over options need all of them.
             branches = not training or self._trains_options
             likelihood = None if dataset_name == "E-step" else args.likelihood
-            prompt_format = PromptFormat(
-                args.scoring, args.prompt_template, args.use_chat_template, args.system_prompt
-            )
-            encoder = OptionEncoder(self._tokenizer, prompt_format, args.max_length)
+            encoder = OptionEncoder(self._tokenizer, args.prompt_format(), args.max_length)
             with global_then_local_main_first():
                 encoded = encode_questions(
                     questions, encoder, branches, likelihood, dataset_name, args.dataset_num_proc
@@ -234,9 +230,7 @@ class CalibratedSFTTrainer(SFTTrainer):
         features, size = list(self.estep_dataset), self.args.per_device_eval_batch_size
         self.model.eval()
         rows = [row for i in range(0, len(features), size) for row in scorer(features[i : i + size])]
-        option_logits = np.full((len(rows), self._option_shape["max_options"]), -np.inf)
-        for padded, row in zip(option_logits, rows, strict=True):
-            padded[: len(row)] = row
+        option_logits = pad_rows(rows, self._option_shape["max_options"], -np.inf)
         calibrator = TemperatureScaling().fit(option_logits, [feature["option_label"] for feature in features])
         fold_temperature(self.model, calibrator.temperature.item())
         logger.info(f"Warm start: temperature {calibrator.temperature.item():.3f} folded into the weights.")
