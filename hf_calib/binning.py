@@ -152,6 +152,30 @@ def as_outcomes(confidences, correct) -> tuple[np.ndarray, np.ndarray]:
     return arrays[0], arrays[1]
 
 
+def as_weights(sample_weight, n: int) -> np.ndarray | None:
+    """
+    Check importance weights and return them as a float64 array; `None` stays `None`.
+
+    Args:
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Weight of each row: finite and not negative, at least one above 0. Only their ratios matter, and a row of
+            weight 0 counts for nothing.
+        n (`int`):
+            Number of rows they belong to.
+    """
+    if sample_weight is None:
+        return None
+    array = np.asarray(sample_weight, dtype=np.float64)
+    if array.shape != (n,):
+        raise ValueError(f"`sample_weight` has shape {array.shape} for {n} rows: give one weight per row.")
+    if not (array.min() >= 0 and array.max() < np.inf):  # written so that NaN fails
+        row = int(np.argmin((array >= 0) & (array < np.inf)))
+        raise ValueError(f"`sample_weight` row {row} is {array[row]:.4g}: weights are finite and not negative.")
+    if not array.any():
+        raise ValueError("`sample_weight` is 0 in every row: there is nothing to measure.")
+    return array
+
+
 def top_label(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
     """
     Reduce option probabilities to what top-label calibration looks at.
