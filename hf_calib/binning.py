@@ -17,15 +17,17 @@ class ReliabilityBins(NamedTuple):
 
     Attributes:
         edges (`np.ndarray` of shape `(n_bins + 1,)`): Bin borders in [0, 1].
-        counts (`np.ndarray` of shape `(n_bins,)`): Number of examples.
-        confidence (`np.ndarray` of shape `(n_bins,)`): Mean confidence.
-        accuracy (`np.ndarray` of shape `(n_bins,)`): Share of correct predictions.
+        counts (`np.ndarray` of shape `(n_bins,)`): Number of examples; those of weight 0 do not count.
+        confidence (`np.ndarray` of shape `(n_bins,)`): Mean confidence, weighted.
+        accuracy (`np.ndarray` of shape `(n_bins,)`): Share of correct predictions, weighted.
+        weights (`np.ndarray` of shape `(n_bins,)`): Summed weights; the counts where no weights were given.
     """
 
     edges: np.ndarray
     counts: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
+    weights: np.ndarray
 
     @property
     def gaps(self) -> np.ndarray:
@@ -35,8 +37,8 @@ class ReliabilityBins(NamedTuple):
     @property
     def error(self) -> float:
         """Expected calibration error: the absolute gaps weighted with the share of the examples."""
-        filled = self.counts > 0
-        return float(np.abs(self.gaps[filled]) @ self.counts[filled] / self.counts.sum())
+        filled = self.weights > 0
+        return float(np.abs(self.gaps[filled]) @ self.weights[filled] / self.weights.sum())
 
 
 def as_probabilities(probabilities, name: str = "probabilities") -> np.ndarray:
@@ -202,7 +204,9 @@ def take_confidence(probabilities: np.ndarray, columns: np.ndarray) -> np.ndarra
     return np.minimum(picked, 1.0, out=picked)
 
 
-def bin_edges(confidences: np.ndarray, n_bins: int, binning: str = "equal_width") -> np.ndarray:
+def bin_edges(
+    confidences: np.ndarray, n_bins: int, binning: str = "equal_width", sample_weight: np.ndarray | None = None
+) -> np.ndarray:
     """
     Borders of the confidence bins.
 
@@ -214,6 +218,8 @@ def bin_edges(confidences: np.ndarray, n_bins: int, binning: str = "equal_width"
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"`, or `"equal_mass"`: N / n_bins examples in each bin, as far as ties allow. Equal
             confidences share a bin, so that the result does not depend on the order of the rows; a bin may be empty.
+        sample_weight (`np.ndarray` of shape `(N,)`, *optional*):
+            Weight of each row; equal mass is then equal weight.
 
     Returns:
         `np.ndarray` of shape `(n_bins + 1,)`, from 0 to 1.
@@ -225,9 +231,20 @@ def bin_edges(confidences: np.ndarray, n_bins: int, binning: str = "equal_width"
     # b / n_bins, not linspace: the border .3 is then the number 0.3, and a confidence of 0.3 lies to its right
     edges = np.arange(n_bins + 1) / n_bins
     if binning == "equal_mass" and n_bins > 1:
-        firsts = np.arange(1, n_bins) * len(confidences) // n_bins
-        edges[1:-1] = np.partition(confidences, np.unique(firsts))[firsts]
+        if sample_weight is None:
+            firsts = np.arange(1, n_bins) * len(confidences) // n_bins
+            edges[1:-1] = np.partition(confidences, np.unique(firsts))[firsts]
+        else:
+            order = np.argsort(confidences)
+            edges[1:-1] = confidences[order[equal_mass_firsts(np.cumsum(sample_weight[order]), n_bins)]]
     return edges
+
+
+def equal_mass_firsts(cumulative: np.ndarray, n_bins: int) -> np.ndarray:
+    """First row of the bins 1 .. n_bins - 1 of equal weight, from the running sum of the sorted rows' weights."""
+    total = cumulative[-1]
+    # a hair to the right: where a bin is exactly full, rounding must not decide where the next one begins
+    return np.searchsorted(cumulative, total * (np.arange(1, n_bins) / n_bins + 1e-12), side="right")
 
 
 def assign_bins(confidences: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -235,7 +252,9 @@ def assign_bins(confidences: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges[1:-1], confidences, side="right")
 
 
-def reliability_bins(confidences, correct, n_bins: int = 10, binning: str = "equal_width") -> ReliabilityBins:
+def reliability_bins(
+    confidences, correct, n_bins: int = 10, binning: str = "equal_width", sample_weight=None
+) -> ReliabilityBins:
     """
     Group predictions by confidence.
 
@@ -248,6 +267,8 @@ def reliability_bins(confidences, correct, n_bins: int = 10, binning: str = "equ
             Number of bins.
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"` or `"equal_mass"`.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row, see [`as_weights`].
 
     Example:
 
@@ -260,10 +281,16 @@ def reliability_bins(confidences, correct, n_bins: int = 10, binning: str = "equ
     ```
     """
     confidences, correct = as_outcomes(confidences, correct)
-    edges = bin_edges(confidences, n_bins, binning)
+    weights = as_weights(sample_weight, len(confidences))
+    edges = bin_edges(confidences, n_bins, binning, weights)
     index = assign_bins(confidences, edges)
-    counts = np.bincount(index, minlength=n_bins)
+    if weights is None:
+        counts = totals = np.bincount(index, minlength=n_bins)
+    else:
+        counts = np.bincount(index[weights > 0], minlength=n_bins)
+        totals = np.bincount(index, weights=weights, minlength=n_bins)
+        confidences, correct = confidences * weights, correct * weights
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(index, weights=confidences, minlength=n_bins) / counts
-        accuracy = np.bincount(index, weights=correct, minlength=n_bins) / counts
-    return ReliabilityBins(edges, counts, confidence, accuracy)
+        confidence = np.bincount(index, weights=confidences, minlength=n_bins) / totals
+        accuracy = np.bincount(index, weights=correct, minlength=n_bins) / totals
+    return ReliabilityBins(edges, counts, confidence, accuracy, totals)
