@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .binning import as_outcomes, assign_bins, bin_edges
+from .binning import as_outcomes, as_weights, assign_bins, bin_edges
 
 
 # Within a cell this narrow the confidences count as equal. That moves one example's gap by less than 1e-3 around the
@@ -32,68 +32,140 @@ class NoiseFloor(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Counts and summed confidences of examples with almost equal confidence, sorted by confidence."""
+    """
+    Examples with almost equal confidence and the same outcome taken together, sorted by confidence.
 
-    counts: np.ndarray  # (cells, 2): wrong, correct
-    confidence_sums: np.ndarray  # (cells, 2)
-    starts: np.ndarray  # first cell of each bin that is not empty
+    Attributes:
+        counts (`np.ndarray` of shape `(cells, 2)`): Rows that are wrong and right; a row of weight 0 is none.
+        weights (`np.ndarray` of shape `(cells, 2)`): Their summed weight: the counts, where no weights are given.
+        squares (`np.ndarray` of shape `(cells, 2)`): Their summed squared weight.
+        confidence_sums (`np.ndarray` of shape `(cells, 2)`): Their summed weight times confidence.
+        starts (`np.ndarray` of shape `(filled bins,)`): First cell of each bin that is not empty.
+    """
+
+    counts: np.ndarray
+    weights: np.ndarray
+    squares: np.ndarray
+    confidence_sums: np.ndarray
+    starts: np.ndarray
 
     @property
     def n(self) -> int:
+        """Number of rows."""
         return int(self.counts.sum())
 
     @property
     def measured(self) -> float:
         """ECE of the data themselves."""
-        return float(self.error((self.confidence_sums.sum(axis=1) - self.counts[:, 1])[None])[0])
+        return float(self.error((self.confidence_sums.sum(axis=1) - self.weights[:, 1])[None])[0])
 
     @property
     def bias(self) -> float:
         """How much sampling noise adds to the ECE, see [`sampling_bias`]."""
-        counts = np.add.reduceat(self.counts, self.starts)
-        n = counts.sum(axis=1)
-        gaps = (np.add.reduceat(self.confidence_sums, self.starts).sum(axis=1) - counts[:, 1]) / n
-        return sampling_bias(n, counts[:, 1] / n, gaps)
+        weights = np.add.reduceat(self.weights, self.starts)
+        total = weights.sum(axis=1)
+        squares = np.add.reduceat(self.squares, self.starts).sum(axis=1)
+        gaps = (np.add.reduceat(self.confidence_sums, self.starts).sum(axis=1) - weights[:, 1]) / total
+        return sampling_bias(total**2 / squares, weights[:, 1] / total, gaps, total)
 
     def error(self, gaps: np.ndarray) -> np.ndarray:
         """ECE of each row of summed gaps per cell, shape (draws, cells) -> (draws,)."""
-        return np.abs(np.add.reduceat(gaps, self.starts, axis=1)).sum(axis=1) / self.n
+        return np.abs(np.add.reduceat(gaps, self.starts, axis=1)).sum(axis=1) / self.weights.sum()
 
 
-def sampling_bias(counts: np.ndarray, accuracy: np.ndarray, gaps: np.ndarray) -> float:
+class CellTable:
+    """
+    Accumulates examples batch by batch in cells of width 0.001, split where a bin ends and by outcome: all that the
+    binned error, its noise floor and its interval look at, in memory that does not grow with N.
+
+    Args:
+        n_bins (`int`):
+            Number of bins of equal width.
+        edges (`np.ndarray` of shape `(n_bins + 1,)`, *optional*):
+            Other borders, from 0 to 1 and not falling.
+
+    Attributes:
+        sums (`np.ndarray` of shape `(4, n_bins + 1000, 2)`):
+            Rows, weights, squared weights and weighted confidences of every cell, wrong and right.
+        starts (`np.ndarray` of shape `(n_bins,)`):
+            First cell of each bin: `np.add.reduceat(table.sums, table.starts, axis=1)` are the sums of the bins.
+    """
+
+    def __init__(self, n_bins: int, edges: np.ndarray | None = None):
+        self.edges = bin_edges(np.empty(0), n_bins) if edges is None else edges
+        # Bin and cell both grow with the confidence, so their sum tells every pair of them apart and stays small.
+        self.starts = np.arange(n_bins) + (self.edges[:-1] * _CELLS_PER_UNIT).astype(np.int64)
+        self.sums = np.zeros((4, n_bins + _CELLS_PER_UNIT, 2))
+
+    def add(self, confidences: np.ndarray, correct: np.ndarray, sample_weight: np.ndarray | None = None) -> None:
+        """
+        Add a batch, checked by the caller: float64 confidences in [0, 1], outcomes that are 0 or 1 (or bool), and
+        weights that are finite and not negative.
+        """
+        size = 2 * self.sums.shape[1]
+        key = assign_bins(confidences, self.edges) + (confidences * _CELLS_PER_UNIT).astype(np.int64)
+        key = 2 * key + correct.astype(np.int64)
+        if sample_weight is None:
+            counts = weights = squares = np.bincount(key, minlength=size)
+            confidence_sums = np.bincount(key, confidences, size)
+        else:
+            counts = np.bincount(key, sample_weight > 0, size)
+            weights, squares = np.bincount(key, sample_weight, size), np.bincount(key, sample_weight**2, size)
+            confidence_sums = np.bincount(key, sample_weight * confidences, size)
+        for total, batch in zip(self.sums, (counts, weights, squares, confidence_sums)):
+            total += batch.reshape(-1, 2)
+
+    def merge(self, other: CellTable) -> None:
+        """Add what another table with the same bins has seen."""
+        if not np.array_equal(self.edges, other.edges):
+            raise ValueError(f"the tables differ in their bins: {len(self.starts)} and {len(other.starts)} of them.")
+        self.sums += other.sums
+
+    def cells(self) -> Cells:
+        """The cells that hold examples."""
+        filled = np.flatnonzero(self.sums[0].any(axis=1))
+        if not len(filled):
+            raise ValueError("no example has been added: there is nothing to measure.")
+        _, starts = np.unique(np.searchsorted(self.starts, filled, side="right"), return_index=True)
+        return Cells(*self.sums[:, filled], starts)
+
+
+def sampling_bias(
+    counts: np.ndarray, accuracy: np.ndarray, gaps: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """
     Upward bias of an ECE: the mean of `|gap_b + noise_b| - |gap_b|` under normal noise of variance
     `accuracy_b (1 - accuracy_b) / n_b`, over bins that hold examples, each of shape `(bins,)`. Kumar et al. (arXiv
-    1909.10155) simulate it; here it is the mean of a folded normal in closed form.
+    1909.10155) simulate it; here it is the mean of a folded normal in closed form. With importance weights `counts`
+    are the effective ones, `(sum w)^2 / sum w^2` in each bin, and `weights` the summed ones.
     """
+    weights = counts if weights is None else weights
     gaps = np.abs(gaps)
     scale = np.sqrt(accuracy * (1 - accuracy) / counts)
     z = np.divide(gaps, scale, out=np.full(len(gaps), np.inf), where=scale > 0)
     noisy = scale * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + gaps * np.array([erf(x / np.sqrt(2)) for x in z])
-    return float(counts @ (noisy - gaps) / counts.sum())
+    return float(weights @ (noisy - gaps) / weights.sum())
 
 
-def group_cells(confidences, correct, n_bins: int, binning: str) -> Cells:
+def group_cells(confidences, correct, n_bins: int, binning: str, sample_weight=None) -> Cells:
     """Put examples into cells of width 0.001, split where a bin ends and by outcome."""
     confidences, correct = as_outcomes(confidences, correct)
     if not ((correct == 0) | (correct == 1)).all():
         raise ValueError("`correct` must hold zeros and ones: an interval needs outcomes, not probabilities.")
-    bins = assign_bins(confidences, bin_edges(confidences, n_bins, binning))
-    # both terms grow with the confidence, so their sum tells every pair (bin, cell) apart and stays small
-    key = bins + (confidences * _CELLS_PER_UNIT).astype(np.int64)
-    size = n_bins + _CELLS_PER_UNIT
-    bin_of_cell = np.zeros(size, dtype=np.int64)
-    bin_of_cell[key] = bins
-    key = 2 * key + correct.astype(np.int64)
-    counts = np.bincount(key, minlength=2 * size).reshape(size, 2)
-    sums = np.bincount(key, weights=confidences, minlength=2 * size).reshape(size, 2)
-    filled = counts.sum(axis=1) > 0
-    _, starts = np.unique(bin_of_cell[filled], return_index=True)
-    return Cells(counts[filled], sums[filled], starts)
+    weights = as_weights(sample_weight, len(confidences))
+    table = CellTable(n_bins, bin_edges(confidences, n_bins, binning))
+    table.add(confidences, correct, weights)
+    return table.cells()
 
 
 def noise_floor(
-    confidences, correct, n_bins: int = 10, binning: str = "equal_width", n_simulations: int = 1000, seed: int = 0
+    confidences,
+    correct,
+    n_bins: int = 10,
+    binning: str = "equal_width",
+    n_simulations: int = 1000,
+    seed: int = 0,
+    sample_weight=None,
 ) -> NoiseFloor:
     """
     Simulate the ECE of a perfectly calibrated model with these confidences and this N.
@@ -114,11 +186,13 @@ def noise_floor(
             Number of simulated models. The smallest possible p-value is `1 / (n_simulations + 1)`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the simulation.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
 
     Returns:
         [`NoiseFloor`]: `mean`, `p95` and `p_value`.
     """
-    return floor_of_cells(group_cells(confidences, correct, n_bins, binning), n_simulations, seed)
+    return floor_of_cells(group_cells(confidences, correct, n_bins, binning, sample_weight), n_simulations, seed)
 
 
 def bootstrap_interval(
@@ -129,6 +203,7 @@ def bootstrap_interval(
     n_bootstrap: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    sample_weight=None,
 ) -> tuple[float, float]:
     """
     Confidence interval of the binned calibration error that the model would show on endless data.
@@ -158,13 +233,15 @@ def bootstrap_interval(
             Confidence level in (0, 1).
         seed (`int`, *optional*, defaults to `0`):
             Seed of the resampling.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
 
     Returns:
         `tuple[float, float]`: lower and upper end, in [0, 1].
     """
     if not 0 < level < 1:
         raise ValueError(f"`level` must lie in (0, 1), got {level}.")
-    cells = group_cells(confidences, correct, n_bins, binning)
+    cells = group_cells(confidences, correct, n_bins, binning, sample_weight)
     return interval_of_cells(cells, floor_of_cells(cells, n_bootstrap, seed), n_bootstrap, level, seed)
 
 
@@ -172,10 +249,12 @@ def floor_of_cells(cells: Cells, n_simulations: int, seed: int) -> NoiseFloor:
     """[`noise_floor`] of cells already made."""
     if n_simulations < 1:
         raise ValueError(f"at least one simulation is needed, got {n_simulations}.")
-    counts, confidence_sums = cells.counts.sum(axis=1), cells.confidence_sums.sum(axis=1)
-    rng = np.random.default_rng(seed)
-    hits = rng.binomial(counts, np.minimum(confidence_sums / counts, 1.0), size=(n_simulations, len(counts)))
-    simulated = cells.error(confidence_sums - hits)
+    weights, squares, confidence_sums = (a.sum(axis=1) for a in (cells.weights, cells.squares, cells.confidence_sums))
+    confidence = np.minimum(confidence_sums / weights, 1.0)
+    # with weights: as many draws as the effective count, scaled so that the variance, squares * c (1 - c), is exact
+    counts = np.maximum(np.rint(weights**2 / squares), 1).astype(np.int64)
+    hits = np.random.default_rng(seed).binomial(counts, confidence, size=(n_simulations, len(counts)))
+    simulated = cells.error((counts * confidence - hits) * np.sqrt(squares / counts))
     # a hair's breadth below: sums in another order must not turn a tie into a difference
     exceeding = int((simulated >= cells.measured - 1e-12).sum())
     p_value = (1 + exceeding) / (1 + n_simulations)
@@ -189,8 +268,8 @@ def interval_of_cells(
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be at least 1, got {n_bootstrap}.")
     counts = cells.counts.ravel()
-    gap = np.divide(cells.confidence_sums.ravel(), counts, out=np.zeros(len(counts)), where=counts > 0)
-    gap[1::2] -= counts[1::2] > 0
+    gap = cells.confidence_sums - cells.weights * [0, 1]
+    gap = np.divide(gap.ravel(), counts, out=np.zeros(len(counts)), where=counts > 0)
     draws = np.random.default_rng(seed).multinomial(cells.n, counts / cells.n, size=n_bootstrap)
     errors = cells.error((draws * gap).reshape(n_bootstrap, -1, 2).sum(axis=2))
     tail = (1 - level) / 2
