@@ -112,8 +112,7 @@ class CellTable:
             counts = np.bincount(key, sample_weight > 0, size)
             weights, squares = np.bincount(key, sample_weight, size), np.bincount(key, sample_weight**2, size)
             confidence_sums = np.bincount(key, sample_weight * confidences, size)
-        for total, batch in zip(self.sums, (counts, weights, squares, confidence_sums)):
-            total += batch.reshape(-1, 2)
+        self.sums += np.reshape([counts, weights, squares, confidence_sums], self.sums.shape)
 
     def merge(self, other: CellTable) -> None:
         """Add what another table with the same bins has seen."""
@@ -153,7 +152,7 @@ def group_cells(confidences, correct, n_bins: int, binning: str, sample_weight=N
     if not ((correct == 0) | (correct == 1)).all():
         raise ValueError("`correct` must hold zeros and ones: an interval needs outcomes, not probabilities.")
     weights = as_weights(sample_weight, len(confidences))
-    table = CellTable(n_bins, bin_edges(confidences, n_bins, binning))
+    table = CellTable(n_bins, bin_edges(confidences, n_bins, binning, weights))
     table.add(confidences, correct, weights)
     return table.cells()
 
