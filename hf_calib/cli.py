@@ -41,13 +41,31 @@ class EvaluateArguments(PromptArguments):
     attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa' or 'eager' for text scoring."})
     revision: str = field(default="main", metadata={"help": "Revision of the model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "help": "Predictions of another model for the same questions, such as the one before its alignment: its "
+            "OUTPUT_DIR, or predictions.npz. The regime is then judged by them."
+        },
+    )
+    critical_accuracy: float | None = field(
+        default=None, metadata={"help": "The critical accuracy, where it is known: decides the regime."}
+    )
+    alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test."})
     n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
-    n_bootstrap: int = field(default=1000, metadata={"help": "Bootstrap resamples of the interval."})
+    binning: str = field(
+        default="equal_width", metadata={"help": "Kind of bins.", "choices": ["equal_width", "equal_mass"]}
+    )
+    n_bootstrap: int = field(default=1000, metadata={"help": "Resamples of the interval, draws of the noise floor."})
 
     def __post_init__(self):
-        for name in ("batch_size", "n_bins"):
+        for name in ("batch_size", "n_bins", "n_bootstrap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.critical_accuracy is not None and not 0 < self.critical_accuracy < 1:
+            raise ValueError(f"critical_accuracy must lie in (0, 1), got {self.critical_accuracy}.")
+        if not 0 < self.alpha < 0.5:
+            raise ValueError(f"alpha must lie in (0, 0.5), got {self.alpha}.")
 
 
 @dataclass
@@ -60,7 +78,24 @@ class QuickstartArguments:
     resume: bool = field(default=True, metadata={"help": "Keep the stages that an earlier run finished."})
 
 
-_USAGE = {"train": "--config RECIPE.yaml", "evaluate": "--model MODEL --dataset DATASET", "quickstart": ""}
+@dataclass
+class RegisterArguments:
+    """Whether to look or to undo; by default the metric is registered."""
+
+    check: bool = field(default=False, metadata={"help": "Say what evaluate.load finds, and why; change nothing."})
+    remove: bool = field(default=False, metadata={"help": "Undo the registration."})
+
+    def __post_init__(self):
+        if self.check and self.remove:
+            raise ValueError("--check and --remove exclude each other")
+
+
+_USAGE = {
+    "train": "--config RECIPE.yaml",
+    "evaluate": "--model MODEL --dataset DATASET",
+    "quickstart": "",
+    "register": "[--check | --remove]",
+}
 
 _EXAMPLES = {
     "train": """\
@@ -85,11 +120,16 @@ examples:
   hf-calib evaluate --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset allenai/ai2_arc --dataset_config ARC-Easy \\
       --scoring text --limit 1000 --output_dir before
 
+  # the regime, judged by the model before its alignment
+  hf-calib evaluate --model ./my-base-model --dataset questions.parquet --output_dir base
+  hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir aligned --reference base
+
   # on several GPUs
   accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
 
 OUTPUT_DIR then holds results.json (every measure, flat), predictions.npz (option_logits, probabilities, labels, ids, ...)
-and reliability.png / .svg. A run that was cut off goes on where it stopped.
+and reliability.png / .svg; where the questions have subjects, results.json also has the measures of each, and groups.png /
+.svg shows them. A run that was cut off goes on where it stopped.
 """,
     "quickstart": """\
 example:
@@ -97,6 +137,16 @@ example:
 
 Pre-trains a small model in a synthetic world, aligns it with DPO until it is overconfident, repairs it with temperature
 scaling, CFT and RCFT, and evaluates every stage. Some four minutes on two cores; nothing is downloaded.
+""",
+    "register": """\
+examples:
+  hf-calib register            # once; then, from every folder, online and offline:
+                               #   evaluate.load("ece_regime").compute(predictions=probabilities, references=labels)
+  hf-calib register --check    # what the name stands for here, and why; exit status 1 if it is not this metric
+  hf-calib register --remove
+
+A script of a few lines is put into evaluate's cache of modules, below $HF_MODULES_CACHE or $HF_HOME/modules. It imports the
+metric from the installed package, so an upgrade of the package needs no new registration.
 """,
 }
 
@@ -154,6 +204,7 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
     from .loading import load_model
     from .options import OptionEncoder
     from .predict import predict_options
+    from .predictions import OptionPredictions
     from .report import check_output_dir, evaluation_results, print_table, write_evaluation
 
     output_dir = check_output_dir(args.output_dir)
@@ -161,6 +212,10 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
     questions = load_questions(
         args.dataset, args.dataset_config, args.split, limit=args.limit, seed=args.seed, drop_invalid=args.drop_invalid
     )
+    reference = None
+    if args.reference:
+        path = Path(args.reference)
+        reference = OptionPredictions.load(path / "predictions.npz" if path.is_dir() else path)
     model, tokenizer = load_model(
         args.model,
         dtype=args.dtype,
@@ -190,7 +245,8 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
         if not PartialState().is_main_process:
             return
         described = {"model": args.model, "dataset": args.dataset, "scoring": args.scoring, "seed": args.seed}
-        results = evaluation_results(predictions, n_bins=args.n_bins, n_bootstrap=args.n_bootstrap, seed=args.seed)
+        names = ("critical_accuracy", "alpha", "n_bins", "binning", "n_bootstrap", "seed")
+        results = evaluation_results(predictions, reference, **{name: getattr(args, name) for name in names})
         write_evaluation(output_dir, predictions, {**described, **results}, title=Path(args.model).name)
         print_table([{"stage": Path(args.model).name, **results}])
         print(f"recommended: {results['recommended_method']}    results: {output_dir}")
@@ -208,11 +264,34 @@ def prepare_quickstart(argv: Sequence[str]) -> Callable[[], None]:
     return lambda: run_quickstart(output_dir, args.seed, args.num_test_questions, args.resume)
 
 
+def prepare_register(argv: Sequence[str]) -> Callable[[], None]:
+    """`hf-calib register`: make `evaluate.load("ece_regime")` work from every folder."""
+    (args,) = _parser("register", RegisterArguments).parse_args_and_config(argv)
+    from .registration import register, resolve, unregister
+
+    def check() -> None:
+        found = resolve()
+        print(f'evaluate.load("ece_regime") resolves to: {found.resolves_to}\n  {found.path}\n  {found.reason}')
+        if not found.ours:
+            raise ValueError("that is not the metric of hf_calib")
+
+    def remove() -> None:
+        removed = unregister()
+        print("\n".join(f"removed {script}" for script in removed) or "nothing was registered")
+
+    def add() -> None:
+        print(f"registered {register()}")
+        check()
+
+    return check if args.check else remove if args.remove else add
+
+
 # Each reads its arguments and checks the call, and returns the work.
 _COMMANDS = {
     "evaluate": (prepare_evaluate, "Measure the calibration of a model on option questions."),
     "train": (prepare_train, "Train from a recipe: CFT and RCFT, or TRL's SFT and DPO."),
     "quickstart": (prepare_quickstart, "The whole story in four minutes, on a synthetic world."),
+    "register": (prepare_register, 'Make evaluate.load("ece_regime") work from every folder.'),
 }
 
 

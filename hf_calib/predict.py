@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,112 +21,18 @@ from .data.adapters import adapt_questions, digest
 from .data.prompts import PromptFormat
 from .option_scorer import OptionScorer, pad_rows
 from .options import OptionEncoder, QuestionTooLongError
+from .predictions import OptionPredictions, npz_path, save_npz
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .posthoc import PostHocCalibrator
 
 logger = logging.getLogger(__name__)
 
 # Seconds of work that a killed process may lose.
 SAVE_INTERVAL = 10.0
-
-
-@dataclass(eq=False)
-class OptionPredictions:
-    """
-    What a model thinks of the options of N questions of up to K options each.
-
-    Args:
-        option_logits (`np.ndarray` of shape `(N, K)`):
-            Log-likelihood of each option; -inf where a question has fewer than K options.
-        labels (`np.ndarray` of shape `(N,)`):
-            Index of the right option.
-        ids (`np.ndarray` of shape `(N,)`):
-            Ids of the questions (text), in the order of the data set.
-        target_probabilities (`np.ndarray` of shape `(N, K)`, *optional*):
-            Target distribution, where the questions carry one; 0 beyond their options.
-        metadata (`dict`, *optional*):
-            How the predictions came about, for the record: model, prompt format, number of questions left out, ...
-    """
-
-    option_logits: np.ndarray
-    labels: np.ndarray
-    ids: np.ndarray
-    target_probabilities: np.ndarray | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @cached_property
-    def probabilities(self) -> np.ndarray:
-        """Softmax over the options, `(N, K)`; 0 where there is no option."""
-        return torch.from_numpy(self.option_logits).float().softmax(-1).numpy()
-
-    @cached_property
-    def option_mass(self) -> np.ndarray:
-        """
-        Probability of all options together under the full vocabulary, `(N,)`. Small values say that the model wants to
-        write something else than an option. NaN where options are scored by their mean log-likelihood.
-        """
-        if self.metadata.get("normalization") == "mean":
-            return np.full(len(self), np.nan, dtype=np.float32)
-        # The head's own precision (bfloat16, say) may lift the sum a little above 1.
-        return torch.from_numpy(self.option_logits).float().logsumexp(-1).exp().clamp(max=1).numpy()
-
-    def recalibrated(self, calibrator: PostHocCalibrator) -> OptionPredictions:
-        """The same questions under a fitted post-hoc calibrator: `option_logits` are the logarithms of what it gives."""
-        with np.errstate(divide="ignore"):
-            option_logits = np.log(calibrator.transform(self.option_logits)).astype(np.float32)
-        metadata = {**self.metadata, "calibrator": type(calibrator).__name__}
-        return replace(self, option_logits=option_logits, metadata=metadata)
-
-    def save(self, path: str | Path) -> None:
-        """Writes an `.npz` file of all arrays, `probabilities` and `option_mass` included; whole or not at all."""
-        arrays = {
-            "option_logits": self.option_logits,
-            "probabilities": self.probabilities,
-            "option_mass": self.option_mass,
-            "labels": self.labels,
-            "ids": self.ids,
-            "metadata": np.array(json.dumps(self.metadata)),
-        }
-        if self.target_probabilities is not None:
-            arrays["target_probabilities"] = self.target_probabilities
-        _save_npz(_npz_path(path), arrays)
-
-    @classmethod
-    def load(cls, path: str | Path) -> OptionPredictions:
-        """Reads what [`OptionPredictions.save`] wrote."""
-        with np.load(_npz_path(path), allow_pickle=False) as arrays:
-            if missing := {"option_logits", "labels", "ids"}.difference(arrays.files):
-                raise ValueError(f"{path} holds no option predictions: it lacks {', '.join(sorted(missing))}")
-            return cls(
-                option_logits=arrays["option_logits"],
-                labels=arrays["labels"],
-                ids=arrays["ids"],
-                target_probabilities=arrays["target_probabilities"] if "target_probabilities" in arrays else None,
-                metadata=json.loads(str(arrays["metadata"])) if "metadata" in arrays else {},
-            )
-
-
-def _npz_path(path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    if path.suffix != ".npz":
-        raise ValueError(f"{path}: predictions are .npz files; name it {path.name}.npz")
-    return path
-
-
-def _save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(unfinished, "wb") as file:
-        np.savez(file, **arrays)
-    unfinished.replace(path)
 
 
 def predict_options(
@@ -217,7 +121,7 @@ def predict_options(
 
     # Without an accelerator, processes find each other only if told that they run on CPUs.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    results = _Results(None if output_path is None else _npz_path(output_path), fingerprint, resume, state)
+    results = _Results(None if output_path is None else npz_path(output_path), fingerprint, resume, state)
     if results.finished is not None:
         return results.finished
     scorer = OptionScorer(model, tokenizer, normalization)
@@ -256,6 +160,9 @@ def predict_options(
     if "target_probabilities" in questions.column_names:
         if all(targets is not None for targets in questions["target_probabilities"]):
             predictions.target_probabilities = pad_rows(questions["target_probabilities"], num_options, 0.0)
+    if "subject" in questions.column_names:
+        if all(subject is not None for subject in questions["subject"]):
+            predictions.subjects = np.array(questions["subject"], dtype=np.str_)
     results.finish(predictions)
     return predictions
 
@@ -374,7 +281,7 @@ class _Results:
             rows = [self._own[index] for index in self._unsaved]
             arrays = {"index": np.array(self._unsaved), "option_logits": pad_rows(rows, max(map(len, rows)), -np.inf)}
             # A question is scored once, so that the first index names the shard.
-            _save_npz(self.folder / f"{self._unsaved[0]:08d}.npz", arrays)
+            save_npz(self.folder / f"{self._unsaved[0]:08d}.npz", arrays)
         self._unsaved = []
         self._saved_at = time.monotonic()
 

@@ -20,7 +20,8 @@ from .data.world import World, WorldConfig
 from .loading import load_model
 from .paths import recipe_path
 from .posthoc import TemperatureIsotonic, TemperatureScaling
-from .predict import OptionPredictions, predict_options
+from .predict import predict_options
+from .predictions import OptionPredictions
 from .report import evaluation_results, print_table, write_json, write_stage_report
 
 

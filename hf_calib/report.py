@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .calibration_error import calibration_report
+from .evaluation import evaluate_probabilities, groups_of
 from .plots import reliability_diagram, reliability_grid, save_figure
-from .regime import classify_regime
 
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .predict import OptionPredictions
+    from .predictions import OptionPredictions
 
 # Heading of each column, and how a row of results fills it.
 _COLUMNS = {
@@ -47,24 +46,32 @@ def check_output_dir(path: str | Path) -> Path:
     return path
 
 
-def evaluation_results(predictions: OptionPredictions, **options) -> dict[str, Any]:
+def evaluation_results(
+    predictions: OptionPredictions, reference: OptionPredictions | None = None, **options
+) -> dict[str, Any]:
     """
-    All measures of a set of predictions, and its regime.
+    All measures of a set of predictions, its regime, and the measures of every subject.
 
     Args:
         predictions ([`OptionPredictions`]):
-            Predictions; their `target_probabilities`, if any, add the target calibration error.
+            Predictions. Their `target_probabilities`, if any, add the target calibration error; their `subjects`, if
+            there are several, the measures of each.
+        reference ([`OptionPredictions`], *optional*):
+            Predictions of another model for the same questions, by which the regime is judged.
         options:
-            Options of [`calibration_report`], e.g. `n_bins`, `n_bootstrap`, `seed`.
+            Options of [`evaluate_probabilities`], e.g. `n_bins`, `critical_accuracy`, `seed`.
 
     Returns:
-        `dict`: flat; the keys of [`calibration_report`] and of [`RegimeReport`].
+        `dict`: flat; see [`evaluate_probabilities`].
     """
-    targets = predictions.target_probabilities
-    regime = classify_regime(predictions.probabilities, predictions.labels, target_probabilities=targets).to_dict()
-    report = calibration_report(predictions.probabilities, predictions.labels, target_probabilities=targets, **options)
-    # Where both name a measure they mean the same; the report's is made with the options asked for.
-    return {**regime, **report}
+    if reference is not None:
+        probabilities = reference.select(predictions.ids).probabilities
+        options["reference_probabilities"] = probabilities[:, : predictions.probabilities.shape[1]]
+    else:
+        options["target_probabilities"] = predictions.target_probabilities
+    if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
+        options["groups"] = predictions.subjects
+    return evaluate_probabilities(predictions.probabilities, predictions.labels, **options)
 
 
 def write_evaluation(

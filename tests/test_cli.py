@@ -18,7 +18,7 @@ from hf_calib.cli import main
 from hf_calib.data.mcq import load_questions
 from hf_calib.data.world import World
 from hf_calib.paths import recipe_path
-from hf_calib.predict import OptionPredictions
+from hf_calib.predictions import OptionPredictions
 
 
 RECIPE = {

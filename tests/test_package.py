@@ -27,7 +27,7 @@ FLOORS = {
     0: ("binning", "calibration_error", "data", "launch", "loading", "option_head", "option_scorer", "options",
         "paths", "scores", "uncertainty"),
     1: ("collapse", "em_ece", "folding", "plots", "posthoc", "regime"),
-    2: ("hub", "predict", "report"),
+    2: ("ece_regime", "evaluation", "evaluator", "hub", "predict", "predictions", "registration", "report"),
     3: ("trainers",),
     4: ("cli", "quickstart"),
 }  # fmt: skip
@@ -123,7 +123,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("hf_calib", "recipes"):
+    for name in ("hf_calib", "metrics", "recipes"):
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -139,12 +139,13 @@ def test_wheel_contains_everything(wheel):
         (entry_points,) = [name for name in held if name.endswith("entry_points.txt")]
         assert "hf-calib = hf_calib.cli:main" in archive.read(entry_points).decode()
     code = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
-    recipes = {
+    carried = {
         f"hf_calib/{path.relative_to(ROOT).as_posix()}"
-        for path in (ROOT / "recipes").rglob("*")
-        if path.suffix in (".py", ".yaml", ".md")
+        for folder in ("metrics", "recipes")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".yaml", ".md", ".txt") and "__pycache__" not in path.parts
     }
-    assert code | recipes | {"hf_calib/py.typed"} <= held
+    assert code | carried | {"hf_calib/py.typed"} <= held
     assert {name.split("/")[0] for name in held} == {"hf_calib", f"hf_calib-{hf_calib.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in held)
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Mi
 from hf_calib import predict
 from hf_calib.data.mcq import PromptFormat, load_questions
 from hf_calib.options import QuestionTooLongError
-from hf_calib.predict import OptionPredictions, predict_options
+from hf_calib.predict import predict_options
+from hf_calib.predictions import OptionPredictions
 
 
 TOKENIZERS = ["llama", "llama_eos", "gpt2", "gpt2_eos", "qwen"]

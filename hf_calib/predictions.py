@@ -1,0 +1,135 @@
+"""Option predictions: log-likelihoods of the options of many questions, with labels, on disk and in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+
+if TYPE_CHECKING:
+    from .posthoc import PostHocCalibrator
+
+_OPTIONAL = ("target_probabilities", "subjects")
+
+
+@dataclass(eq=False)
+class OptionPredictions:
+    """
+    What a model thinks of the options of N questions of up to K options each.
+
+    Args:
+        option_logits (`np.ndarray` of shape `(N, K)`):
+            Log-likelihood of each option; -inf where a question has fewer than K options.
+        labels (`np.ndarray` of shape `(N,)`):
+            Index of the right option.
+        ids (`np.ndarray` of shape `(N,)`):
+            Ids of the questions (text), in the order of the data set.
+        target_probabilities (`np.ndarray` of shape `(N, K)`, *optional*):
+            Target distribution, where the questions carry one; 0 beyond their options.
+        subjects (`np.ndarray` of shape `(N,)`, *optional*):
+            Subject of each question (text), where the questions have one.
+        metadata (`dict`, *optional*):
+            How the predictions came about, for the record: model, prompt format, number of questions left out, ...
+    """
+
+    option_logits: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    target_probabilities: np.ndarray | None = None
+    subjects: np.ndarray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Softmax over the options, `(N, K)`; 0 where there is no option."""
+        return torch.from_numpy(self.option_logits).float().softmax(-1).numpy()
+
+    @cached_property
+    def option_mass(self) -> np.ndarray:
+        """
+        Probability of all options together under the full vocabulary, `(N,)`. Small values say that the model wants to
+        write something else than an option. NaN where options are scored by their mean log-likelihood.
+        """
+        if self.metadata.get("normalization") == "mean":
+            return np.full(len(self), np.nan, dtype=np.float32)
+        # The head's own precision (bfloat16, say) may lift the sum a little above 1.
+        return torch.from_numpy(self.option_logits).float().logsumexp(-1).exp().clamp(max=1).numpy()
+
+    def recalibrated(self, calibrator: PostHocCalibrator) -> OptionPredictions:
+        """The same questions under a fitted post-hoc calibrator: `option_logits` are the logarithms of what it gives."""
+        with np.errstate(divide="ignore"):
+            option_logits = np.log(calibrator.transform(self.option_logits)).astype(np.float32)
+        metadata = {**self.metadata, "calibrator": type(calibrator).__name__}
+        return replace(self, option_logits=option_logits, metadata=metadata)
+
+    def select(self, ids) -> OptionPredictions:
+        """
+        Predictions for these questions, in this order, e.g. those of another model: `reference.select(aligned.ids)`.
+
+        Args:
+            ids (`Sequence[str]`):
+                Ids of questions.
+        """
+        row_of = {name: row for row, name in enumerate(self.ids.tolist())}
+        if missing := [str(name) for name in ids if str(name) not in row_of]:
+            raise ValueError(
+                f"{len(missing)} of {len(ids)} questions are not among the {len(self)} predicted, the first of them "
+                f"{missing[0]!r}; predict both on the same questions"
+            )
+        rows = np.array([row_of[str(name)] for name in ids])
+        arrays = {name: getattr(self, name) for name in ("option_logits", "labels", "ids", *_OPTIONAL)}
+        return replace(self, **{name: None if array is None else array[rows] for name, array in arrays.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Writes an `.npz` file of all arrays, `probabilities` and `option_mass` included; whole or not at all."""
+        arrays = {
+            "option_logits": self.option_logits,
+            "probabilities": self.probabilities,
+            "option_mass": self.option_mass,
+            "labels": self.labels,
+            "ids": self.ids,
+            "metadata": np.array(json.dumps(self.metadata)),
+        }
+        optional = {name: getattr(self, name) for name in _OPTIONAL}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
+        save_npz(npz_path(path), arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> OptionPredictions:
+        """Reads what [`OptionPredictions.save`] wrote."""
+        with np.load(npz_path(path), allow_pickle=False) as arrays:
+            if missing := {"option_logits", "labels", "ids"}.difference(arrays.files):
+                raise ValueError(f"{path} holds no option predictions: it lacks {', '.join(sorted(missing))}")
+            return cls(
+                option_logits=arrays["option_logits"],
+                labels=arrays["labels"],
+                ids=arrays["ids"],
+                metadata=json.loads(str(arrays["metadata"])) if "metadata" in arrays else {},
+                **{name: arrays[name] for name in _OPTIONAL if name in arrays},
+            )
+
+
+def npz_path(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: predictions are .npz files; name it {path.name}.npz")
+    return path
+
+
+def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(unfinished, "wb") as file:
+        np.savez(file, **arrays)
+    unfinished.replace(path)

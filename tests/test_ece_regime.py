@@ -1,0 +1,273 @@
+"""The `evaluate` metric: its inputs, batches, processes, neighbours in `evaluate.combine`, and what it says to bad input."""
+
+import doctest
+import json
+import multiprocessing
+import re
+from pathlib import Path
+
+import datasets
+import evaluate
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, brier_score_loss
+
+import hf_calib
+from hf_calib import calibration_report, classify_regime
+from hf_calib import ece_regime as module
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Metrics keep their batches in files; these tests have a folder of their own for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path_factory.mktemp("metrics"))
+        patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
+        yield
+
+
+@pytest.fixture
+def metric():
+    return evaluate.load(hf_calib.metric_path())
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    truth = rng.dirichlet([1.0, 1.0, 1.0, 1.0], 600)
+    labels = np.array([rng.choice(4, p=row) for row in truth])
+    sharpened = truth**2 / (truth**2).sum(axis=1, keepdims=True)  # overconfident
+    return sharpened, labels, truth
+
+
+# What comes out
+
+
+def test_is_the_report_and_the_regime(metric, data):
+    probabilities, labels, truth = data
+    results = metric.compute(predictions=probabilities, references=labels, target_probs=truth, n_bootstrap=200)
+    expected = calibration_report(probabilities, labels, truth, n_bootstrap=200)
+    assert {key: results[key] for key in expected} == pytest.approx(expected)
+    regime = classify_regime(probabilities, labels, truth).to_dict()
+    assert results["regime"] == regime["regime"] == "calibratable"
+    assert results["ece_upper_bound"] == pytest.approx(regime["ece_upper_bound"])
+    assert all(isinstance(value, (int, float, str)) for value in results.values())
+
+
+def test_options_are_passed_on(metric, data):
+    probabilities, labels, truth = data
+    plain = metric.compute(predictions=probabilities, references=labels, n_bootstrap=50)
+    assert "tce" not in plain and "critical_accuracy" not in plain
+    given = {"predictions": probabilities, "references": labels, "n_bootstrap": 50}
+    assert metric.compute(**given, n_bins=3)["ece"] == pytest.approx(calibration_report(probabilities, labels, n_bins=3)["ece"])
+    assert metric.compute(**given, binning="equal_mass")["ece"] == pytest.approx(plain["ece_equal_mass"])
+    assert metric.compute(**given, critical_accuracy=0.2)["regime"] == "non-calibratable"
+    assert metric.compute(**given, reference_probs=truth)["test"] == "reference"
+    assert metric.compute(**given, seed=1)["ece_high"] != plain["ece_high"]
+    half = metric.compute(**given, sample_weight=[1.0, 0.0] * 300)
+    assert half["ece"] == pytest.approx(calibration_report(probabilities[::2], labels[::2])["ece"])
+
+
+def test_kinds_of_input_agree(metric, data):
+    probabilities, labels, _ = data
+    expected = metric.compute(predictions=probabilities, references=labels, n_bootstrap=20)
+    table = datasets.Dataset.from_dict({"predictions": probabilities.tolist(), "references": labels.tolist()})
+    kinds = (
+        {"predictions": probabilities.tolist(), "references": labels.tolist()},
+        {"predictions": torch.tensor(probabilities), "references": torch.tensor(labels)},
+        table.with_format("numpy")[:],
+        table[:],
+    )
+    for given in kinds:
+        assert metric.compute(**given, n_bootstrap=20) == pytest.approx(expected)
+
+
+def test_mixed_numbers_of_options(metric):
+    rows = [[0.5, 0.5], [0.2, 0.5, 0.3], [0.1, 0.2, 0.3, 0.4]]
+    padded = [[0.5, 0.5, 0, 0], [0.2, 0.5, 0.3, 0], [0.1, 0.2, 0.3, 0.4]]
+    given = {"references": [1, 1, 3], "n_bootstrap": 20}
+    expected = metric.compute(predictions=np.array(padded), **given)
+    assert metric.compute(predictions=rows, **given) == pytest.approx(expected, nan_ok=True)
+
+
+def test_confidences(metric, data):
+    probabilities, labels, _ = data
+    confidences, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    expected = metric.compute(predictions=probabilities, references=labels, n_bootstrap=20)
+    results = metric.compute(predictions=confidences, correct=correct, n_bootstrap=20)
+    assert results == metric.compute(predictions=confidences.tolist(), references=correct.tolist(), n_bootstrap=20)
+    assert not {"cw_ece", "nll", "brier", "brier_calibration", "brier_refinement"} & set(results)
+    # the recalibration test knows no smallest confidence here
+    shared = set(results) - {"p_value", "recalibrated_ece", "recalibrated_ece_p95", "explanation"}
+    assert {key: results[key] for key in shared} == pytest.approx({key: expected[key] for key in shared})
+
+
+def test_groups(metric, data):
+    probabilities, labels, _ = data
+    subjects = np.array(["law", "logic", "physics"])[np.arange(600) % 3]
+    results = metric.compute(predictions=probabilities, references=labels, groups=subjects.tolist(), n_bootstrap=100)
+    assert results["n_groups"] == 3
+    law = subjects == "law"
+    expected = calibration_report(probabilities[law], labels[law], n_bootstrap=100)
+    for key in ("n", "accuracy", "ece", "ece_low", "ece_high", "debiased_ece"):
+        assert results[f"group/law/{key}"] == pytest.approx(expected[key])
+    assert results["group/law/ece_p_value_holm"] >= results["group/law/ece_p_value"]
+    json.dumps(results)
+
+
+# Batches, processes, neighbours
+
+
+def test_batches(metric, data):
+    probabilities, labels, _ = data
+    expected = metric.compute(predictions=probabilities, references=labels, n_bootstrap=20)
+    for rows in np.array_split(np.arange(600), 7):
+        metric.add_batch(predictions=probabilities[rows], references=labels[rows])
+    metric.add_batch(predictions=[], references=[])  # the last of a process may be empty
+    assert metric.compute(n_bootstrap=20) == pytest.approx(expected)
+    for row, label in zip(probabilities[:9], labels[:9], strict=True):
+        metric.add(prediction=row, reference=label)
+    metric.add_batch(predictions=probabilities[9:300].tolist(), references=labels[9:300].tolist())  # lists
+    metric.add_batch(predictions=probabilities[300:], references=labels[300:])  # after arrays
+    assert metric.compute(n_bootstrap=20) == pytest.approx(expected)
+
+
+def _process(rank, cache_dir, queue):
+    metric = evaluate.load(
+        hf_calib.metric_path(), num_process=2, process_id=rank, experiment_id="two", cache_dir=cache_dir
+    )
+    rng = np.random.default_rng(rank)
+    for _ in range(3):
+        metric.add_batch(predictions=rng.dirichlet([1.0] * 3, 20 + rank), references=rng.integers(3, size=20 + rank))
+    queue.put((rank, metric.compute(n_bootstrap=20)))
+
+
+def test_processes(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_process, args=(rank, str(tmp_path), queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    results = dict(queue.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join()
+    assert results[1] is None
+    batches = []
+    for rank in range(2):
+        rng = np.random.default_rng(rank)
+        batches += [(rng.dirichlet([1.0] * 3, 20 + rank), rng.integers(3, size=20 + rank)) for _ in range(3)]
+    probabilities, labels = map(np.concatenate, zip(*batches, strict=True))
+    assert results[0]["n"] == 123
+    assert results[0]["ece"] == pytest.approx(calibration_report(probabilities, labels)["ece"])
+
+
+class Accuracy(evaluate.Metric):
+    """With the inputs of evaluate's own, which has to be downloaded."""
+
+    def _info(self):
+        inputs = {"predictions": datasets.Value("int32"), "references": datasets.Value("int32")}
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="", features=datasets.Features(inputs)
+        )
+
+    def _compute(self, predictions, references):
+        return {"accuracy": accuracy_score(references, predictions)}
+
+
+class BrierScore(Accuracy):
+    def _info(self):
+        inputs = {"predictions": datasets.Value("float"), "references": datasets.Value("float")}
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="", features=[datasets.Features(inputs)]
+        )
+
+    def _compute(self, predictions, references):
+        return {"brier_score": brier_score_loss(references, predictions)}
+
+
+def test_combine(metric, data):
+    probabilities, labels, _ = data
+    confidences, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    results = evaluate.combine([metric, BrierScore()]).compute(predictions=confidences, references=correct.astype(int))
+    assert results["brier_score"] == pytest.approx(np.mean((confidences - correct) ** 2))
+    assert results["ece"] == pytest.approx(calibration_report(probabilities, labels)["ece"])
+
+    scores = evaluate.load(hf_calib.metric_path(), "prediction_scores")
+    both = evaluate.combine({"calibration": scores, "plain": Accuracy()})
+    for rows in (slice(0, 250), slice(250, None)):
+        both.add_batch(
+            predictions=probabilities[rows].argmax(axis=1), references=labels[rows], prediction_scores=probabilities[rows]
+        )
+    results = both.compute()
+    assert results["plain_accuracy"] == results["calibration_accuracy"] == pytest.approx(correct.mean())
+    assert results["ece"] == pytest.approx(calibration_report(probabilities, labels)["ece"])
+
+
+def test_save(metric, data, tmp_path):
+    results = metric.compute(predictions=data[0], references=data[1], n_bootstrap=20)
+    path = evaluate.save(tmp_path / "results.json", model="mine", **results)
+    assert json.loads(path.read_text())["ece"] == results["ece"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"predictions": [[3.0, -1.0]], "references": [0]}, "logits"),
+        ({"predictions": np.array([[3.0, -1.0]]), "references": np.array([0])}, "logits"),
+        ({"predictions": [[0.5, 0.6]], "references": [0]}, "sums to 1.1"),
+        ({"predictions": [[0.5, float("nan")]], "references": [0]}, "row 0, option 1 is NaN"),
+        ({"predictions": [[0.5, 0.5]], "references": [2]}, "outside"),
+        ({"predictions": [[0.5, 0.5]], "references": [0, 1]}, "1 `predictions` and 2 `references`"),
+        ({"predictions": [[1.0]], "references": [0]}, "at least two options"),
+        ({"predictions": np.zeros((2, 2, 2)), "references": [0, 0]}, "shape"),
+        ({"predictions": np.array([[0.5, 0.5]]), "references": np.array([0.5])}, "whole numbers"),
+        ({"predictions": [1.2], "references": [1]}, r"outside \[0, 1\]"),
+        ({"predictions": [0.9], "references": [3]}, r"outside \[0, 1\]"),
+        ({"predictions": [0.9], "references": [1], "target_probs": [[0.5, 0.5]]}, "not confidences"),
+        ({"predictions": [0.9], "references": [1], "correct": [True]}, "give one of them"),
+        ({"references": [1]}, "without `predictions`"),
+        ({"predictions": [[0.5, 0.5]]}, "needed together"),
+        ({"predictions": [], "references": []}, "nothing to measure"),
+        ({}, "nothing to measure"),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "target_probs": [[0.5, 0.5]] * 2}, "target_probabilities"),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "groups": ["a", "b"]}, "groups"),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "sample_weight": [0.0]}, "sample_weight"),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "n_bins": 0}, "n_bins"),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "alpha": 2}, "alpha"),
+    ],
+)
+def test_bad_input(metric, given, message):
+    with pytest.raises(ValueError, match=message):
+        metric.compute(**given)
+    assert metric.compute(predictions=[[0.9, 0.1]], references=[0])["n"] == 1  # and it goes on working
+
+
+def test_unknown_configuration():
+    with pytest.raises(ValueError, match="prediction_scores"):
+        evaluate.load(hf_calib.metric_path(), "scores")
+
+
+# Documentation
+
+
+def test_examples_run():
+    examples = {"evaluate": evaluate, "hf_calib": hf_calib}
+    hf_calib.register()
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    card = Path(hf_calib.metric_path(), "README.md").read_text()
+    card = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+    for name, text in (("docstring", module._KWARGS_DESCRIPTION), ("card", card)):
+        result = runner.run(parser.get_doctest(text, dict(examples), name, None, None))
+        assert result.attempted > 1 and result.failed == 0
+
+
+def test_card_names_every_key(metric, data):
+    probabilities, labels, truth = data
+    card = Path(hf_calib.metric_path(), "README.md").read_text()
+    results = metric.compute(predictions=probabilities, references=labels, target_probs=truth, n_bootstrap=20)
+    assert not [key for key in calibration_report(probabilities, labels, truth, n_bootstrap=20) if f"`{key}`" not in card]
+    assert set(results) >= set(re.findall(r"`(ece\w*)`", card)) - {"ece_regime"}
