@@ -19,7 +19,7 @@ $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	and $(PYTHON) is %d.%d: say which one to take, as in make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt torch
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[deepspeed,dev]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[app,deepspeed,dev]"
 	@touch $@
 
 quickstart: install ## repair an overconfident model on two cores; the report is quickstart-report/report.md
@@ -34,4 +34,4 @@ lint: install ## check style and formatting
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) build dist *.egg-info quickstart-report .pytest_cache .ruff_cache .hypothesis
-	find hf_calib recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find hf_calib metrics recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
