@@ -5,46 +5,42 @@ from __future__ import annotations
 import numpy as np
 
 from .binning import (
+    BinSums,
+    OptionBins,
     ReliabilityBins,
-    as_labels,
+    as_outcomes,
     as_probabilities,
+    as_weights,
+    bin_edges,
     reliability_bins,
-    take_confidence,
     top_label,
 )
+from .inputs import as_matrix, best_option, iterate_columns, iterate_outcomes, iterate_rows
+from .ranking import TieGroups
 from .scores import (
     BrierDecomposition,
     aurc,
-    aurc_of_sorted,
-    auroc_of_sorted,
     brier_decomposition,
     brier_score,
     confidence_auroc,
     negative_log_likelihood,
-    sort_by_confidence,
-    used_columns,
 )
-from .uncertainty import (
-    NoiseFloor,
-    bootstrap_interval,
-    floor_of_cells,
-    group_cells,
-    interval_of_cells,
-    noise_floor,
-    sampling_bias,
-)
+from .streaming import ConfidenceSums, OptionSums, SmoothGrid, StreamingCalibration
+from .uncertainty import NoiseFloor, bootstrap_interval, group_cells, noise_floor
 
 
 __all__ = [
     "BrierDecomposition",
     "NoiseFloor",
     "ReliabilityBins",
+    "StreamingCalibration",
     "aurc",
     "bootstrap_interval",
     "brier_decomposition",
     "brier_score",
     "calibration_report",
     "classwise_calibration_error",
+    "confidence_report",
     "confidence_auroc",
     "debiased_calibration_error",
     "expected_calibration_error",
@@ -58,11 +54,10 @@ __all__ = [
     "top_label",
 ]
 
-_SMOOTH_GRID = 4096  # smooth ECE: cells of [0, 1]
-_SWEEP_LIMIT = 1000  # ECE-sweep: most bins tried
 
-
-def expected_calibration_error(probabilities, labels, n_bins: int = 10, binning: str = "equal_width") -> float:
+def expected_calibration_error(
+    probabilities, labels, n_bins: int = 10, binning: str = "equal_width", sample_weight=None
+) -> float:
     """
     Confidence calibration error (conf-ECE): `sum_b n_b / N * |accuracy_b - confidence_b|` over bins of the confidence
     of the predicted option.
@@ -79,6 +74,9 @@ def expected_calibration_error(probabilities, labels, n_bins: int = 10, binning:
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"`: bins `[b / n_bins, (b + 1) / n_bins)`, the last one closed: a confidence of exactly 1.0
             belongs to the last bin. `"equal_mass"`: the same number of examples in each bin, ties together.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row, not negative: every mean becomes a weighted one. Only ratios matter, and a
+            row of weight 0 counts for nothing.
 
     Returns:
         `float` in [0, 1]. Source: Naeini et al. (2015), Guo et al. (arXiv 1706.04599).
@@ -95,18 +93,29 @@ def expected_calibration_error(probabilities, labels, n_bins: int = 10, binning:
 
     ```
     """
-    return reliability_bins(*top_label(probabilities, labels), n_bins, binning).error
+    return _top_label_bins(probabilities, labels, n_bins, binning, sample_weight).error
 
 
-def maximum_calibration_error(probabilities, labels, n_bins: int = 10, binning: str = "equal_width") -> float:
+def _top_label_bins(probabilities, labels, n_bins: int, binning: str, sample_weight) -> ReliabilityBins:
+    if binning != "equal_width":
+        return reliability_bins(*top_label(probabilities, labels), n_bins, binning, sample_weight)
+    sums = BinSums(bin_edges(np.empty(0), n_bins))  # the borders are known: one pass, and nothing of length N
+    for rows in iterate_rows(probabilities, labels, sample_weight):
+        sums.add(*rows.top_label(), rows.weights)
+    return sums.bins()
+
+
+def maximum_calibration_error(
+    probabilities, labels, n_bins: int = 10, binning: str = "equal_width", sample_weight=None
+) -> float:
     """
     Largest gap `|accuracy_b - confidence_b|` over the bins that hold examples (MCE). A bin of one example counts as
     much as a full one, so it is a noisy number. Arguments as in [`expected_calibration_error`].
     """
-    return float(np.nanmax(np.abs(reliability_bins(*top_label(probabilities, labels), n_bins, binning).gaps)))
+    return _top_label_bins(probabilities, labels, n_bins, binning, sample_weight).largest_gap
 
 
-def classwise_calibration_error(probabilities, labels, n_bins: int = 10) -> float:
+def classwise_calibration_error(probabilities, labels, n_bins: int = 10, sample_weight=None) -> float:
     """
     Classwise ECE: the binned error of the probability of option k against `label == k`, in equal-width bins of its
     own for every k, averaged over the options (Kull et al., arXiv 1910.12656).
@@ -114,14 +123,14 @@ def classwise_calibration_error(probabilities, labels, n_bins: int = 10) -> floa
     With mixed K, a padded entry adds nothing to its option's error, and a column that is padding throughout is left
     out of the average. Arguments as in [`expected_calibration_error`].
     """
-    probabilities = as_probabilities(probabilities)
-    labels = as_labels(labels, *probabilities.shape)
-    errors = [reliability_bins(column, hits, n_bins).error for column, hits in used_columns(probabilities, labels)]
-    return float(np.mean(errors))
+    options = OptionBins(n_bins)
+    for rows in iterate_rows(probabilities, labels, sample_weight):
+        options.add(rows)
+    return options.error
 
 
 def target_calibration_error(
-    probabilities, target_probabilities, n_bins: int = 10, binning: str = "equal_width"
+    probabilities, target_probabilities, n_bins: int = 10, binning: str = "equal_width", sample_weight=None
 ) -> float:
     """
     Target calibration error (TCE): the ECE in which "correct" is replaced by `target(predicted option | x)`, the
@@ -136,26 +145,38 @@ def target_calibration_error(
             Number of bins.
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"` or `"equal_mass"`.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
     """
     confidences, target = target_confidence(probabilities, target_probabilities)
-    return reliability_bins(confidences, target, n_bins, binning).error
+    return reliability_bins(confidences, target, n_bins, binning, sample_weight).error
 
 
 def target_confidence(probabilities, target_probabilities) -> tuple[np.ndarray, np.ndarray]:
     """Confidence of the model and target probability of its choice, both float64 of shape `(N,)`."""
-    probabilities = as_probabilities(probabilities)
-    target_probabilities = as_probabilities(target_probabilities, "target_probabilities")
-    if probabilities.shape != target_probabilities.shape:
+    model, _ = as_matrix(probabilities)
+    target, _ = as_matrix(target_probabilities, "target_probabilities")
+    if model.shape != target.shape:
         raise ValueError(
-            f"`target_probabilities` has shape {target_probabilities.shape}, `probabilities` {probabilities.shape}: "
+            f"`target_probabilities` has shape {target.shape}, `probabilities` {model.shape}: "
             "both must hold the same questions and options."
         )
-    prediction = probabilities.argmax(axis=1)
-    return take_confidence(probabilities, prediction), take_confidence(target_probabilities, prediction)
+    confidences, picked = [], []
+    chunks = zip(iterate_columns(model), iterate_columns(target, "target_probabilities"), strict=True)
+    for (_, columns), (_, target_columns) in chunks:
+        confidence, choice = best_option(columns)
+        confidences.append(confidence)
+        picked.append(target_columns[choice, np.arange(len(choice))])
+    return np.concatenate(confidences), np.concatenate(picked)
 
 
 def debiased_calibration_error(
-    probabilities, labels, n_bins: int = 10, binning: str = "equal_width", norm: str = "l1"
+    probabilities,
+    labels,
+    n_bins: int = 10,
+    binning: str = "equal_width",
+    norm: str = "l1",
+    sample_weight=None,
 ) -> float:
     """
     ECE less the part that sampling noise adds to it; 0 where that would be negative.
@@ -174,24 +195,30 @@ def debiased_calibration_error(
             `accuracy_b (1 - accuracy_b) / n_b` is subtracted; Kumar et al. simulate it, here it is the mean of a
             folded normal in closed form. `"l2"`: root of
             `sum_b n_b / N (gap_b^2 - accuracy_b (1 - accuracy_b) / (n_b - 1))`, whose square is unbiased; bins of
-            one example have no variance estimate and are left out.
+            one example have no variance estimate and are left out. With weights n_b is the effective number of
+            examples, `(sum w)^2 / sum w^2`.
             Sources: Kumar et al. (arXiv 1909.10155), Roelofs et al. (arXiv 2012.08668).
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
     """
-    return _debiased(reliability_bins(*top_label(probabilities, labels), n_bins, binning), norm)
-
-
-def _debiased(bins: ReliabilityBins, norm: str = "l1") -> float:
     if norm not in ("l1", "l2"):
         raise ValueError(f"`norm` must be 'l1' or 'l2', got {norm!r}.")
-    filled = bins.counts > (0 if norm == "l1" else 1)
-    counts, accuracy, gaps = bins.counts[filled], bins.accuracy[filled], bins.gaps[filled]
+    cells = group_cells(*top_label(probabilities, labels), n_bins, binning, sample_weight)
     if norm == "l1":
-        return max(0.0, bins.error - sampling_bias(counts, accuracy, gaps))
-    square = counts @ (gaps**2 - accuracy * (1 - accuracy) / (counts - 1)) / bins.counts.sum()
-    return float(np.sqrt(max(0.0, square)))
+        return max(0.0, cells.measured - cells.bias)
+    weights, squares, confidences = (
+        np.add.reduceat(sums, cells.starts) for sums in (cells.weights, cells.squares, cells.confidence_sums)
+    )
+    total = weights.sum(axis=1)
+    size, accuracy = total**2 / squares.sum(axis=1), weights[:, 1] / total
+    several = size > 1 + 1e-9
+    terms = (confidences.sum(axis=1) / total - accuracy) ** 2 - accuracy * (1 - accuracy) / np.where(
+        several, size - 1, 1
+    )
+    return float(np.sqrt(max(0.0, total[several] @ terms[several] / total.sum())))
 
 
-def sweep_calibration_error(probabilities, labels) -> float:
+def sweep_calibration_error(probabilities, labels, sample_weight=None) -> float:
     """
     ECE-sweep: equal-mass ECE with the largest number of bins up to which the accuracy rises from bin to bin
     (Roelofs et al., arXiv 2012.08668). Equal confidences share a bin and at most 1,000 bins are tried.
@@ -201,27 +228,14 @@ def sweep_calibration_error(probabilities, labels) -> float:
             Option probabilities.
         labels (array-like of shape `(N,)`):
             Index of the right option.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
     """
-    return _sweep(*sort_by_confidence(*top_label(probabilities, labels)))
+    confidences, correct = top_label(probabilities, labels)
+    return TieGroups.sort(confidences, correct, as_weights(sample_weight, len(correct))).sweep_error()
 
 
-def _sweep(confidences: np.ndarray, correct: np.ndarray) -> float:
-    n = len(confidences)
-    hits = np.concatenate([[0.0], np.cumsum(correct)])
-    gaps = np.concatenate([[0.0], np.cumsum(confidences - correct)])
-    error = abs(gaps[-1]) / n
-    for n_bins in range(2, min(n, _SWEEP_LIMIT) + 1):
-        firsts = np.arange(1, n_bins) * n // n_bins
-        borders = np.searchsorted(confidences, confidences[firsts])  # ties: all of them to the right of the border
-        borders = np.unique(np.concatenate([[0], borders, [n]]))
-        accuracy = np.diff(hits[borders]) / np.diff(borders)
-        if np.any(np.diff(accuracy) < 0):
-            break
-        error = np.abs(np.diff(gaps[borders])).sum() / n
-    return float(error)
-
-
-def smooth_calibration_error(probabilities, labels) -> float:
+def smooth_calibration_error(probabilities, labels, sample_weight=None) -> float:
     """
     Smooth ECE (Blasiok & Nakkiran, arXiv 2309.12236): no bins, no parameter.
 
@@ -235,30 +249,13 @@ def smooth_calibration_error(probabilities, labels) -> float:
             Option probabilities.
         labels (array-like of shape `(N,)`):
             Index of the right option.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
     """
-    return _smooth(*top_label(probabilities, labels))
-
-
-def _smooth(confidences: np.ndarray, correct: np.ndarray) -> float:
-    position = np.clip(confidences * _SMOOTH_GRID - 0.5, 0, _SMOOTH_GRID - 1)
-    left = np.minimum(position.astype(np.int64), _SMOOTH_GRID - 2)
-    share, residual = position - left, correct - confidences
-    grid = np.bincount(left, weights=residual * (1 - share), minlength=_SMOOTH_GRID)
-    grid += np.bincount(left + 1, weights=residual * share, minlength=_SMOOTH_GRID)
-    grid /= len(confidences)
-    # a function on [0, 1] continued evenly has period 2; there the reflected Gaussian is an ordinary one
-    spectrum = np.fft.rfft(np.concatenate([grid, grid[::-1]]))
-    frequency = np.pi * np.arange(len(spectrum))
-
-    def error(bandwidth: float) -> float:
-        smoothed = np.fft.irfft(spectrum * np.exp(-0.5 * (bandwidth * frequency) ** 2), 2 * _SMOOTH_GRID)
-        return float(np.abs(smoothed[:_SMOOTH_GRID]).sum())
-
-    low, high = 0.0, 1.0  # the error falls with the bandwidth, so the fixed point is bracketed
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if error(middle) > middle else (low, middle)
-    return high
+    grid = SmoothGrid()
+    for rows in iterate_rows(probabilities, labels, sample_weight):
+        grid.add(*rows.top_label(), rows.weights)
+    return grid.error()
 
 
 def calibration_report(
@@ -269,9 +266,10 @@ def calibration_report(
     binning: str = "equal_width",
     n_bootstrap: int = 1000,
     seed: int = 0,
+    sample_weight=None,
 ) -> dict[str, float]:
     """
-    All measures of a set of predictions.
+    All measures of a set of predictions. For predictions that come in batches see [`StreamingCalibration`].
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -289,13 +287,17 @@ def calibration_report(
             Resamples behind the 95% interval, and simulations behind the noise floor.
         seed (`int`, *optional*, defaults to `0`):
             Seed of both.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row: every mean becomes a weighted one, and noise floor and interval work with
+            the effective number of examples, `(sum w)^2 / sum w^2`. Only ratios matter, and a row of weight 0 counts
+            for nothing.
 
     Returns:
-        `dict[str, float]`: `n`, `accuracy`, `confidence`, `overconfidence` (confidence less accuracy), `ece` with
-        `ece_low` and `ece_high` (95% interval), `ece_noise_floor`, `ece_noise_floor_p95`, `ece_p_value`,
-        `ece_equal_mass`, `ece_sweep`, `debiased_ece`, `smooth_ece`, `cw_ece`, `mce`, `nll`, `brier`,
-        `brier_calibration`, `brier_refinement`, `auroc` (NaN when all or no predictions are right), `aurc`; with a
-        target also `tce` and `critical_accuracy`. `n` is an `int`.
+        `dict[str, float]`: `n` (an `int`), `accuracy`, `confidence`, `overconfidence` (confidence less accuracy),
+        `ece` with `ece_low` and `ece_high` (95% interval), `ece_noise_floor`, `ece_noise_floor_p95`, `ece_p_value`,
+        `ece_equal_mass`, `ece_sweep`, `debiased_ece`, `smooth_ece`, `mce`, `auroc` (NaN when all or no predictions are
+        right), `aurc`, `cw_ece`, `nll`, `brier`, `brier_calibration`, `brier_refinement`; with a target also `tce` and
+        `critical_accuracy`.
 
     Example:
 
@@ -307,39 +309,72 @@ def calibration_report(
 
     ```
     """
-    probabilities = as_probabilities(probabilities)
-    confidences, correct = sort_by_confidence(*top_label(probabilities, labels))
-    bins = reliability_bins(confidences, correct, n_bins, binning)
-    cells = group_cells(confidences, correct, n_bins, binning)
-    floor = floor_of_cells(cells, n_bootstrap, seed)
-    low, high = interval_of_cells(cells, floor, n_bootstrap, 0.95, seed)
-    brier = brier_decomposition(probabilities, labels, n_bins)
-    report = {
-        "n": len(confidences),
-        "accuracy": float(correct.mean()),
-        "confidence": float(confidences.mean()),
-        "overconfidence": float(confidences.mean() - correct.mean()),
-        "ece": bins.error,
-        "ece_low": low,
-        "ece_high": high,
-        "ece_noise_floor": floor.mean,
-        "ece_noise_floor_p95": floor.p95,
-        "ece_p_value": floor.p_value,
-        "ece_equal_mass": reliability_bins(confidences, correct, n_bins, "equal_mass").error,
-        "ece_sweep": _sweep(confidences, correct),
-        "debiased_ece": _debiased(bins),
-        "smooth_ece": _smooth(confidences, correct),
-        "cw_ece": classwise_calibration_error(probabilities, labels, n_bins),
-        "mce": float(np.nanmax(np.abs(bins.gaps))),
-        "nll": negative_log_likelihood(probabilities, labels),
-        "brier": brier_score(probabilities, labels),
-        "brier_calibration": brier.calibration,
-        "brier_refinement": brier.refinement,
-        "auroc": auroc_of_sorted(confidences, correct),
-        "aurc": aurc_of_sorted(confidences, correct),
-    }
+    options, chunks = OptionSums(n_bins), []
+    for rows in iterate_rows(probabilities, labels, sample_weight):
+        options.add(rows)
+        chunks.append((*rows.top_label(), rows.weights))
+    confidences, correct = (np.concatenate([chunk[i] for chunk in chunks]) for i in (0, 1))
+    weights = None if sample_weight is None else np.concatenate([chunk[2] for chunk in chunks])
+    del chunks
+    report = (
+        _report_by_confidence(confidences, correct, weights, n_bins, binning, n_bootstrap, seed) | options.report()
+    )
     if target_probabilities is not None:
-        report["tce"] = target_calibration_error(probabilities, target_probabilities, n_bins, binning)
+        confidences, target = target_confidence(probabilities, target_probabilities)
+        report["tce"] = reliability_bins(confidences, target, n_bins, binning, sample_weight).error
         ceilings = as_probabilities(target_probabilities, "target_probabilities").max(axis=1)
-        report["critical_accuracy"] = float(ceilings.mean(dtype=np.float64))
+        report["critical_accuracy"] = float(np.average(ceilings.astype(np.float64), weights=sample_weight))
     return report
+
+
+def confidence_report(
+    confidences,
+    correct,
+    n_bins: int = 10,
+    binning: str = "equal_width",
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    sample_weight=None,
+) -> dict[str, float]:
+    """
+    [`calibration_report`] of predictions of which the confidence is known and the options are not: without `cw_ece`,
+    `nll`, `brier` and its split, which need them.
+
+    Args:
+        confidences (array-like of shape `(N,)`):
+            Confidence of each prediction, in [0, 1].
+        correct (array-like of shape `(N,)`):
+            Whether each prediction is right (0 or 1).
+        n_bins, binning, n_bootstrap, seed, sample_weight:
+            As in [`calibration_report`].
+
+    Example:
+
+    ```python
+    >>> from hf_calib.calibration_error import confidence_report
+    >>> round(confidence_report([0.9, 0.7, 0.8], [1, 0, 1])["ece"], 4)
+    0.3333
+
+    ```
+    """
+    confidences, correct = as_outcomes(confidences, correct, binary=True)
+    weights = as_weights(sample_weight, len(confidences))
+    if weights is not None and not weights.all():
+        confidences, correct, weights = (values[weights > 0] for values in (confidences, correct, weights))
+    return _report_by_confidence(confidences, correct, weights, n_bins, binning, n_bootstrap, seed)
+
+
+def _report_by_confidence(
+    confidences: np.ndarray,
+    correct: np.ndarray,
+    weights: np.ndarray | None,
+    n_bins: int,
+    binning: str,
+    n_bootstrap: int,
+    seed: int,
+) -> dict[str, float]:
+    """Report of checked examples of which none has weight 0."""
+    sums = ConfidenceSums(bin_edges(confidences, n_bins, binning, weights))
+    for chunk in iterate_outcomes(confidences, correct, weights):
+        sums.add(*chunk)
+    return sums.report(TieGroups.sort(confidences, correct, weights), n_bootstrap, seed)

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from .binning import as_labels, as_outcomes, as_probabilities, reliability_bins, take_confidence
+from .binning import OptionBins
+from .inputs import Rows, as_outcomes, as_weights, iterate_rows
+from .ranking import TieGroups
 
 
 _SMALLEST_PROBABILITY = 1e-12
-
-
-def used_columns(probabilities: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Probability and 0/1 outcome of each option, float64 of shape `(N,)`; a column of padding alone is left out."""
-    for k in range(probabilities.shape[1]):
-        column, hits = np.minimum(probabilities[:, k].astype(np.float64), 1.0), labels == k
-        if column.any() or hits.any():
-            yield column, hits.astype(np.float64)
-
-
-def sort_by_confidence(confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays from the least to the most confident prediction; ties keep their order."""
-    order = np.argsort(confidences, kind="stable")
-    return confidences[order], correct[order]
 
 
 class BrierDecomposition(NamedTuple):
@@ -40,7 +27,44 @@ class BrierDecomposition(NamedTuple):
     refinement: float
 
 
-def brier_score(probabilities, labels) -> float:
+class ScoreSums:
+    """Accumulates the Brier score and the log-likelihood chunk by chunk."""
+
+    def __init__(self):
+        self.sums = np.zeros(3)  # weights, squared errors, negative log-likelihoods
+
+    def add(self, rows: Rows) -> None:
+        """Add checked predictions."""
+        picked = rows.picked
+        # sum_k (q_k - y_k)^2 = sum_k q_k^2 - 2 q_y + 1, without an array of differences
+        squares = np.einsum("kn,kn->n", rows.columns, rows.columns) - 2 * picked + 1
+        losses = -np.log(np.maximum(picked, _SMALLEST_PROBABILITY))
+        if rows.weights is None:
+            self.sums += len(picked), squares.sum(), losses.sum()
+        else:
+            self.sums += rows.weights.sum(), squares @ rows.weights, losses @ rows.weights
+
+    def merge(self, other: ScoreSums) -> None:
+        """Add what another has seen."""
+        self.sums += other.sums
+
+    @property
+    def brier(self) -> float:
+        return float(self.sums[1] / self.sums[0])
+
+    @property
+    def negative_log_likelihood(self) -> float:
+        return float(self.sums[2] / self.sums[0])
+
+
+def _scores(probabilities, labels, sample_weight) -> ScoreSums:
+    scores = ScoreSums()
+    for rows in iterate_rows(probabilities, labels, sample_weight):
+        scores.add(rows)
+    return scores
+
+
+def brier_score(probabilities, labels, sample_weight=None) -> float:
     """
     Brier score over all options, `mean_i sum_k (q_ik - 1[label_i = k])^2`, in [0, 2].
 
@@ -49,16 +73,13 @@ def brier_score(probabilities, labels) -> float:
             Option probabilities.
         labels (array-like of shape `(N,)`):
             Index of the right option.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
     """
-    probabilities = as_probabilities(probabilities)
-    labels = as_labels(labels, *probabilities.shape)
-    right = take_confidence(probabilities, labels)
-    # sum_k (q_k - y_k)^2 = sum_k q_k^2 - 2 q_y + 1, without an (N, K) array of differences
-    squares = np.einsum("nk,nk->n", probabilities, probabilities, dtype=np.float64)
-    return float(np.mean(squares - 2 * right + 1))
+    return _scores(probabilities, labels, sample_weight).brier
 
 
-def brier_decomposition(probabilities, labels, n_bins: int = 10) -> BrierDecomposition:
+def brier_decomposition(probabilities, labels, n_bins: int = 10, sample_weight=None) -> BrierDecomposition:
     """
     Split the Brier score into calibration and refinement (DeGroot & Fienberg, 1983).
 
@@ -73,18 +94,22 @@ def brier_decomposition(probabilities, labels, n_bins: int = 10) -> BrierDecompo
             Index of the right option.
         n_bins (`int`, *optional*, defaults to `10`):
             Number of bins for each option.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
     """
-    probabilities = as_probabilities(probabilities)
-    labels = as_labels(labels, *probabilities.shape)
-    calibration = 0.0
-    for column, hits in used_columns(probabilities, labels):
-        bins = reliability_bins(column, hits, n_bins)
-        filled = bins.counts > 0
-        calibration += float(bins.counts[filled] @ bins.gaps[filled] ** 2 / len(labels))
-    return BrierDecomposition(calibration, max(0.0, brier_score(probabilities, labels) - calibration))
+    scores, options = ScoreSums(), OptionBins(n_bins)
+    for rows in iterate_rows(probabilities, labels, sample_weight):
+        scores.add(rows)
+        options.add(rows)
+    return split_brier(scores, options)
 
 
-def negative_log_likelihood(probabilities, labels) -> float:
+def split_brier(scores: ScoreSums, options: OptionBins) -> BrierDecomposition:
+    """[`brier_decomposition`] of sums already made."""
+    return BrierDecomposition(options.brier_calibration, max(0.0, scores.brier - options.brier_calibration))
+
+
+def negative_log_likelihood(probabilities, labels, sample_weight=None) -> float:
     """
     Mean negative log-probability of the right option, in nats. Probabilities below 1e-12 count as 1e-12, so that one
     row without hope costs 27.6 nats and not infinity.
@@ -94,13 +119,13 @@ def negative_log_likelihood(probabilities, labels) -> float:
             Option probabilities.
         labels (array-like of shape `(N,)`):
             Index of the right option.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
     """
-    probabilities = as_probabilities(probabilities)
-    labels = as_labels(labels, *probabilities.shape)
-    return float(-np.mean(np.log(np.maximum(take_confidence(probabilities, labels), _SMALLEST_PROBABILITY))))
+    return _scores(probabilities, labels, sample_weight).negative_log_likelihood
 
 
-def confidence_auroc(confidences, correct) -> float:
+def confidence_auroc(confidences, correct, sample_weight=None) -> float:
     """
     AUROC of the confidence as a score for being right: the chance that a right answer is more confident than a wrong
     one, ties half. NaN when all predictions are right or all are wrong.
@@ -110,26 +135,13 @@ def confidence_auroc(confidences, correct) -> float:
             Confidences in [0, 1]; see [`top_label`].
         correct (array-like of shape `(N,)`):
             Whether each prediction is right (0 or 1).
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
     """
-    return auroc_of_sorted(*sort_by_confidence(*as_outcomes(confidences, correct)))
+    return _tie_groups(confidences, correct, sample_weight).auroc()
 
 
-def _tie_groups(confidences: np.ndarray) -> np.ndarray:
-    """Borders `(groups + 1,)` of the runs of equal confidence in a sorted array."""
-    return np.concatenate([[0], np.flatnonzero(np.diff(confidences)) + 1, [len(confidences)]])
-
-
-def auroc_of_sorted(confidences: np.ndarray, correct: np.ndarray) -> float:
-    n, right = len(confidences), correct.sum()
-    if right in (0, n):
-        return float("nan")
-    borders = _tie_groups(confidences)
-    mid_ranks = (borders[:-1] + borders[1:] + 1) / 2
-    rank_sum = mid_ranks @ np.add.reduceat(correct, borders[:-1])
-    return float((rank_sum - right * (right + 1) / 2) / (right * (n - right)))
-
-
-def aurc(confidences, correct) -> float:
+def aurc(confidences, correct, sample_weight=None) -> float:
     """
     Area under the risk-coverage curve: the error rate among the n most confident predictions, averaged over
     n = 1 .. N (Geifman & El-Yaniv, arXiv 1705.08500). Ties count with their mean error, so the order of rows does not
@@ -140,12 +152,12 @@ def aurc(confidences, correct) -> float:
             Confidences in [0, 1]; see [`top_label`].
         correct (array-like of shape `(N,)`):
             Whether each prediction is right (0 or 1).
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row: the average is then over the share of the weight, one step for each row.
     """
-    return aurc_of_sorted(*sort_by_confidence(*as_outcomes(confidences, correct)))
+    return _tie_groups(confidences, correct, sample_weight).aurc()
 
 
-def aurc_of_sorted(confidences: np.ndarray, correct: np.ndarray) -> float:
-    borders = _tie_groups(confidences)
-    sizes = np.diff(borders)
-    errors = np.repeat(1 - np.add.reduceat(correct, borders[:-1]) / sizes, sizes)[::-1]
-    return float(np.mean(np.cumsum(errors) / np.arange(1, len(errors) + 1)))
+def _tie_groups(confidences, correct, sample_weight) -> TieGroups:
+    confidences, correct = as_outcomes(confidences, correct, binary=True)
+    return TieGroups.sort(confidences, correct, as_weights(sample_weight, len(confidences)))

@@ -35,8 +35,8 @@ from hf_calib.calibration_error import (
 
 REPORT_KEYS = (
     "n accuracy confidence overconfidence ece ece_low ece_high ece_noise_floor ece_noise_floor_p95 ece_p_value "
-    "ece_equal_mass ece_sweep debiased_ece smooth_ece cw_ece mce nll brier brier_calibration brier_refinement "
-    "auroc aurc"
+    "ece_equal_mass ece_sweep debiased_ece smooth_ece mce auroc aurc cw_ece nll brier brier_calibration "
+    "brier_refinement"
 ).split()
 
 
