@@ -1,0 +1,16 @@
+"""Figures: reliability diagrams, option by option and group by group too, and the regime plane."""
+
+from .plane import regime_plane
+from .reliability import classwise_diagram, group_diagram, reliability_diagram, reliability_grid
+from .style import save_figure, wilson_interval
+
+
+__all__ = [
+    "classwise_diagram",
+    "group_diagram",
+    "regime_plane",
+    "reliability_diagram",
+    "reliability_grid",
+    "save_figure",
+    "wilson_interval",
+]
