@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import erfc, inf, sqrt
+from statistics import NormalDist
 
 import numpy as np
 
-from .binning import as_labels, as_outcomes, as_probabilities, assign_bins, bin_edges, reliability_bins, top_label
+from .binning import reliability_bins, top_label
+from .border import discordance_test, either, paired_test, rate_test
 from .calibration_error import target_confidence
+from .inputs import as_matrix, as_outcomes, as_probabilities, as_weights, iterate_columns
+from .recalibration import recalibration_test
+from .uncertainty import noise_floor
 
 
 CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED = "calibratable", "non-calibratable", "undetermined"
 
-_CELLS = 1000  # the empirical test sees confidences to 0.001
-_SIMULATIONS = 200
-_SENSITIVITY = 0.1  # the empirical test vouches for nothing where an ECE of this size would drown in noise
+_TOLERABLE = 0.1  # an ECE that the empirical test must rule out before it vouches for a model, at most half of chance
 
 
 @dataclass(frozen=True)
 class RegimeReport:
     """
-    What [`classify_regime`] found. `None` stands for what cannot be said without a target.
+    What [`classify_regime`] found. `None` stands for what cannot be said with what was given.
 
     Attributes:
         regime (`str`): `"calibratable"`, `"non-calibratable"` or `"undetermined"`.
         recommended_method (`str`): `"cft"` in the calibratable regime, else `"rcft"` (the regulariser does no harm
             where it turns out not to be needed).
-        test (`str`): What decided: `"target"`, `"critical_accuracy"` or `"recalibration"` (the empirical test).
+        test (`str`): What decided: `"target"`, `"reference"`, `"critical_accuracy"`, `"recalibration"` (the empirical
+            test), or `"none"` where nothing could be tested.
         p_value (`float` or `None`): Of the hypothesis that the model is calibratable: small speaks for
-            non-calibratable, and in the two tests of accuracy close to 1 speaks for calibratable.
+            non-calibratable. It is `accuracy <= critical accuracy` in the tests of accuracy.
         alpha (`float`): Significance level.
-        n (`int`): Number of questions.
+        n (`int`): Number of questions whose weight is not 0.
         accuracy (`float`): ACC.
         confidence (`float`): Mean confidence.
         critical_accuracy (`float` or `None`): ACC*.
@@ -43,11 +46,21 @@ class RegimeReport:
         tce_lower_bound (`float` or `None`): |mean confidence - mean target probability of the prediction|.
         tce_upper_bound (`float` or `None`): Mean of |target probability of the prediction - confidence|.
         sum_lower_bound (`float` or `None`): What ECE + TCE cannot go below, whatever becomes of the confidence:
-            |ACC - mean target probability of the prediction|, or max(0, ACC - ACC*) without target probabilities.
+            |ACC - mean target probability of the prediction| with target probabilities, else max(0, ACC - ACC*), with
+            a reference for the larger of its two critical accuracies.
         recalibrated_ece (`float` or `None`): Empirical test only: ECE on the second half after the recalibration
             fitted on the first.
         recalibrated_ece_p95 (`float` or `None`): What that ECE stays below, 95 times out of 100, if the recalibration
             is right.
+        p_value_calibratable (`float` or `None`): Of the opposite hypothesis, `accuracy >= critical accuracy`: small
+            speaks for calibratable.
+        border_distance_low (`float` or `None`): Lower end of the interval of the border distance at level
+            `1 - 2 * alpha`, 90% by default: above 0 where the regime is non-calibratable.
+        border_distance_high (`float` or `None`): Its upper end: below 0 where the regime is calibratable.
+        reference_accuracy (`float` or `None`): Accuracy of the reference, the other estimate of ACC*.
+        reference_ece (`float` or `None`): conf-ECE of the reference: the two estimates differ by no more than this.
+        reference_ece_p_value (`float` or `None`): Probability that a calibrated reference shows at least that ECE.
+        explanation (`str`): The verdict in a sentence.
     """
 
     regime: str
@@ -69,6 +82,13 @@ class RegimeReport:
     sum_lower_bound: float | None = None
     recalibrated_ece: float | None = None
     recalibrated_ece_p95: float | None = None
+    p_value_calibratable: float | None = None
+    border_distance_low: float | None = None
+    border_distance_high: float | None = None
+    reference_accuracy: float | None = None
+    reference_ece: float | None = None
+    reference_ece_p_value: float | None = None
+    explanation: str = ""
 
     def to_dict(self) -> dict[str, float | str | None]:
         """All fields in a flat dictionary that `json.dumps` takes."""
@@ -83,19 +103,24 @@ def classify_regime(
     alpha: float = 0.05,
     n_bins: int = 10,
     seed: int = 0,
+    reference_probabilities=None,
+    sample_weight=None,
 ) -> RegimeReport:
     """
     Say whether a model can be calibrated without losing accuracy.
 
-    Three tests, by what is known (definitions: Xiao et al., arXiv 2505.01997; tests: derived in docs/theory.md):
+    Four tests, by what is known (definitions: Xiao et al., arXiv 2505.01997; tests: derived in docs/theory.md):
 
-    - target probabilities given: ACC against ACC* = mean of `max_k target_k` over the same questions, a paired z-test;
-    - a critical accuracy given: ACC against that number, an exact binomial test;
-    - neither: an isotonic recalibration of the confidence is fitted on a random half of the questions. It keeps the
-      predictions, and the model counts as calibratable if the ECE on the other half is no larger than it would be if
-      the recalibration were the truth (simulated with the fitting repeated). This is a weak test: it rejects where
-      confident predictions are right less often than chance, and it is blind to memorised questions, which only a
-      target shows.
+    - target probabilities, taken as the truth: ACC against ACC* = mean of `max_k target_k`, a paired t-test;
+    - the predictions of a reference model, which may be miscalibrated: ACC against two estimates of ACC*, its mean
+      confidence (right if it is calibrated, a paired t-test) and its accuracy (right if it is calibrated without a
+      change of its predictions, McNemar's exact test); a verdict needs both, and so holds for every critical accuracy
+      between them;
+    - a critical accuracy: ACC against that number, an exact binomial test;
+    - none of these: an isotonic recalibration of the confidence is fitted on a random half of the questions, which
+      keeps the predictions, and its ECE on the other half compared with what fitting noise leaves. This is a weak
+      test: it rejects only where the least confident predictions are right less often than chance, and it is blind to
+      memorised questions, which only a target or a reference shows.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -103,17 +128,21 @@ def classify_regime(
         labels (array-like of shape `(N,)`):
             Index of the right option.
         target_probabilities (array-like of shape `(N, K)`, *optional*):
-            Option probabilities of a *calibrated* reference for the same questions: the truth, the model before its
-            alignment, an ensemble.
+            The true option probabilities of the same questions, or what is to count as the truth.
         critical_accuracy (`float`, *optional*):
-            ACC* in (0, 1) where it is known from elsewhere; goes before the target's own.
+            ACC* in (0, 1) where it is known from elsewhere; goes before that of target or reference.
         alpha (`float`, *optional*, defaults to `0.05`):
             Significance level in (0, 0.5) of each one-sided test: a model at or below the critical accuracy is called
             non-calibratable with at most this probability, and the other way round.
         n_bins (`int`, *optional*, defaults to `10`):
             Number of equal-width bins of ECE and TCE.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the empirical test: its halves and its simulations.
+            Seed of the empirical test, its halves and its simulations, and of the reference's noise floor.
+        reference_probabilities (array-like of shape `(N, K)`, *optional*):
+            Option probabilities of another model that was not trained on the answers to these questions: the model
+            before its alignment, an ensemble. Not together with `target_probabilities`.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weights. Exact tests become t-tests; a row of weight 0 counts for nothing.
 
     Returns:
         [`RegimeReport`].
@@ -131,137 +160,202 @@ def classify_regime(
 
     ```
     """
+    if target_probabilities is not None and reference_probabilities is not None:
+        raise ValueError(
+            "`target_probabilities` and `reference_probabilities` are both given: the first are taken as the truth, "
+            "the second as a model that may be wrong. Give one of them."
+        )
+    confidences, correct = top_label(probabilities, labels)
+    shape = as_matrix(probabilities)[0].shape
+    columns = {"confidences": confidences, "correct": correct}
+    if target_probabilities is not None:
+        _, columns["target"] = target_confidence(probabilities, target_probabilities)
+        chunks = iterate_columns(as_matrix(target_probabilities)[0])
+        columns["ceilings"] = np.concatenate([options.max(axis=0) for _, options in chunks])
+    if reference_probabilities is not None:
+        reference = as_probabilities(reference_probabilities, "reference_probabilities")
+        if reference.shape != shape:
+            raise ValueError(
+                f"`reference_probabilities` has shape {reference.shape}, `probabilities` {shape}: both must hold the "
+                "same questions and options."
+            )
+        columns["ceilings"], columns["reference_correct"] = top_label(reference, labels)
+    return _classify(columns, sample_weight, critical_accuracy, 1 / shape[1], alpha, n_bins, seed)
+
+
+def classify_confidences(
+    confidences,
+    correct,
+    critical_accuracy: float | None = None,
+    alpha: float = 0.05,
+    n_bins: int = 10,
+    seed: int = 0,
+    sample_weight=None,
+    num_options: int | None = None,
+) -> RegimeReport:
+    """
+    [`classify_regime`] where only the confidences are known and which predictions are right.
+
+    Args:
+        confidences (array-like of shape `(N,)`):
+            Confidence of each prediction, in [0, 1].
+        correct (array-like of shape `(N,)`):
+            Whether it is right, 0 or 1.
+        critical_accuracy (`float`, *optional*):
+            ACC* in (0, 1). Without it the empirical test is made, which wants to know `num_options`.
+        alpha (`float`, *optional*, defaults to `0.05`):
+            Significance level in (0, 0.5) of each one-sided test.
+        n_bins (`int`, *optional*, defaults to `10`):
+            Number of equal-width bins.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the empirical test.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weights.
+        num_options (`int`, *optional*):
+            K, at least 2: a recalibration that keeps the predictions goes no lower than 1 / K.
+
+    Returns:
+        [`RegimeReport`]; `"undetermined"` by test `"none"` if neither `critical_accuracy` nor `num_options` is given,
+        for then a recalibration always exists.
+
+    Example:
+
+    ```python
+    >>> from hf_calib.regime import classify_confidences
+    >>> report = classify_confidences([0.9] * 100, [1] * 60 + [0] * 40, critical_accuracy=0.8)
+    >>> report.regime, round(report.border_distance_low, 2), round(report.border_distance_high, 2)
+    ('calibratable', -0.29, -0.12)
+
+    ```
+    """
+    if num_options is not None and num_options < 2:
+        raise ValueError(f"`num_options` must be at least 2, got {num_options}.")
+    confidences, correct = as_outcomes(confidences, correct, binary=True)
+    columns = {"confidences": confidences, "correct": correct}
+    chance = None if num_options is None else 1 / num_options
+    return _classify(columns, sample_weight, critical_accuracy, chance, alpha, n_bins, seed)
+
+
+def _classify(
+    columns: dict[str, np.ndarray],
+    sample_weight,
+    critical_accuracy: float | None,
+    chance: float | None,
+    alpha: float,
+    n_bins: int,
+    seed: int,
+) -> RegimeReport:
+    """Both forms of input, one column per quantity: with a target its probabilities and ceilings, with a reference
+    its confidences as ceilings and its outcomes."""
     if not 0 < alpha < 0.5:
         raise ValueError(f"`alpha` must lie in (0, 0.5), got {alpha}.")
     if critical_accuracy is not None and not 0 < critical_accuracy < 1:
         raise ValueError(f"`critical_accuracy` must lie in (0, 1), got {critical_accuracy}.")
-    probabilities = as_probabilities(probabilities)
-    labels = as_labels(labels, *probabilities.shape)
-    confidences, correct = top_label(probabilities, labels)
+    weights = as_weights(sample_weight, len(columns["correct"]))
+    if weights is not None:
+        rows = weights > 0
+        columns, weights = {name: column[rows] for name, column in columns.items()}, weights[rows]
+        if weights.min() == weights.max():
+            weights = None  # the exact tests hold again
+
+    def mean(values: np.ndarray) -> float:
+        return float(np.average(values, weights=weights))
+
+    def error(confidences: np.ndarray, outcomes: np.ndarray) -> float:
+        return reliability_bins(confidences, outcomes, n_bins, sample_weight=weights).error
+
+    confidences, correct = columns["confidences"], columns["correct"]
     fields = {
         "alpha": alpha,
-        "n": len(labels),
-        "accuracy": float(correct.mean()),
-        "confidence": float(confidences.mean()),
-        "ece": reliability_bins(confidences, correct, n_bins).error,
-        "ece_lower_bound": float(abs(correct.mean() - confidences.mean())),
-        "ece_upper_bound": float(np.abs(correct - confidences).mean()),
+        "n": len(correct),
+        "accuracy": (accuracy := mean(correct)),
+        "confidence": mean(confidences),
+        "ece": error(confidences, correct),
+        "ece_lower_bound": abs(mean(correct - confidences)),
+        "ece_upper_bound": mean(np.abs(correct - confidences)),
     }
-
-    ceilings = None
-    if target_probabilities is not None:
-        _, target = target_confidence(probabilities, target_probabilities)
-        ceilings = as_probabilities(target_probabilities, "target_probabilities").max(axis=1).astype(np.float64)
+    if "target" in columns:
+        target = columns["target"]
         fields |= {
-            "tce": reliability_bins(confidences, target, n_bins).error,
-            "tce_lower_bound": float(abs(confidences.mean() - target.mean())),
-            "tce_upper_bound": float(np.abs(target - confidences).mean()),
-            "sum_lower_bound": float(abs(correct.mean() - target.mean())),
+            "tce": error(confidences, target),
+            "tce_lower_bound": abs(mean(confidences - target)),
+            "tce_upper_bound": mean(np.abs(target - confidences)),
+            "sum_lower_bound": abs(mean(correct - target)),
         }
+    if "reference_correct" in columns:
+        reference = columns["ceilings"], columns["reference_correct"]
+        floor = noise_floor(*reference, n_bins, seed=seed, sample_weight=weights)
+        fields["reference_accuracy"] = mean(columns["reference_correct"])
+        fields |= {"reference_ece": error(*reference), "reference_ece_p_value": floor.p_value}
 
-    if critical_accuracy is None and ceilings is None:
-        test = "recalibration"
-        tested = recalibration_test(confidences, correct, 1 / probabilities.shape[1], n_bins, seed)
-        p_value, fields["recalibrated_ece"], fields["recalibrated_ece_p95"] = tested
-        if p_value is None:
-            regime = UNDETERMINED
-        elif p_value < alpha:
-            regime = NON_CALIBRATABLE
-        else:
-            regime = CALIBRATABLE if tested[2] <= _SENSITIVITY else UNDETERMINED
-        fields |= {"critical_accuracy": None, "border_distance": None}
+    highest = critical_accuracy
+    if critical_accuracy is not None:
+        test, border = "critical_accuracy", rate_test(correct, critical_accuracy, alpha, weights)
+    elif "ceilings" in columns:
+        critical_accuracy = highest = mean(columns["ceilings"])
+        test, border = "target", paired_test(correct, columns["ceilings"], alpha, weights)
+        if "reference_correct" in columns:
+            test = "reference"
+            border = either(border, discordance_test(correct, columns["reference_correct"], alpha, weights))
+            highest = max(critical_accuracy, fields["reference_accuracy"])
     else:
-        if critical_accuracy is None:
-            test, critical_accuracy = "target", float(ceilings.mean())
-            p_value, p_below = _paired_test(correct - ceilings)
-        else:
-            test = "critical_accuracy"
-            p_value, p_below = _binomial_test(int(correct.sum()), len(correct), critical_accuracy)
-        regime = NON_CALIBRATABLE if p_value < alpha else CALIBRATABLE if p_below < alpha else UNDETERMINED
-        distance = fields["accuracy"] - critical_accuracy
-        fields |= {"critical_accuracy": critical_accuracy, "border_distance": distance}
-        fields.setdefault("sum_lower_bound", max(0.0, distance))
+        test, border = "none" if chance is None else "recalibration", None
+
+    fields |= {"critical_accuracy": critical_accuracy, "border_distance": None, "p_value": None}
+    regime = UNDETERMINED
+    if border is not None:
+        if border.p_above < alpha:
+            regime = NON_CALIBRATABLE
+        elif border.p_below < alpha:
+            regime = CALIBRATABLE
+        fields |= {"p_value": border.p_above, "p_value_calibratable": border.p_below}
+        fields |= {"border_distance_low": border.low, "border_distance_high": border.high}
+        fields["border_distance"] = accuracy - critical_accuracy
+        fields.setdefault("sum_lower_bound", max(0.0, accuracy - highest))
+    elif chance is not None:
+        tested = recalibration_test(confidences, correct, chance, n_bins, seed, weights)
+        if tested is not None:
+            highest_error = tested.error + NormalDist().inv_cdf(1 - alpha) * tested.deviation
+            if tested.p_value < alpha:
+                regime = NON_CALIBRATABLE
+            elif highest_error <= min(_TOLERABLE, chance / 2):
+                regime = CALIBRATABLE
+            fields |= {"p_value": tested.p_value, "recalibrated_ece": tested.error, "recalibrated_ece_p95": tested.p95}
 
     method = "cft" if regime == CALIBRATABLE else "rcft"
-    return RegimeReport(regime=regime, recommended_method=method, test=test, p_value=p_value, **fields)
+    explanation = _explain(regime, test, fields)
+    return RegimeReport(regime=regime, recommended_method=method, test=test, explanation=explanation, **fields)
 
 
-def _paired_test(differences: np.ndarray) -> tuple[float, float]:
-    """One-sided p-values of "the mean is above 0" and "below 0"."""
-    mean, n = differences.mean(), len(differences)
-    error = differences.std(ddof=1) / sqrt(n) if n > 1 else inf
-    if error == 0:
-        z = 0.0 if mean == 0 else inf * np.sign(mean)
-    else:
-        z = mean / error
-    return erfc(z / sqrt(2)) / 2, erfc(-z / sqrt(2)) / 2
-
-
-def _binomial_test(hits: int, n: int, rate: float) -> tuple[float, float]:
-    from scipy.stats import binom
-
-    return float(binom.sf(hits - 1, n, rate)), float(binom.cdf(hits, n, rate))
-
-
-def recalibration_test(
-    confidences, correct, floor: float = 0.0, n_bins: int = 10, seed: int = 0
-) -> tuple[float | None, float | None, float | None]:
-    """
-    Is there a recalibration of the confidence that keeps the predictions and leaves only noise?
-
-    The two halves are counted in cells of width 0.001, so the cost beyond one pass does not depend on N. The null
-    distribution repeats the whole procedure, fitting included, on outcomes drawn from the isotonic fit to all data:
-    a fit from N / 2 examples is never exact, and holding it to the noise floor of an exact one would condemn
-    calibratable models.
-
-    Args:
-        confidences (array-like of shape `(N,)`):
-            Confidences in [0, 1].
-        correct (array-like of shape `(N,)`):
-            Whether each prediction is right (0 or 1).
-        floor (`float`, *optional*, defaults to `0.0`):
-            Smallest confidence that a prediction may be given: below 1 / K it would lose to another option.
-        n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of the ECE.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the halves and the simulations.
-
-    Returns:
-        `tuple`: p-value, ECE on the second half, and the 95th percentile of that ECE under the hypothesis; three times
-        `None` for fewer than 20 examples.
-    """
-    from sklearn.isotonic import IsotonicRegression
-
-    confidences, correct = as_outcomes(confidences, correct)
-    if len(confidences) < 20:
-        return None, None, None
-    rng = np.random.default_rng(seed)
-    half = rng.permutation(len(confidences)) % 2
-    cell = np.minimum((confidences * _CELLS).astype(np.int64), _CELLS - 1)
-    total = np.bincount(cell, minlength=_CELLS)
-    filled = total > 0
-    centre = (np.bincount(cell, weights=confidences, minlength=_CELLS)[filled]) / total[filled]
-    counts, hits = (
-        np.bincount(2 * cell + half, weights=weights, minlength=2 * _CELLS).reshape(_CELLS, 2)[filled].T
-        for weights in (None, correct)
-    )
-    edges = bin_edges(confidences, n_bins)
-
-    def fit(counts: np.ndarray, hits: np.ndarray) -> np.ndarray:
-        """Recalibrated confidence of every cell."""
-        used = counts > 0
-        regression = IsotonicRegression(y_min=floor, y_max=1.0, out_of_bounds="clip")
-        regression.fit(centre[used], hits[used] / counts[used], sample_weight=counts[used])
-        return regression.predict(centre)
-
-    def procedure(hits: np.ndarray) -> float:
-        """Fit on the first half, ECE on the second."""
-        recalibrated = fit(counts[0], hits[0])
-        gaps = np.bincount(assign_bins(recalibrated, edges), weights=counts[1] * recalibrated - hits[1])
-        return float(np.abs(gaps).sum() / counts[1].sum())
-
-    measured = procedure(hits)
-    truth = fit(counts.sum(axis=0), hits.sum(axis=0))
-    simulated = [procedure(rng.binomial(counts.astype(np.int64), truth)) for _ in range(_SIMULATIONS)]
-    p_value = (1 + sum(error >= measured - 1e-12 for error in simulated)) / (1 + _SIMULATIONS)
-    return p_value, measured, float(np.quantile(simulated, 0.95))
+def _explain(regime: str, test: str, fields: dict) -> str:
+    """The verdict in a sentence."""
+    advice = {
+        CALIBRATABLE: "calibration can be restored at this accuracy, and CFT is enough",
+        NON_CALIBRATABLE: "calibration cannot be restored at this accuracy; RCFT trades some of it",
+        UNDETERMINED: "RCFT is the safe choice, its regulariser does no harm where it is not needed",
+    }[regime]
+    if test == "none":
+        return (
+            f"Without a target, a reference, a critical accuracy or the number of options nothing is tested: {advice}."
+        )
+    if test == "recalibration":
+        if regime == NON_CALIBRATABLE:
+            found = "leaves an ECE of {recalibrated_ece:.3f}, where noise leaves up to {recalibrated_ece_p95:.3f}"
+        elif regime == CALIBRATABLE:
+            found = "leaves an ECE of {recalibrated_ece:.3f}, within noise"
+            advice += ", unless these questions were memorised, which only a target or a reference shows"
+        else:
+            found = "cannot be judged on {n:,} questions"
+        return f"A recalibration that keeps the predictions {found.format(**fields)}: {advice}."
+    place = {
+        CALIBRATABLE: "lies below",
+        NON_CALIBRATABLE: "lies above",
+        UNDETERMINED: f"cannot be told on {fields['n']:,} questions from",
+    }[regime]
+    border = "the critical accuracy {critical_accuracy:.3f}"
+    if test == "reference":
+        border += " by the reference's confidence and {reference_accuracy:.3f} by its accuracy"
+    interval = f"{100 * (1 - 2 * fields['alpha']):.3g}% interval of the distance"
+    interval += " {border_distance_low:+.3f} to {border_distance_high:+.3f}"
+    sentence = f"Accuracy {{accuracy:.3f}} {place} {border} ({interval}): "
+    return sentence.format(**fields) + f"{advice}."
