@@ -26,7 +26,7 @@ PACKAGE = ROOT / "hf_calib"
 FLOORS = {
     0: ("binning", "calibration_error", "data", "inputs", "launch", "loading", "option_head", "option_scorer", "options",
         "paths", "ranking", "scores", "streaming", "uncertainty"),
-    1: ("collapse", "em_ece", "folding", "plots", "posthoc", "regime"),
+    1: ("border", "collapse", "em_ece", "folding", "plots", "posthoc", "recalibration", "regime"),
     2: ("ece_regime", "evaluation", "evaluator", "hub", "predict", "predictions", "registration", "report"),
     3: ("trainers",),
     4: ("cli", "quickstart"),
