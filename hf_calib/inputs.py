@@ -104,8 +104,8 @@ def as_probabilities(probabilities, name: str = "probabilities") -> np.ndarray:
 def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, int | np.ndarray]:
     """Float array of shape (N, K) with unchecked entries, and K or, where rows differ in it, the K of each row."""
     num_options = None
-    if isinstance(probabilities, (list, tuple)):
-        probabilities, num_options = _pad_ragged(probabilities)
+    if isinstance(probabilities, (list, tuple)) or getattr(probabilities, "dtype", None) is np.dtype(object):
+        probabilities, num_options = _pad_ragged(list(probabilities))
     array = np.asarray(probabilities)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"`{name}` must be numbers, got dtype {array.dtype}.")
@@ -120,7 +120,7 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
     return array, array.shape[1] if num_options is None else num_options
 
 
-def _pad_ragged(rows: list | tuple) -> tuple[np.ndarray | list | tuple, np.ndarray | None]:
+def _pad_ragged(rows: list) -> tuple[np.ndarray | list, np.ndarray | None]:
     lengths = np.array([len(row) if hasattr(row, "__len__") else -1 for row in rows])
     if len(lengths) == 0 or lengths.min() == lengths.max() or lengths.min() < 0:
         return rows, None
@@ -148,7 +148,11 @@ def _name_the_culprit(array: np.ndarray, tolerance: float, name: str) -> None:
     for bad, what in ((np.isnan(array), "is NaN"), (np.isinf(array), "is infinite"), (array < 0, "is negative")):
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            hint = "" if what == "is NaN" else ": this looks like logits, apply a softmax over the options first"
+            hint = (
+                ""
+                if what == "is NaN"
+                else ": this looks like logits or log-probabilities, apply a softmax over the options first"
+            )
             value = "" if what != "is negative" else f" ({array[row, column]:.4g})"
             raise ValueError(f"`{name}` row {row}, option {column} {what}{value}{hint}.")
     sums = array.sum(axis=1, dtype=np.float64)

@@ -1,0 +1,73 @@
+"""Importance weights: what they mean, for every measure of a report."""
+
+import numpy as np
+import pytest
+from samples import make
+
+from hf_calib import inputs
+from hf_calib.calibration_error import calibration_report, confidence_report, expected_calibration_error, top_label
+
+
+@pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
+def test_weights_of_zero_and_one_choose_rows(binning):
+    probabilities, labels, target = make(n=900)
+    probabilities = np.round(probabilities, 2)  # ties
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    kept = np.random.default_rng(3).random(900) < 0.6
+    options = {"binning": binning, "n_bootstrap": 50}
+    report = calibration_report(probabilities, labels, target, sample_weight=kept, **options)
+    chosen = calibration_report(probabilities[kept], labels[kept], target[kept], **options)
+    assert report == pytest.approx(chosen, abs=1e-12)
+    confidences, correct = top_label(probabilities, labels)
+    report = confidence_report(confidences, correct, sample_weight=kept, **options)
+    assert report == pytest.approx({key: chosen[key] for key in report}, abs=1e-12)
+
+
+@pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
+def test_only_ratios_of_weights_matter(binning):
+    probabilities, labels, target = make(n=900)
+    options = {"binning": binning, "n_bootstrap": 50}
+    weights = np.random.default_rng(4).exponential(size=900)
+    report = calibration_report(probabilities, labels, target, sample_weight=weights, **options)
+    scaled = calibration_report(probabilities, labels, target, sample_weight=weights * 3e-7, **options)
+    assert scaled == pytest.approx(report, abs=1e-9)
+    plain = calibration_report(probabilities, labels, target, **options)
+    equal = calibration_report(probabilities, labels, target, sample_weight=np.full(900, 0.1), **options)
+    assert equal == pytest.approx(plain, abs=1e-9)
+    assert report["ece"] != pytest.approx(plain["ece"], abs=1e-4)
+
+
+def test_whole_weights_repeat_rows():
+    probabilities, labels, target = make(n=500)
+    weights = np.random.default_rng(5).integers(0, 4, 500)
+    options = {"n_bootstrap": 20}
+    report = calibration_report(probabilities, labels, target, sample_weight=weights, **options)
+    repeated = calibration_report(*(np.repeat(x, weights, axis=0) for x in (probabilities, labels, target)), **options)
+    means = set(report) - {"n", "ece_low", "ece_high", "ece_noise_floor", "ece_noise_floor_p95", "ece_p_value"}
+    # what knows how many examples there are differs: three rows tell more than one of weight 3
+    for key in means - {"debiased_ece", "ece_sweep", "aurc"}:
+        assert report[key] == pytest.approx(repeated[key], abs=1e-9), key
+    assert report["aurc"] == pytest.approx(repeated["aurc"], abs=2e-3)
+
+
+def test_weights_move_the_sample_to_another_population():
+    """Questions of two kinds in equal shares, weighted to nine in ten of the one: the ECE of that mixture."""
+    (easy, easy_labels, _), (hard, hard_labels, _) = (
+        make(n=20_000, sharpness=0.8),
+        make(n=20_000, sharpness=2.5, seed=1),
+    )
+    both, labels = np.concatenate([easy, hard]), np.concatenate([easy_labels, hard_labels])
+    weights = np.repeat([9.0, 1.0], 20_000)
+    weighted = expected_calibration_error(both, labels, sample_weight=weights)
+    drawn = np.concatenate([np.arange(20_000), 20_000 + np.arange(2222)])
+    assert weighted == pytest.approx(expected_calibration_error(both[drawn], labels[drawn]), abs=0.01)
+    assert abs(weighted - expected_calibration_error(both, labels)) > 0.02
+
+
+def test_chunks_leave_no_trace(monkeypatch):
+    probabilities, labels, _ = make(n=300, k=3)
+    weights = np.random.default_rng(6).integers(0, 3, 300)
+    weights[40:80] = 0  # whole chunks of nothing
+    whole = calibration_report(probabilities, labels, n_bootstrap=20, sample_weight=weights)
+    monkeypatch.setattr(inputs, "_CHUNK_ROWS", (7, 7))
+    assert calibration_report(probabilities, labels, n_bootstrap=20, sample_weight=weights) == pytest.approx(whole)
