@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from math import erf
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from .binning import as_outcomes, as_weights, assign_bins, bin_edges
+from .intervals import BinGaps, interval_of_bins
 
 
 # Within a cell this narrow the confidences count as equal. That moves one example's gap by less than 1e-3 around the
@@ -60,13 +60,20 @@ class Cells(NamedTuple):
         return float(self.error((self.confidence_sums.sum(axis=1) - self.weights[:, 1])[None])[0])
 
     @property
+    def bins(self) -> BinGaps:
+        """The bins that hold examples."""
+        weights, squares, confidence_sums = (
+            np.add.reduceat(sums, self.starts) for sums in (self.weights, self.squares, self.confidence_sums)
+        )
+        total = weights.sum(axis=1)
+        counts = total**2 / squares.sum(axis=1)
+        return BinGaps(counts, total, confidence_sums.sum(axis=1) / total, weights[:, 1] / total)
+
+    @property
     def bias(self) -> float:
         """How much sampling noise adds to the ECE, see [`sampling_bias`]."""
-        weights = np.add.reduceat(self.weights, self.starts)
-        total = weights.sum(axis=1)
-        squares = np.add.reduceat(self.squares, self.starts).sum(axis=1)
-        gaps = (np.add.reduceat(self.confidence_sums, self.starts).sum(axis=1) - weights[:, 1]) / total
-        return sampling_bias(total**2 / squares, weights[:, 1] / total, gaps, total)
+        bins = self.bins
+        return sampling_bias(bins.counts, bins.accuracy, bins.gaps, bins.weights)
 
     def error(self, gaps: np.ndarray) -> np.ndarray:
         """ECE of each row of summed gaps per cell, shape (draws, cells) -> (draws,)."""
@@ -208,14 +215,18 @@ def bootstrap_interval(
     Confidence interval of the binned calibration error that the model would show on endless data.
 
     A measured ECE is biased upwards and so is its bootstrap, by as much again: the percentile interval never covers
-    the truth of a calibrated model, which is 0. Hence the interval is centred on the debiased ECE, as wide as the
-    spread of the bootstrap says (`debiased +- z * standard deviation`), stretched to 0 where the noise-floor test does
-    not reject perfect calibration at `(1 - level) / 2`, and to the measured ECE where it would leave that out.
-    Simulated at level 0.95, it covers the truth in 88 to 97% of the cases at N = 500 and in 88 to 95% at N = 3,000;
-    the low figures belong to models whose true error is close to the noise floor.
+    the truth of a calibrated model, which is 0. Here the true gaps of the bins are drawn given the measured ones,
+    shrunk as far as the data say (empirical Bayes), and the masses of the bins are resampled with them. How much of the
+    measured error is noise depends on how many bins are off, which cannot be measured near the noise floor; so the
+    upper end supposes that every bin may be off, the lower end that only some are. The lower end is 0 where the
+    noise-floor test does not reject perfect calibration at `1 - level`. Derived in docs/theory.md.
 
-    A resample of N rows is drawn as multinomial counts on at most 2,000 cells of equal confidence and outcome, never
-    as rows.
+    Simulated at level 0.95, it covers the truth in 93 to 97.5% of the cases for every kind of model tried, at N from
+    200 to 50,000; more, up to 99%, where errors of all sizes lie just above the noise floor (docs/results/coverage.md).
+    It always contains the debiased ECE. It need not contain the measured one, which for a calibrated model may exceed
+    all that is plausible for the truth.
+
+    The cost beyond counting does not depend on N.
 
     Args:
         confidences (array-like of shape `(N,)`):
@@ -227,11 +238,11 @@ def bootstrap_interval(
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"` or `"equal_mass"`.
         n_bootstrap (`int`, *optional*, defaults to `1000`):
-            Number of resamples.
+            Number of draws behind each end, and of simulations behind the noise-floor test.
         level (`float`, *optional*, defaults to `0.95`):
             Confidence level in (0, 1).
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the resampling.
+            Seed of both.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
 
@@ -266,13 +277,7 @@ def interval_of_cells(
     """[`bootstrap_interval`] of cells already made."""
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be at least 1, got {n_bootstrap}.")
-    counts = cells.counts.ravel()
-    gap = cells.confidence_sums - cells.weights * [0, 1]
-    gap = np.divide(gap.ravel(), counts, out=np.zeros(len(counts)), where=counts > 0)
-    draws = np.random.default_rng(seed).multinomial(cells.n, counts / cells.n, size=n_bootstrap)
-    errors = cells.error((draws * gap).reshape(n_bootstrap, -1, 2).sum(axis=2))
-    tail = (1 - level) / 2
-    margin = NormalDist().inv_cdf(1 - tail) * errors.std()
-    centre = max(0.0, cells.measured - cells.bias)
-    lower = 0.0 if floor.p_value > tail else centre - margin
-    return float(np.clip(lower, 0.0, cells.measured)), float(np.clip(centre + margin, cells.measured, 1.0))
+    debiased = max(0.0, cells.measured - cells.bias)
+    rng = np.random.default_rng([seed, 1])  # not the numbers that the noise floor was drawn with
+    low, high = interval_of_bins(cells.bins, floor.p_value, n_bootstrap, level, rng)
+    return min(low, debiased), max(high, debiased)

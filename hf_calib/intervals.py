@@ -1,0 +1,111 @@
+"""Interval of the binned calibration error: what the gaps of the bins may be, given the gaps that were measured."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+_SPREADS = 32  # grid of the spread of the gaps from bin to bin
+_FLAT = 0.25  # the prior of the spread is flat below this multiple of the noise
+_SHARES = np.arange(0.05, 1, 0.1)  # grid of the share of bins that are off at all
+
+
+class BinGaps(NamedTuple):
+    """
+    What an interval needs to know of the bins that hold examples, each of shape `(bins,)`.
+
+    Attributes:
+        counts (`np.ndarray`): Effective number of examples, `(sum w)^2 / sum w^2`: the number, where weights are equal.
+        weights (`np.ndarray`): Summed weight.
+        confidence (`np.ndarray`): Mean confidence.
+        accuracy (`np.ndarray`): Share of correct predictions.
+    """
+
+    counts: np.ndarray
+    weights: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """Confidence less accuracy."""
+        return self.confidence - self.accuracy
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Sampling variance of the gaps, not 0 where all are right: half an example more of each outcome (Jeffreys)."""
+        accuracy = (self.accuracy * self.counts + 0.5) / (self.counts + 1)
+        return accuracy * (1 - accuracy) / self.counts
+
+
+def interval_of_bins(
+    bins: BinGaps, p_value: float, n_draws: int, level: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """
+    Interval of the calibration error from the bins; derived in docs/theory.md, "Uncertainty of a measured ECE".
+
+    Args:
+        bins ([`BinGaps`]):
+            The measured bins.
+        p_value (`float`):
+            P-value of the measured error under perfect calibration.
+        n_draws (`int`):
+            Number of draws behind each end.
+        level (`float`):
+            Confidence level in (0, 1).
+        rng (`np.random.Generator`):
+            Source of the draws.
+    """
+    # The closer perfect calibration comes to being plausible, the more of the risk moves to the upper end: where the
+    # lower end is 0, the upper one is all that can be missed.
+    doubt = min(1.0, p_value / (1 - level))
+    risk = (1 - level) / 2
+    upper = float(np.quantile(draw_errors(bins, n_draws, rng), 1 - risk * (1 + doubt)))
+    if doubt == 1:
+        return 0.0, upper
+    errors = draw_errors(bins, n_draws, rng, sparse=True)
+    errors = errors[errors > 0]
+    return float(np.quantile(errors, risk * (1 - doubt))) if len(errors) else 0.0, upper
+
+
+def draw_errors(bins: BinGaps, n_draws: int, rng: np.random.Generator, sparse: bool = False) -> np.ndarray:
+    """
+    Draw the true calibration error given the measured bins, `(n_draws,)`.
+
+    A measured gap is the true one plus normal noise. True gaps are normal over the bins, with unknown mean and spread;
+    or, if `sparse`, 0 in an unknown share of the bins and normal around 0 in the rest. The masses of the bins are drawn
+    too (Bayesian bootstrap).
+    """
+    gaps, variance = bins.gaps, bins.variance
+    noise = _FLAT / np.sqrt(np.mean(1 / variance))
+    # equal steps of log(noise + spread): flat below the noise, where the data say nothing, scale-free above it
+    spread = noise * (np.geomspace(1, 1 + 0.5 / noise, _SPREADS) - 1)[:, None]
+    precision = 1 / (variance + spread**2)
+    if sparse:
+        share = _SHARES[:, None, None]
+        # log Bayes factor of "off" against "calibrated", bin by bin
+        off = 0.5 * (np.log(variance * precision) + gaps**2 * (1 / variance - precision))
+        log_posterior = np.logaddexp(np.log(1 - share), np.log(share) + off).sum(axis=2)
+        pick_share, pick = np.divmod(_choose(log_posterior, n_draws, rng), _SPREADS)
+        share = share[pick_share, 0]
+        centre = 0.0
+        is_off = rng.random((n_draws, len(gaps))) < 1 / (1 + (1 - share) / share * np.exp(-off[pick]))
+    else:
+        total = precision.sum(axis=1)
+        mean = precision @ gaps / total
+        residual = (precision * (gaps - mean[:, None]) ** 2).sum(axis=1)
+        pick = _choose(0.5 * (np.log(precision).sum(axis=1) - np.log(total) - residual), n_draws, rng)
+        centre = (mean[pick] + rng.standard_normal(n_draws) / np.sqrt(total[pick]))[:, None]
+        is_off = True
+    keep = (spread**2 * precision)[pick]  # how much of a measured gap is real
+    drawn = centre + keep * (gaps - centre) + np.sqrt(keep * variance) * rng.standard_normal((n_draws, len(gaps)))
+    drawn = np.clip(drawn, bins.confidence - 1, bins.confidence) * is_off  # an accuracy lies in [0, 1]
+    mass = rng.standard_gamma(bins.counts, drawn.shape) * bins.weights / bins.counts
+    return (mass * np.abs(drawn)).sum(axis=1) / mass.sum(axis=1)
+
+
+def _choose(log_posterior: np.ndarray, n_draws: int, rng: np.random.Generator) -> np.ndarray:
+    posterior = np.exp(log_posterior - log_posterior.max()).ravel()
+    return rng.choice(posterior.size, n_draws, p=posterior / posterior.sum())
