@@ -135,7 +135,7 @@ def iterate_columns(array: np.ndarray, name: str = "probabilities") -> Iterator[
     size = int(np.clip(_CHUNK_NUMBERS // array.shape[1], *_CHUNK_ROWS))
     tolerance = 1e-2 if array.dtype.itemsize < 4 else 1e-3
     for start in range(0, len(array), size):
-        columns = np.ascontiguousarray(array[start : start + size].T, dtype=np.float64)
+        columns = np.array(array[start : start + size].T, dtype=np.float64, order="C")  # a copy in every case
         with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN fails
             sums = columns.sum(axis=0)
             healthy = np.abs(sums - 1).max() <= tolerance and columns.min() >= 0
