@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .binning import as_labels, as_probabilities, as_weights, top_label
-from .calibration_error import calibration_report
-from .regime import classify_regime
+from .binning import top_label
+from .calibration_error import calibration_report, confidence_report
+from .inputs import as_labels, as_probabilities, as_weights
+from .regime import classify_confidences, classify_regime
 from .uncertainty import noise_floor
 
 
@@ -115,9 +116,6 @@ def evaluate_confidences(
         n_bins, binning, alpha, n_bootstrap, seed, sample_weight, groups:
             As in [`evaluate_probabilities`].
     """
-    from .calibration_error import confidence_report  # TEMP
-    from .regime import classify_confidences  # TEMP
-
     regime = classify_confidences(
         confidences, correct, critical_accuracy=critical_accuracy, alpha=alpha, n_bins=n_bins, seed=seed,
         sample_weight=sample_weight,
@@ -166,8 +164,6 @@ def group_results(
         the order of their names, `group/<name>/<key>` for the keys `n`, `accuracy`, `confidence`, `overconfidence`,
         `ece`, `ece_low`, `ece_high`, `debiased_ece`, `ece_noise_floor`, `ece_p_value` and `ece_p_value_holm`.
     """
-    from .calibration_error import confidence_report  # TEMP
-
     groups = np.asarray(groups)
     if groups.dtype.kind == "O":  # None and the like have no order
         groups = groups.astype(str)

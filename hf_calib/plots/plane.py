@@ -104,7 +104,7 @@ def regime_plane(
         arrows += [(placed[start], placed[end]) for start, end in zip(run, run[1:], strict=False)]
 
     with mpl.rc_context(STYLE):
-        figure = new_figure(5.2, 4.6)
+        figure = new_figure(4.6, 4.5)
         axes = figure.add_subplot()
         _set_limits(axes, list(placed.values()), border)
         if border is not None:
@@ -188,7 +188,7 @@ def _draw_border(axes: Axes, border: float, distances: bool) -> None:
         label="critical accuracy ACC*" if distances else f"critical accuracy ACC* = {border:.3f}",
     )  # fmt: skip
     axes.set_ylim(0, top)
-    captions = (("right", -4, "◂ the bound allows ECE = TCE = 0"), ("left", 4, f"ECE + TCE ≥ {symbol} ▸"))
+    captions = (("right", -4, "◂ ECE + TCE ≥ 0"), ("left", 4, f"ECE + TCE ≥ {symbol} ▸"))
     for side, offset, text in captions:
         axes.annotate(
             text, (border, 1), (offset, 4), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
