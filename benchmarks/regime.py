@@ -1,6 +1,6 @@
 """How often is the regime's verdict wrong? Models placed exactly on the border, where each verdict is an error.
 
-    python benchmarks/regime.py --runs 2000
+    python benchmarks/regime.py --runs 1000
 
 Prints the rate of each verdict at level 0.05, and, last, one line of JSON: the largest rate of each wrong verdict. On the border
 both verdicts are wrong; where only one is, the other is bracketed.
@@ -147,7 +147,7 @@ def rates(name: str, n: int, runs: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000])
     args = parser.parse_args()
 
