@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import pytest
 from hub_server import serve
+from huggingface_hub import HfApi
 
 import hf_calib
+from hf_calib.cli import main
+from hf_calib.registration import register, resolve, unregister
 
 
-TOKENS = {"hf_alice": ["alice"], "hf_evaluate": ["evaluate-metric"]}
-REGISTER = "import hf_calib; hf_calib.register()"
 LOAD = """
 import evaluate
 metric = evaluate.load({name!r})
@@ -24,13 +26,13 @@ print(metric.compute(predictions=[[0.9, 0.1]] * 30, references=[0] * 24 + [1] * 
 
 @pytest.fixture
 def hub(tmp_path):
-    with serve(tmp_path / "hub", TOKENS) as server:
+    with serve(tmp_path / "hub", {"hf_alice": ["alice"], "hf_evaluate": ["evaluate-metric"]}) as server:
         yield server
 
 
 @pytest.fixture
 def python(hub, tmp_path):
-    """Run code in a fresh process, in an empty folder, with an empty cache and the loopback Hub."""
+    """Run code in a fresh process, in an empty folder, with the loopback Hub and a cache of its own."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {
@@ -39,26 +41,19 @@ def python(hub, tmp_path):
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": "hf_alice",
         "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     }
     for name in ("HF_MODULES_CACHE", "HF_EVALUATE_CACHE", "HF_EVALUATE_OFFLINE"):
         environment.pop(name, None)
 
-    def run(*arguments: str, fails: bool = False, cwd: Path = elsewhere, **more: str) -> str:
-        arguments = arguments if arguments[0] == "-m" else ("-c", *arguments)
+    def run(code: str, **more: str) -> str:
+        command = [sys.executable, "-c", code]
         done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=cwd,
-            env={**environment, **more},
-            capture_output=True,
-            text=True,
-            timeout=120,
+            command, cwd=elsewhere, env={**environment, **more}, capture_output=True, text=True, timeout=120
         )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr if fails else done.stdout
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
-    run.elsewhere = elsewhere
     return run
 
 
@@ -68,105 +63,135 @@ def dead_address() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("network", ["404", "refused", "offline"])
-def test_bare_name(python, hub, network):
-    settings = {
-        "404": {},
-        "refused": {"HF_ENDPOINT": dead_address()},
-        "offline": {"HF_EVALUATE_OFFLINE": "1", "HF_HUB_OFFLINE": "1"},
-    }[network]
+def test_bare_name(python, hub):
     load = LOAD.format(name="ece_regime")
-    before = len(hub.requests)
-    assert "Couldn't find a module script" in python(load, fails=True, **settings)
-    python(REGISTER, **settings)
-    assert float(python(load, **settings)) == pytest.approx(0.1)
-    asked = hub.requests[before:]
-    assert bool(asked) == (network == "404") and all(status == 404 for *_, status in asked)
+    python(
+        "import evaluate, hf_calib\n"
+        "try:\n    evaluate.load('ece_regime')\n"
+        "except FileNotFoundError:\n    hf_calib.register()\n"
+        "else:\n    raise SystemExit('it was there before')"
+    )
+    offline = {"HF_EVALUATE_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    for settings in ({}, {"HF_ENDPOINT": dead_address()}, offline):
+        before = len(hub.requests)
+        assert float(python(load, **settings)) == pytest.approx(0.1)
+        asked = hub.requests[before:]
+        assert bool(asked) == (not settings)  # this Hub, and only where it is online
+        assert all(status == 404 for *_, status in asked)
 
 
 def test_path_and_clone(python):
-    assert float(python(LOAD.format(name=hf_calib.metric_path()))) == pytest.approx(0.1)
-    clone = Path(hf_calib.metric_path()).parents[1]
-    assert float(python(LOAD.format(name="metrics/ece_regime"), cwd=clone)) == pytest.approx(0.1)
-
-
-def test_space(python):
-    """The folder as it is makes a Space, from which others load the metric."""
-    push = (
-        "import hf_calib, huggingface_hub as hub\n"
-        "hub.create_repo('alice/ece_regime', repo_type='space', space_sdk='gradio')\n"
-        "hub.upload_folder(repo_id='alice/ece_regime', folder_path=hf_calib.metric_path(), repo_type='space',\n"
-        "                  ignore_patterns=['__pycache__/*'])\n"
-        "print(*hub.list_repo_files('alice/ece_regime', repo_type='space'))"
+    clone = str(Path(hf_calib.metric_path()).parents[1])
+    code = (
+        LOAD.format(name=hf_calib.metric_path())
+        + f"import os; os.chdir({clone!r})"
+        + LOAD.format(name="metrics/ece_regime")
     )
-    assert {"README.md", "app.py", "ece_regime.py", "requirements.txt"} <= set(python(push).split())
+    assert [float(line) for line in python(code).split()] == pytest.approx([0.1, 0.1])
+
+
+def test_space(python, hub):
+    """The folder as it is makes a Space, from which others load the metric."""
+    api, space = HfApi(endpoint=hub.url, token="hf_alice"), {"repo_id": "alice/ece_regime", "repo_type": "space"}
+    api.create_repo(**space, space_sdk="gradio")
+    api.upload_folder(**space, folder_path=hf_calib.metric_path(), ignore_patterns=["__pycache__/*"])
+    assert {"README.md", "app.py", "ece_regime.py", "requirements.txt"} <= set(api.list_repo_files(**space))
     assert float(python(LOAD.format(name="alice/ece_regime"))) == pytest.approx(0.1)
 
 
 def test_survives_an_upgrade(python, tmp_path):
     """The registered script imports the package that is installed when it is loaded."""
-    site = tmp_path / "site"
-    root = Path(hf_calib.__file__).parents[1]
+    site, root = tmp_path / "site", Path(hf_calib.__file__).parents[1]
     for folder in ("hf_calib", "metrics"):
         shutil.copytree(root / folder, site / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    where = "import evaluate, sys; evaluate.load('ece_regime'); print(sys.modules['hf_calib'].__version__)"
-    python(REGISTER, PYTHONPATH=str(site))
-    assert python(where, PYTHONPATH=str(site)).split() == [hf_calib.__version__]
+    code = "import evaluate, hf_calib; {} evaluate.load('ece_regime'); print(hf_calib.__version__)"
+    first = python(code.format("hf_calib.register();"), PYTHONPATH=str(site))
     package = site / "hf_calib" / "__init__.py"
     package.write_text(package.read_text().replace(f'"{hf_calib.__version__}"', '"99.0.0"'))
-    assert python(where, PYTHONPATH=str(site)).split() == ["99.0.0"]
+    assert [first, python(code.format(""), PYTHONPATH=str(site))] == [f"{hf_calib.__version__}\n", "99.0.0\n"]
 
 
-def test_check_and_remove(python):
-    register = ("-m", "hf_calib.cli", "register")
-    load = LOAD.format(name="ece_regime")
-    assert "resolves to: nothing" in python(*register, "--check", fails=True)
-    assert "the Hub has no such metric" in python(*register)
-    assert "resolves to: registered" in python(*register, "--check")
-    assert "not asked (offline)" in python(*register, "--check", HF_EVALUATE_OFFLINE="1")
-    assert "cannot be reached" in python(*register, "--check", HF_ENDPOINT=dead_address())
-    assert "exclude each other" in python(*register, "--check", "--remove", fails=True)
-    assert "removed" in python(*register, "--remove")
-    assert "nothing was registered" in python(*register, "--remove")
-    assert "Couldn't find a module script" in python(load, fails=True)
+# The rest looks at this process's own configuration of evaluate
 
 
-def test_registering_twice_leaves_one_script(python, tmp_path):
-    python(f"{REGISTER}; hf_calib.register()")
-    scripts = list((tmp_path / "hf" / "modules").rglob("ece_regime.py"))
-    assert len(scripts) == 1
-    stale = scripts[0].parents[1] / ("0" * 64) / "ece_regime.py"  # of an earlier version of the package
-    stale.parent.mkdir()
-    stale.write_text(scripts[0].read_text() + "# earlier\n")
-    python(REGISTER)
-    assert list((tmp_path / "hf" / "modules").rglob("ece_regime.py")) == scripts
+@pytest.fixture
+def cache(hub, tmp_path, monkeypatch):
+    address = evaluate.config.HUB_EVALUATE_URL.replace(evaluate.config.HF_ENDPOINT, hub.url)
+    monkeypatch.setattr(evaluate.config, "HUB_EVALUATE_URL", address)
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", False)
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "modules"
 
 
-RESOLVE = "from hf_calib.registration import resolve; found = resolve(); print(found.resolves_to, found.ours)"
+def test_command(cache, monkeypatch, capsys):
+    def run(*arguments: str) -> tuple[int, str]:
+        status = main(["register", *arguments])
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    status, text = run("--check")
+    assert status == 1 and "resolves to: nothing" in text and "the Hub has no such metric" in text
+    status, text = run()
+    assert status == 0 and "resolves to: registered" in text
+    assert run("--check") == (0, text.split("\n", 1)[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+        assert "is not asked (offline)" in run("--check")[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.config, "HUB_EVALUATE_URL", dead_address() + "/{path}/{revision}/{name}")
+        assert "cannot be reached" in run("--check")[1]
+    status, text = run("--check", "--remove")
+    assert status == 2 and "exclude each other" in text
+    status, text = run("--remove")
+    assert status == 0 and "removed" in text and not list(cache.rglob("ece_regime.py"))
+    assert run("--remove") == (0, "nothing was registered\n")
 
 
-def test_what_goes_first(python):
+def test_registering_again_leaves_one_script(cache):
+    script = register()
+    assert register() == script
+    earlier = script.parents[1] / ("0" * 64) / script.name  # of an earlier version of the package
+    earlier.parent.mkdir()
+    earlier.write_text(script.read_text() + "# earlier\n")
+    register()
+    assert list(cache.rglob("ece_regime.py")) == [script]
+
+
+def test_what_goes_first(cache, hub, tmp_path, monkeypatch):
     """A script in the folder, a Space, what was downloaded: each is named for what it is."""
-    python(REGISTER)
-    assert python(RESOLVE).split() == ["registered", "True"]
-    script = python.elsewhere / "ece_regime" / "ece_regime.py"
-    script.parent.mkdir()
-    script.write_text("class Other: ...\n")
-    assert python(RESOLVE).split() == ["folder", "False"]
-    shutil.rmtree(script.parent)
-    push = (
-        "import huggingface_hub as hub\n"
-        "hub.create_repo('evaluate-metric/ece_regime', repo_type='space', space_sdk='gradio')\n"
-        "hub.upload_file(repo_id='evaluate-metric/ece_regime', path_in_repo='ece_regime.py', repo_type='space',\n"
-        "                path_or_fileobj=b'class Other: ...')"
-    )
-    python(push, HF_TOKEN="hf_evaluate")
-    assert python(RESOLVE).split() == ["hub", "False"]
-    assert python(RESOLVE, HF_EVALUATE_OFFLINE="1").split() == ["registered", "True"]
+
+    def found() -> tuple[str, bool]:
+        registration = resolve()
+        return registration.resolves_to, registration.ours
+
+    script = register()
+    assert found() == ("registered", True)
+    local = tmp_path / "ece_regime" / "ece_regime.py"
+    local.parent.mkdir()
+    local.write_text("class Other: ...\n")
+    assert found() == ("folder", False)
+    shutil.rmtree(local.parent)
+
+    downloaded = script.parents[1] / ("f" * 64) / script.name
+    downloaded.parent.mkdir()
+    downloaded.write_text("class Other: ...\n")
+    os.utime(downloaded, (script.stat().st_mtime + 1,) * 2)  # evaluate takes the newest
+    assert found() == ("cached", False)
+    register()  # makes ours the newest again
+    os.utime(script, (downloaded.stat().st_mtime + 1,) * 2)
+    assert found() == ("registered", True)
+    assert unregister() == [script] and downloaded.exists()  # what evaluate downloaded is not ours to remove
+
+    api = HfApi(endpoint=hub.url, token="hf_evaluate")
+    space = {"repo_id": "evaluate-metric/ece_regime", "repo_type": "space"}
+    api.create_repo(**space, space_sdk="gradio")
+    api.upload_file(**space, path_in_repo="ece_regime.py", path_or_fileobj=b"class Other: ...\n")
+    assert found() == ("hub", False)
 
 
-def test_cache_that_cannot_be_written(python, tmp_path):
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "modules").write_text("a file where the folder should be")
-    message = python("-m", "hf_calib.cli", "register", fails=True)
-    assert "cannot be written to" in message and "HF_MODULES_CACHE" in message and "Traceback" not in message
+def test_cache_that_cannot_be_written(cache, capsys):
+    cache.write_text("a file where the folder should be")
+    assert main(["register"]) == 1
+    message = capsys.readouterr().err
+    assert "cannot be written to" in message and "HF_MODULES_CACHE" in message
