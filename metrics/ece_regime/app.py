@@ -1,0 +1,160 @@
+"""The Space of `ece_regime`: paste or upload predictions, see the numbers, the reliability diagram, the regime plane."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from ece_regime import ECERegime
+from examples import EXAMPLES
+from reading import FILE_TYPES, Predictions, read_file, read_text
+from rendering import CSS, render, render_error
+
+
+INTRODUCTION = """
+# Is this model calibrated, and can it be?
+
+A model that says 80% should be right 80% of the time. Give this page what a model predicted on multiple-choice questions, and it
+measures how far confidence and accuracy lie apart (**expected calibration error**), how much of that is chance, and whether
+the gap can be closed at the accuracy the model has (**regime**).
+"""
+
+FORMATS = """
+A row for each question. Either **option probabilities** with the right option,
+
+```
+p_0,p_1,p_2,p_3,label
+0.70,0.10,0.15,0.05,0
+0.20,0.60,0.10,0.10,2
+```
+
+where `label` is the index of the right option, from 0, or its letter; or **confidence alone**, with whether the prediction was
+right:
+
+```
+confidence,correct
+0.93,1
+0.71,0
+```
+
+JSON works too, as records, as columns, or as JSON Lines, and takes questions with different numbers of options:
+
+```
+[{"probabilities": [0.7, 0.3], "label": 0},
+ {"probabilities": [0.2, 0.5, 0.3], "label": 1}]
+```
+
+Files may be CSV, TSV, JSON, JSON Lines, Parquet or the `predictions.npz` of `hf-calib evaluate`. Further columns, if you have them:
+
+- `target_0`, `target_1`, … (or `target_probabilities`, a list in each row): the true distribution, or what a calibrated
+  reference predicts. It decides the regime.
+- `reference_0`, … (`reference_probabilities`): the predictions of another model, calibrated or not, such as the one before its
+  alignment. It decides the regime as well.
+- `subject` (or `group`): results subject by subject.
+
+Probabilities of a row sum to 1: apply a softmax if you have logits.
+"""
+
+
+def measure_text(text: str, critical_accuracy: str = "", n_bins: int = 10, binning: str = "equal_width"):
+    """Measure pasted predictions."""
+    return _measure(lambda: read_text(text), critical_accuracy, n_bins, binning)
+
+
+def measure_file(path: str | None, critical_accuracy: str = "", n_bins: int = 10, binning: str = "equal_width"):
+    """Measure an uploaded file."""
+    return _measure(lambda: read_file(path) if path else read_text(""), critical_accuracy, n_bins, binning)
+
+
+def _measure(read: Callable[[], Predictions], critical_accuracy: str, n_bins: int, binning: str):
+    """The page's results and all numbers, or the message of an error."""
+    try:
+        predictions = read()
+        results = compute(predictions, _fraction(critical_accuracy), n_bins, binning)
+        page = render(predictions, results, n_bins, binning)
+    except ValueError as error:  # what a person can put right; all else is a defect and looks like one
+        return render_error(error), gr.update(visible=False), None
+    return page, gr.update(visible=True), results
+
+
+def _fraction(text: str) -> float | None:
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        raise ValueError(f"The critical accuracy {text!r} is no number: give a fraction such as 0.62.") from None
+
+
+def compute(predictions: Predictions, critical_accuracy: float | None, n_bins: int, binning: str) -> dict[str, Any]:
+    """All numbers of the metric; those that are not defined are `None`, as JSON knows no NaN."""
+    optional = {
+        "target_probs": predictions.target,
+        "reference_probs": predictions.reference,
+        "groups": predictions.groups,
+        "critical_accuracy": critical_accuracy,
+    }
+    results = ECERegime(keep_in_memory=True).compute(
+        predictions=predictions.scores,
+        references=predictions.outcomes,
+        n_bins=int(n_bins),
+        binning=binning,
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in results.items()}
+
+
+def build() -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title="ECE and calibration regime", analytics_enabled=False) as page:
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320) as examples:
+                with gr.Tab("Paste"):
+                    text = gr.Textbox(
+                        label="Predictions as CSV or JSON", lines=9, max_lines=9, elem_id="text",
+                        placeholder="p_0,p_1,p_2,p_3,label\n0.70,0.10,0.15,0.05,0\n0.20,0.60,0.10,0.10,2\n…",
+                    )  # fmt: skip
+                    measure = gr.Button("Measure", variant="primary", elem_id="measure")
+                with gr.Tab("Upload"):
+                    file = gr.File(label="CSV, JSON, Parquet or npz", file_types=list(FILE_TYPES), elem_id="file")
+                    measure_upload = gr.Button("Measure", variant="primary")
+            with gr.Column(scale=2, min_width=320):
+                with gr.Accordion("What to paste or upload", open=False):
+                    gr.Markdown(FORMATS, elem_id="formats")
+                # no gr.Number: that shows and sends 0 for nothing
+                critical_accuracy = gr.Textbox(
+                    label="Critical accuracy (optional)", placeholder="not known", elem_id="critical-accuracy",
+                    info="The most that a calibrated model reaches on these questions; decides the regime",
+                )  # fmt: skip
+                n_bins = gr.Slider(5, 30, value=10, step=1, label="Bins")
+                binning = gr.Radio(
+                    [("equal width", "equal_width"), ("equal mass", "equal_mass")],
+                    value="equal_width",
+                    label="Kind of bins",
+                )
+        options = [critical_accuracy, n_bins, binning]
+        results = gr.HTML(elem_id="results")
+        with gr.Accordion("All numbers", open=False, visible=False) as more:
+            numbers = gr.JSON(show_label=False, open=True, elem_id="numbers")
+        outputs = [results, more, numbers]
+        with examples:
+            gr.Examples(
+                [[text] for text in EXAMPLES.values()], [text], outputs, measure_text, run_on_click=True,
+                cache_examples=False, example_labels=list(EXAMPLES), label="Or try an example",
+            )  # fmt: skip
+        measure.click(measure_text, [text, *options], outputs, api_name="measure")
+        gr.on([file.upload, measure_upload.click], measure_file, [file, *options], outputs, api_name="measure_file")
+        # on a phone the results begin below what can be seen
+        show = (
+            "() => { if (innerWidth < 760) document.getElementById('results').scrollIntoView({behavior: 'smooth'}) }"
+        )
+        results.change(None, js=show)
+    return page
+
+
+if __name__ == "__main__":
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    build().launch(theme=theme, css=CSS, ssr_mode=False, max_file_size="100mb")

@@ -1,0 +1,23 @@
+"""The Space's folder, whose modules import each other by their bare names, as they do where it runs."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SPACE = Path(__file__).resolve().parents[2] / "metrics" / "ece_regime"
+
+
+@pytest.fixture(scope="session")
+def space() -> Path:
+    return SPACE
+
+
+@pytest.fixture(scope="session")
+def space_module():
+    """Function from the name of a module of the Space to the module."""
+    sys.path.insert(0, str(SPACE))
+    yield importlib.import_module
+    sys.path.remove(str(SPACE))

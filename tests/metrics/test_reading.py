@@ -1,0 +1,140 @@
+"""Predictions are read as people have them, and what cannot be read is said with its place and the way out."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+PROBABILITIES = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]]
+CSV = "p_0,p_1,p_2,label\n0.7,0.2,0.1,0\n0.1,0.3,0.6,1\n"
+
+
+@pytest.fixture(scope="module")
+def reading(space_module):
+    return space_module("reading")
+
+
+TEXTS = {
+    "csv": CSV,
+    "semicolons": CSV.replace(",", ";"),
+    "tabs": CSV.replace(",", "\t"),
+    "letters": "A,B,C,answer\n0.7,0.2,0.1,A\n0.1,0.3,0.6,b\n",
+    "any order, other columns": "id,prob_2,label,prob_0,prob_1\nx,0.1,0,0.7,0.2\ny,0.6,1.0,0.1,0.3\n",
+    "list in a cell": 'probabilities,label\n"[0.7, 0.2, 0.1]",0\n"[0.1 0.3 0.6]",1\n',
+    "records": json.dumps([{"probabilities": p, "label": y} for p, y in zip(PROBABILITIES, [0, 1], strict=True)]),
+    "columns": json.dumps({"predictions": PROBABILITIES, "references": [0, 1]}),
+    "lines": "\n".join(json.dumps({"Probs": p, "Label": y}) for p, y in zip(PROBABILITIES, [0, 1], strict=True)),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_option_probabilities(reading, text):
+    read = reading.read_text(text)
+    np.testing.assert_array_equal(read.scores, PROBABILITIES)
+    assert read.outcomes.tolist() == [0, 1]
+    assert read.target is read.reference is read.groups is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "confidence,correct\n0.9,1\n0.6,0\n",
+        "confidence,correct\n0.9,True\n0.6,False\n",
+        "Confidence, Is Correct\n0.9, yes\n0.6, no\n",
+        '{"confidence": [0.9, 0.6], "correct": [true, false]}',
+        '{"predictions": [0.9, 0.6], "references": [1, 0]}',
+    ],
+)
+def test_confidences(reading, text):
+    read = reading.read_text(text)
+    assert read.scores.tolist() == [0.9, 0.6] and read.outcomes.tolist() == [1, 0]
+
+
+def test_questions_may_differ_in_their_options(reading):
+    records = [{"probabilities": [0.5, 0.5], "label": 0}, {"probabilities": [0.2, 0.3, 0.5], "label": 2}]
+    assert reading.read_text(json.dumps(records)).scores == [[0.5, 0.5], [0.2, 0.3, 0.5]]
+    empty_cell = reading.read_text("p_0,p_1,p_2,label\n0.5,0.5,,0\n0.2,0.3,0.5,2")
+    np.testing.assert_array_equal(empty_cell.scores, [[0.5, 0.5, 0], [0.2, 0.3, 0.5]])
+
+
+def test_target_reference_and_groups(reading):
+    read = reading.read_text(
+        'p_0,p_1,label,target_0,target_1,reference_probabilities,subject\n0.9,0.1,0,0.6,0.4,"[0.7, 0.3]",law\n'
+    )
+    assert read.target.tolist() == [[0.6, 0.4]] and read.reference == [[0.7, 0.3]] and read.groups == ["law"]
+    assert read.scores.tolist() == [[0.9, 0.1]]
+
+
+def test_files(reading, tmp_path):
+    for kind, name in (("csv", "a.csv"), ("tabs", "a.tsv"), ("records", "a.json"), ("lines", "a.jsonl")):
+        (tmp_path / name).write_text("\ufeff" + TEXTS[kind], encoding="utf-8")  # as spreadsheets write it
+    pq.write_table(pa.table({"probabilities": PROBABILITIES, "label": [0, 1]}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({**{f"p_{k}": [row[k] for row in PROBABILITIES] for k in range(3)}, "label": [0, 1]}),
+        tmp_path / "spread.parquet",
+    )
+    arrays = {"probabilities": np.array(PROBABILITIES), "labels": np.array([0, 1]), "metadata": np.array("{}")}
+    np.savez(tmp_path / "a.npz", **arrays)
+    for path in sorted(tmp_path.iterdir()):
+        read = reading.read_file(path)
+        np.testing.assert_array_equal(read.scores, PROBABILITIES, err_msg=path.name)
+        assert read.outcomes.tolist() == [0, 1]
+
+
+def test_predictions_of_the_command_line(reading, tmp_path):
+    from hf_calib.predict import OptionPredictions
+
+    logits = np.log(np.array(PROBABILITIES, dtype=np.float32))
+    predictions = OptionPredictions(
+        logits, np.array([0, 1]), np.array(["a", "b"]), np.array([[1, 0, 0], [0, 0.5, 0.5]])
+    )
+    predictions.save(tmp_path / "predictions.npz")
+    read = reading.read_file(tmp_path / "predictions.npz")
+    np.testing.assert_array_equal(read.scores, predictions.probabilities)
+    np.testing.assert_array_equal(read.target, predictions.target_probabilities)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  ", "nothing to measure yet"),
+        ("p_0,p_1,label", "There is one line only"),
+        ("p_0,p_1,label\n0.5,0.5", "Row 0 has 2 cells, but there are 3 columns: p_0, p_1, label"),
+        ("a,b\n1,2", "No column holds probabilities.*The columns are: a, b"),
+        ("p_0,p_1\n0.5,0.5", "No column says which option is right: call it `label`"),
+        ("confidence\n0.5", "`confidence` needs a column `correct`"),
+        ("p_0,p_1,label\n0.5,many,0", "`p_1` row 0 is 'many', which is no number"),
+        ("p_0,p_1,label\n0.5,0.5,first", "`label` row 0 is 'first': give the index of the right option"),
+        ("p_0,p_1,label\n0.5,0.5,0.5", "`label` row 0 is '0.5'"),
+        ('{"probabilities": [[0.5, 0.5]], "label": [null]}', "`label` row 0 is None"),
+        ("confidence,correct\n0.5,2", "`correct` row 0 is '2': it must be 1"),
+        ('[{"probabilities": [0.5, 0.5], "label": 0}, {"label": 1}]', "`probabilities` row 1 is None"),
+        ("[1, 2", "begins like JSON but is none"),
+        ("[[0.5, 0.5]]", "JSON must be a list of records"),
+        ("[]", "JSON must be a list of records"),
+    ],
+)
+def test_what_cannot_be_read_is_said(reading, text, message):
+    with pytest.raises(ValueError, match=message):
+        reading.read_text(text)
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.npz", "a.parquet", "a.csv"])
+def test_files_that_are_none_are_named(reading, tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00 nothing of the kind")
+    with pytest.raises(ValueError, match=name):
+        reading.read_file(tmp_path / name)
+
+
+def test_pickles_are_not_opened(reading, tmp_path):
+    np.savez(tmp_path / "a.npz", probabilities=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="a.npz cannot be read as npz"):
+        reading.read_file(tmp_path / "a.npz")
+
+
+def test_examples_can_be_read(reading, space_module):
+    for text in space_module("examples").EXAMPLES.values():
+        assert len(reading.read_text(text).outcomes) >= 100
