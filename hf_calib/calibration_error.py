@@ -206,16 +206,11 @@ def debiased_calibration_error(
     cells = group_cells(*top_label(probabilities, labels), n_bins, binning, sample_weight)
     if norm == "l1":
         return max(0.0, cells.measured - cells.bias)
-    weights, squares, confidences = (
-        np.add.reduceat(sums, cells.starts) for sums in (cells.weights, cells.squares, cells.confidence_sums)
-    )
-    total = weights.sum(axis=1)
-    size, accuracy = total**2 / squares.sum(axis=1), weights[:, 1] / total
-    several = size > 1 + 1e-9
-    terms = (confidences.sum(axis=1) / total - accuracy) ** 2 - accuracy * (1 - accuracy) / np.where(
-        several, size - 1, 1
-    )
-    return float(np.sqrt(max(0.0, total[several] @ terms[several] / total.sum())))
+    bins = cells.bins
+    several = bins.counts > 1 + 1e-9  # effective counts round
+    variance = bins.accuracy * (1 - bins.accuracy) / np.where(several, bins.counts - 1, 1)
+    squares = (bins.gaps**2 - variance)[several]
+    return float(np.sqrt(max(0.0, bins.weights[several] @ squares / bins.weights.sum())))
 
 
 def sweep_calibration_error(probabilities, labels, sample_weight=None) -> float:

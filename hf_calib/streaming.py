@@ -155,7 +155,8 @@ class StreamingCalibration:
     What is binned, the smooth ECE, the proper scores, the noise floor and the interval are those of the report in one
     call. The four measures that depend on the order of all confidences are taken from 221,185 cells of confidence, see
     [`FineTable`]: with 20,000 predictions or more, `auroc` and `aurc` are right to 2e-5, and `ece_equal_mass` and
-    `ece_sweep` to about 1e-3 (an example may land on the other side of a border).
+    `ece_sweep` to about 1e-3 (an example may land on the other side of a border). Targets, and with them `tce`, are not
+    taken.
 
     Args:
         n_bins (`int`, *optional*, defaults to `10`):

@@ -258,17 +258,6 @@ def test_noise_floor_p_value_is_uniform_for_a_calibrated_model(binning):
     assert 0.4 < np.mean(p_values) < 0.6
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 1.3, 2.0])
-def test_interval_covers_the_true_error(sharpness):
-    truth = 0.0 if sharpness == 1.0 else expected_calibration_error(*make(n=400_000, sharpness=sharpness, seed=9)[:2])
-    covered = 0
-    for seed in range(150):
-        probabilities, labels, _ = make(n=500, sharpness=sharpness, seed=seed)
-        low, high = bootstrap_interval(*top_label(probabilities, labels), n_bootstrap=200)
-        covered += low <= truth <= high
-    assert covered / 150 >= 0.86  # documented: 0.88 and more
-
-
 def test_ten_million_rows_would_do():
     """A million here: the cost of 1,000 resamples does not depend on N, so the report stays within seconds."""
     rng = np.random.default_rng(0)
