@@ -182,13 +182,20 @@ def _draw_border(axes: Axes, border: float, distances: bool) -> None:
         [border, right], [0, right - border], color=_SHADE, linewidth=0, zorder=1,
         label=f"here TCE ≥ ({symbol}) − ECE > 0",
     )  # fmt: skip
-    axes.plot([border, right], [0, right - border], color=VERMILLION, linewidth=1.4, zorder=2, label=f"ECE = {symbol}")
+    axes.plot(
+        [border, right],
+        [0, right - border],
+        color=VERMILLION,
+        linewidth=1.4,
+        zorder=2,
+        label=f"ECE + TCE ≥ {symbol} at TCE = 0",
+    )
     axes.axvline(
         border, color=BLACK, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=2,
         label="critical accuracy ACC*" if distances else f"critical accuracy ACC* = {border:.3f}",
     )  # fmt: skip
     axes.set_ylim(0, top)
-    captions = (("right", -4, "◂ ECE + TCE ≥ 0"), ("left", 4, f"ECE + TCE ≥ {symbol} ▸"))
+    captions = (("right", -4, "◂ calibratable"), ("left", 4, "non-calibratable ▸"))
     for side, offset, text in captions:
         axes.annotate(
             text, (border, 1), (offset, 4), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
