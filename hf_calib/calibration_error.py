@@ -8,14 +8,12 @@ from .binning import (
     BinSums,
     OptionBins,
     ReliabilityBins,
-    as_outcomes,
     as_probabilities,
-    as_weights,
     bin_edges,
     reliability_bins,
     top_label,
 )
-from .inputs import as_matrix, best_option, iterate_columns, iterate_outcomes, iterate_rows
+from .inputs import as_examples, as_matrix, best_option, iterate_columns, iterate_outcomes, iterate_rows
 from .ranking import TieGroups
 from .scores import (
     BrierDecomposition,
@@ -226,8 +224,7 @@ def sweep_calibration_error(probabilities, labels, sample_weight=None) -> float:
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
     """
-    confidences, correct = top_label(probabilities, labels)
-    return TieGroups.sort(confidences, correct, as_weights(sample_weight, len(correct))).sweep_error()
+    return TieGroups.sort(*as_examples(*top_label(probabilities, labels), sample_weight)).sweep_error()
 
 
 def smooth_calibration_error(probabilities, labels, sample_weight=None) -> float:
@@ -352,11 +349,8 @@ def confidence_report(
 
     ```
     """
-    confidences, correct = as_outcomes(confidences, correct, binary=True)
-    weights = as_weights(sample_weight, len(confidences))
-    if weights is not None and not weights.all():
-        confidences, correct, weights = (values[weights > 0] for values in (confidences, correct, weights))
-    return _report_by_confidence(confidences, correct, weights, n_bins, binning, n_bootstrap, seed)
+    examples = as_examples(confidences, correct, sample_weight)
+    return _report_by_confidence(*examples, n_bins, binning, n_bootstrap, seed)
 
 
 def _report_by_confidence(

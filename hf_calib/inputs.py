@@ -222,6 +222,16 @@ def as_outcomes(confidences, correct, binary: bool = False) -> tuple[np.ndarray,
     return confidences, correct
 
 
+def as_examples(confidences, correct, sample_weight=None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Check confidences, outcomes that are 0 or 1, and weights, and return them without the rows of weight 0."""
+    confidences, correct = as_outcomes(confidences, correct, binary=True)
+    weights = as_weights(sample_weight, len(confidences))
+    if weights is None or weights.all():
+        return confidences, correct, weights
+    kept = weights > 0
+    return confidences[kept], correct[kept], weights[kept]
+
+
 def iterate_outcomes(
     confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:

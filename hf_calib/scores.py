@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .binning import OptionBins
-from .inputs import Rows, as_outcomes, as_weights, iterate_rows
+from .inputs import Rows, as_examples, iterate_rows
 from .ranking import TieGroups
 
 
@@ -138,7 +138,7 @@ def confidence_auroc(confidences, correct, sample_weight=None) -> float:
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
     """
-    return _tie_groups(confidences, correct, sample_weight).auroc()
+    return TieGroups.sort(*as_examples(confidences, correct, sample_weight)).auroc()
 
 
 def aurc(confidences, correct, sample_weight=None) -> float:
@@ -155,9 +155,4 @@ def aurc(confidences, correct, sample_weight=None) -> float:
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row: the average is then over the share of the weight, one step for each row.
     """
-    return _tie_groups(confidences, correct, sample_weight).aurc()
-
-
-def _tie_groups(confidences, correct, sample_weight) -> TieGroups:
-    confidences, correct = as_outcomes(confidences, correct, binary=True)
-    return TieGroups.sort(confidences, correct, as_weights(sample_weight, len(confidences)))
+    return TieGroups.sort(*as_examples(confidences, correct, sample_weight)).aurc()

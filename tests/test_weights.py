@@ -5,7 +5,32 @@ import pytest
 from samples import make
 
 from hf_calib import inputs
-from hf_calib.calibration_error import calibration_report, confidence_report, expected_calibration_error, top_label
+from hf_calib.calibration_error import (
+    aurc,
+    brier_score,
+    calibration_report,
+    classwise_calibration_error,
+    confidence_report,
+    debiased_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+    negative_log_likelihood,
+    smooth_calibration_error,
+    sweep_calibration_error,
+    top_label,
+)
+
+
+MEASURES = {
+    expected_calibration_error: "ece",
+    maximum_calibration_error: "mce",
+    classwise_calibration_error: "cw_ece",
+    debiased_calibration_error: "debiased_ece",
+    sweep_calibration_error: "ece_sweep",
+    smooth_calibration_error: "smooth_ece",
+    brier_score: "brier",
+    negative_log_likelihood: "nll",
+}
 
 
 @pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
@@ -21,6 +46,10 @@ def test_weights_of_zero_and_one_choose_rows(binning):
     confidences, correct = top_label(probabilities, labels)
     report = confidence_report(confidences, correct, sample_weight=kept, **options)
     assert report == pytest.approx({key: chosen[key] for key in report}, abs=1e-12)
+    if binning == "equal_width":
+        assert aurc(confidences, correct, kept) == pytest.approx(chosen["aurc"])
+        for measure, key in MEASURES.items():
+            assert measure(probabilities, labels, sample_weight=kept) == pytest.approx(chosen[key], abs=1e-12)
 
 
 @pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
