@@ -91,6 +91,12 @@ def spoken(rng, num_rows):
     return WORDS[index], (WORDS - gaps)[index]
 
 
+def alternating(rng, num_rows):
+    """The hardest found: gaps of one size in every bin, with a sign that changes from each bin to the next."""
+    confidence = rng.uniform(0.2, 1, POPULATION)
+    return confidence, confidence + rng.uniform(0.02, 0.2) * (1 - 2 * ((confidence * 10).astype(int) % 2))
+
+
 def near_noise(rng, num_rows):
     """One of the miscalibrated kinds, shrunk until its error is .2 to 2 times the noise floor."""
     kinds = [tempered(0.3, 0.8), tempered(1.25, 3), shifted, wavy, one_bin_off, saturated]
@@ -113,6 +119,7 @@ KINDS = {
     "saturated": saturated,
     "spoken": spoken,
     "near the noise": near_noise,
+    "alternating": alternating,
 }
 
 
@@ -121,7 +128,7 @@ def other_intervals(confidences, correct, p_value: float, num_draws: int, rng: n
     cells = group_cells(confidences, correct, 10, "equal_width")
     bins = cells.bins
     # the bootstrap of the rows, bin by bin: masses are multinomial, hits binomial
-    counts = rng.multinomial(len(confidences), bins.weights / bins.weights.sum(), size=num_draws)
+    counts = rng.multinomial(len(confidences), bins.shares, size=num_draws)
     hits = rng.binomial(counts, np.clip(bins.accuracy, 0, 1))
     resampled = np.abs(counts * bins.confidence - hits).sum(axis=1) / len(confidences)
     debiased, margin = max(0.0, cells.measured - cells.bias), 1.96 * resampled.std()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import erf
 from typing import NamedTuple
 
 import numpy as np
@@ -71,9 +70,8 @@ class Cells(NamedTuple):
 
     @property
     def bias(self) -> float:
-        """How much sampling noise adds to the ECE, see [`sampling_bias`]."""
-        bins = self.bins
-        return sampling_bias(bins.counts, bins.accuracy, bins.gaps, bins.weights)
+        """How much sampling noise adds to the ECE, see [`~intervals.BinGaps.bias`]."""
+        return self.bins.bias
 
     def error(self, gaps: np.ndarray) -> np.ndarray:
         """ECE of each row of summed gaps per cell, shape (draws, cells) -> (draws,)."""
@@ -134,23 +132,6 @@ class CellTable:
             raise ValueError("no example has been added: there is nothing to measure.")
         _, starts = np.unique(np.searchsorted(self.starts, filled, side="right"), return_index=True)
         return Cells(*self.sums[:, filled], starts)
-
-
-def sampling_bias(
-    counts: np.ndarray, accuracy: np.ndarray, gaps: np.ndarray, weights: np.ndarray | None = None
-) -> float:
-    """
-    Upward bias of an ECE: the mean of `|gap_b + noise_b| - |gap_b|` under normal noise of variance
-    `accuracy_b (1 - accuracy_b) / n_b`, over bins that hold examples, each of shape `(bins,)`. Kumar et al. (arXiv
-    1909.10155) simulate it; here it is the mean of a folded normal in closed form. With importance weights `counts`
-    are the effective ones, `(sum w)^2 / sum w^2` in each bin, and `weights` the summed ones.
-    """
-    weights = counts if weights is None else weights
-    gaps = np.abs(gaps)
-    scale = np.sqrt(accuracy * (1 - accuracy) / counts)
-    z = np.divide(gaps, scale, out=np.full(len(gaps), np.inf), where=scale > 0)
-    noisy = scale * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + gaps * np.array([erf(x / np.sqrt(2)) for x in z])
-    return float(weights @ (noisy - gaps) / weights.sum())
 
 
 def group_cells(confidences, correct, n_bins: int, binning: str, sample_weight=None) -> Cells:
@@ -277,7 +258,5 @@ def interval_of_cells(
     """[`bootstrap_interval`] of cells already made."""
     if n_bootstrap < 1:
         raise ValueError(f"`n_bootstrap` must be at least 1, got {n_bootstrap}.")
-    debiased = max(0.0, cells.measured - cells.bias)
     rng = np.random.default_rng([seed, 1])  # not the numbers that the noise floor was drawn with
-    low, high = interval_of_bins(cells.bins, floor.p_value, n_bootstrap, level, rng)
-    return min(low, debiased), max(high, debiased)
+    return interval_of_bins(cells.bins, floor.p_value, n_bootstrap, level, rng)
