@@ -154,7 +154,7 @@ def _tiles(results: dict[str, Any]) -> str:
     tiles = [
         (f"{results['accuracy']:.3f}", "accuracy"),
         (f"{results['confidence']:.3f}", "mean confidence"),
-        (f"{results['ece']:.3f}", f"ECE, 95% interval {_interval(results)}"),
+        (f"{results['ece']:.3f}", "ECE, 95% interval " + _interval(results).replace(" ", "&nbsp;")),
         (f"{results['ece_noise_floor']:.3f}", f"noise floor for N = {results['n']:,}"),
     ]
     return f'<div class="tiles">{"".join(f"<div class=tile><b>{b}</b><span>{s}</span></div>" for b, s in tiles)}</div>'
