@@ -205,7 +205,7 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
     from .options import OptionEncoder
     from .predict import predict_options
     from .predictions import OptionPredictions
-    from .report import check_output_dir, evaluation_results, print_table, write_evaluation
+    from .report import check_output_dir, evaluation_results, print_groups, print_table, write_evaluation
 
     output_dir = check_output_dir(args.output_dir)
     prompt_format = args.prompt_format()
@@ -246,9 +246,16 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
             return
         described = {"model": args.model, "dataset": args.dataset, "scoring": args.scoring, "seed": args.seed}
         names = ("critical_accuracy", "alpha", "n_bins", "binning", "n_bootstrap", "seed")
-        results = evaluation_results(predictions, reference, **{name: getattr(args, name) for name in names})
-        write_evaluation(output_dir, predictions, {**described, **results}, title=Path(args.model).name)
-        print_table([{"stage": Path(args.model).name, **results}])
+        options = {name: getattr(args, name) for name in names}
+        if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
+            options["groups"] = predictions.subjects
+        results = evaluation_results(predictions, reference, **options)
+        diagram = {name: getattr(args, name) for name in ("n_bins", "binning", "n_bootstrap", "seed")}
+        title = Path(args.model).name
+        write_evaluation(output_dir, predictions, {**described, **results}, title, **diagram)
+        print_table([{"stage": title, **results}])
+        if "n_groups" in results:
+            print_groups(results)
         print(f"recommended: {results['recommended_method']}    results: {output_dir}")
 
     return evaluate

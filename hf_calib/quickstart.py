@@ -142,7 +142,8 @@ def run_quickstart(output_dir: Path, seed: int = 0, num_test_questions: int = 10
         f"{num_test_questions:,} test questions; {time.perf_counter() - start:.0f} s in all.\n\n"
         "Made by `hf-calib quickstart`; the recipes are in recipes/quickstart/."
     )
-    report = write_stage_report(output_dir, stages, predictions, title, notes)
+    runs = [(ROWS[stage.parent], ROWS[stage.name]) for stage in STAGES if stage.parent in ROWS]
+    report = write_stage_report(output_dir, stages, predictions, title, notes, runs)
     print_table(stages, title)
     console.print(f"report: {report}", soft_wrap=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .evaluation import evaluate_probabilities, groups_of
-from .plots import reliability_diagram, reliability_grid, save_figure
+from .plots import group_diagram, regime_plane, reliability_diagram, reliability_grid, save_figure
 
 
 if TYPE_CHECKING:
@@ -50,16 +50,15 @@ def evaluation_results(
     predictions: OptionPredictions, reference: OptionPredictions | None = None, **options
 ) -> dict[str, Any]:
     """
-    All measures of a set of predictions, its regime, and the measures of every subject.
+    All measures of a set of predictions, and its regime.
 
     Args:
         predictions ([`OptionPredictions`]):
-            Predictions. Their `target_probabilities`, if any, add the target calibration error; their `subjects`, if
-            there are several, the measures of each.
+            Predictions. Their `target_probabilities`, if any, add the target calibration error.
         reference ([`OptionPredictions`], *optional*):
             Predictions of another model for the same questions, by which the regime is judged.
         options:
-            Options of [`evaluate_probabilities`], e.g. `n_bins`, `critical_accuracy`, `seed`.
+            Options of [`evaluate_probabilities`], e.g. `n_bins`, `critical_accuracy`, `seed`, `groups`.
 
     Returns:
         `dict`: flat; see [`evaluate_probabilities`].
@@ -69,16 +68,18 @@ def evaluation_results(
         options["reference_probabilities"] = probabilities[:, : predictions.probabilities.shape[1]]
     else:
         options["target_probabilities"] = predictions.target_probabilities
-    if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
-        options["groups"] = predictions.subjects
     return evaluate_probabilities(predictions.probabilities, predictions.labels, **options)
 
 
 def write_evaluation(
-    output_dir: str | Path, predictions: OptionPredictions, results: Mapping[str, Any], title: str | None = None
+    output_dir: str | Path,
+    predictions: OptionPredictions,
+    results: Mapping[str, Any],
+    title: str | None = None,
+    **diagram,
 ) -> None:
     """
-    Write `results.json`, `reliability.png` and `reliability.svg`.
+    Write `results.json`, `reliability.png` and `.svg`; with groups in the results also `groups.png` and `.svg`.
 
     Args:
         output_dir (`str` or `Path`):
@@ -89,12 +90,16 @@ def write_evaluation(
             Result of [`evaluation_results`], perhaps with more keys.
         title (`str`, *optional*):
             Title of the diagram.
+        diagram:
+            Options of [`reliability_diagram`], e.g. `n_bins`: those that the results were made with.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "results.json", results)
-    figure = reliability_diagram(predictions.probabilities, predictions.labels, title=title)
-    save_figure(figure, output_dir / "reliability")
+    outcomes = (predictions.probabilities, predictions.labels)
+    save_figure(reliability_diagram(*outcomes, title=title, **diagram), output_dir / "reliability")
+    if "n_groups" in results:
+        save_figure(group_diagram(*outcomes, predictions.subjects, **diagram), output_dir / "groups")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -150,6 +155,37 @@ def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -
     Console(width=max(Console().width, 140)).print(results_table(stages, title))
 
 
+def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
+    """
+    Print the groups of an evaluation, the clearest miscalibration first.
+
+    Args:
+        results (`Mapping`):
+            Result of [`evaluation_results`] with groups.
+        most (`int`, *optional*, defaults to `12`):
+            Most rows; the others are counted.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    groups = sorted(
+        groups_of(results).items(), key=lambda item: (item[1]["ece_p_value_holm"], -item[1]["debiased_ece"])
+    )
+    title = f"{len(groups)} groups, {results['n_groups_miscalibrated']} of them miscalibrated beyond chance"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("group", no_wrap=True)
+    for name in ("N", "accuracy", "confidence", "conf-ECE [95%]", "noise floor", "debiased", "p (Holm)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    row = "{n:,}|{accuracy:.3f}|{confidence:.3f}|{ece:.3f} [{ece_low:.3f}, {ece_high:.3f}]|{ece_noise_floor:.3f}"
+    row += "|{debiased_ece:.3f}|{ece_p_value_holm:.3f}"
+    for name, group in groups[:most]:
+        table.add_row(name, *row.format(**group).split("|"))
+    if len(groups) > most:
+        table.caption = f"and {len(groups) - most} more in results.json"
+    Console(width=max(Console().width, 120)).print(table)
+
+
 def markdown_table(stages: Sequence[Mapping[str, Any]]) -> str:
     """The table of [`results_table`] in Markdown."""
     rows = [["stage", *_COLUMNS], ["---", *("---:" for _ in _COLUMNS)]]
@@ -172,9 +208,11 @@ def write_stage_report(
     predictions: Mapping[str, OptionPredictions],
     title: str,
     notes: str = "",
+    runs: Sequence[Sequence[str]] = (),
 ) -> Path:
     """
-    Write the report of a run of several stages: `results.json`, `report.md` and `reliability.png` / `.svg`.
+    Write the report of a run of several stages: `results.json`, `report.md`, `reliability.png` / `.svg`, and where a
+    critical accuracy is known `regime.png` / `.svg`.
 
     Args:
         output_dir (`str` or `Path`):
@@ -187,6 +225,8 @@ def write_stage_report(
             Heading of the report.
         notes (`str`, *optional*, defaults to `""`):
             Markdown put under the table: how the figures came about.
+        runs (`Sequence[Sequence[str]]`, *optional*):
+            Stages that come one from the other, joined by arrows in the regime plane.
 
     Returns:
         `Path`: of `report.md`.
@@ -197,6 +237,10 @@ def write_stage_report(
     figure = reliability_grid({name: (p.probabilities, p.labels) for name, p in predictions.items()})
     save_figure(figure, output_dir / "reliability")
     report = output_dir / "report.md"
-    parts = [f"# {title}", markdown_table(stages), _READING, "![Reliability diagrams](reliability.png)", notes]
+    parts = [f"# {title}", markdown_table(stages), _READING, "![Reliability diagrams](reliability.png)"]
+    if all(stage.get("critical_accuracy") is not None for stage in stages):
+        save_figure(regime_plane(stages, runs), output_dir / "regime")
+        parts.append("![Regime plane](regime.png)")
+    parts.append(notes)
     report.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
     return report

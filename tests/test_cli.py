@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from hf_calib.cli import main
 from hf_calib.data.mcq import load_questions
 from hf_calib.data.world import World
+from hf_calib.evaluation import groups_of
 from hf_calib.paths import recipe_path
 from hf_calib.predictions import OptionPredictions
 
@@ -114,7 +115,7 @@ def test_two_processes_evaluate_together(world_dir, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("conf-ECE") == 1 and json.loads((tmp_path / "results.json").read_text())["n"] == 101
+    assert done.stdout.count("recommended:") == 1 and json.loads((tmp_path / "results.json").read_text())["n"] == 101
 
 
 def test_train_resumes_and_mixes_in_texts(world_dir, tmp_path):
@@ -156,6 +157,28 @@ def test_evaluate_writes_what_it_says(world_dir, capsys):
     assert results["accuracy"] == pytest.approx((predictions.probabilities.argmax(1) == predictions.labels).mean())
     for suffix in ("png", "svg"):
         assert (world_dir / "evaluation" / f"reliability.{suffix}").stat().st_size > 1000
+        assert (world_dir / "evaluation" / f"groups.{suffix}").stat().st_size > 1000
+    assert results["n_groups"] == len(set(predictions.subjects.tolist())) > 1
+    assert sum(group["n"] for group in groups_of(results).values()) == 101
+    assert f"{results['n_groups']} groups" in out and results["test"] == "target"  # the world knows its truth
+
+
+def test_evaluate_by_a_reference(world_dir, tmp_path, capsys):
+    """Judged by the predictions of another model, matched by question whatever their order."""
+    call = ["evaluate", "--model", str(world_dir / "model"), "--dataset", str(world_dir / "test.parquet")]
+    call += ["--scoring", "text", "--n_bootstrap", "20", "--output_dir"]
+    assert main([*call, str(tmp_path / "base")]) == 0
+    base = OptionPredictions.load(tmp_path / "base" / "predictions.npz")
+    base.select(base.ids[::-1]).save(tmp_path / "reversed.npz")
+    assert main([*call, str(tmp_path / "aligned"), "--reference", str(tmp_path / "reversed.npz")]) == 0
+    results = json.loads((tmp_path / "aligned" / "results.json").read_text())
+    assert results["test"] == "reference" and results["reference_accuracy"] == pytest.approx(results["accuracy"])
+    base.select(base.ids[:50]).save(tmp_path / "fewer.npz")
+    capsys.readouterr()
+    assert main([*call, str(tmp_path / "aligned"), "--reference", str(tmp_path / "fewer.npz")]) == 1
+    assert "51 of 101 questions" in capsys.readouterr().err
+    assert main([*call, str(tmp_path / "given"), "--critical_accuracy", "0.01"]) == 0
+    assert json.loads((tmp_path / "given" / "results.json").read_text())["critical_accuracy"] == 0.01
 
 
 @pytest.mark.parametrize(
@@ -173,6 +196,8 @@ def test_evaluate_writes_what_it_says(world_dir, capsys):
         (["train", "--config", "{recipe}", "--dataset_name", "{train}", "--output_dir", "{tmp}", "--model_name_or_path", "{adapter}"], "merge_and_unload"),
         (["evaluate", "--model", "{adapter}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "merge_and_unload"),
         (["evaluate", "--model", "{recipe}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--n_bins", "0"], "n_bins"),
+        (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--critical_accuracy", "1.2"], "critical_accuracy"),
+        (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--reference", "{tmp}/no.npz"], "no.npz"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "no saved model"),
         (["evaluate", "--dataset", "{train}"], "--model"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{columns}", "--output_dir", "{tmp}/out"], "stem"),

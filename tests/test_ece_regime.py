@@ -62,7 +62,9 @@ def test_options_are_passed_on(metric, data):
     plain = metric.compute(predictions=probabilities, references=labels, n_bootstrap=50)
     assert "tce" not in plain and "critical_accuracy" not in plain
     given = {"predictions": probabilities, "references": labels, "n_bootstrap": 50}
-    assert metric.compute(**given, n_bins=3)["ece"] == pytest.approx(calibration_report(probabilities, labels, n_bins=3)["ece"])
+    assert metric.compute(**given, n_bins=3)["ece"] == pytest.approx(
+        calibration_report(probabilities, labels, n_bins=3)["ece"]
+    )
     assert metric.compute(**given, binning="equal_mass")["ece"] == pytest.approx(plain["ece_equal_mass"])
     assert metric.compute(**given, critical_accuracy=0.2)["regime"] == "non-calibratable"
     assert metric.compute(**given, reference_probs=truth)["test"] == "reference"
@@ -198,7 +200,9 @@ def test_combine(metric, data):
     both = evaluate.combine({"calibration": scores, "plain": Accuracy()})
     for rows in (slice(0, 250), slice(250, None)):
         both.add_batch(
-            predictions=probabilities[rows].argmax(axis=1), references=labels[rows], prediction_scores=probabilities[rows]
+            predictions=probabilities[rows].argmax(axis=1),
+            references=labels[rows],
+            prediction_scores=probabilities[rows],
         )
     results = both.compute()
     assert results["plain_accuracy"] == results["calibration_accuracy"] == pytest.approx(correct.mean())
@@ -270,5 +274,7 @@ def test_card_names_every_key(metric, data):
     probabilities, labels, truth = data
     card = Path(hf_calib.metric_path(), "README.md").read_text()
     results = metric.compute(predictions=probabilities, references=labels, target_probs=truth, n_bootstrap=20)
-    assert not [key for key in calibration_report(probabilities, labels, truth, n_bootstrap=20) if f"`{key}`" not in card]
+    assert not [
+        key for key in calibration_report(probabilities, labels, truth, n_bootstrap=20) if f"`{key}`" not in card
+    ]
     assert set(results) >= set(re.findall(r"`(ece\w*)`", card)) - {"ece_regime"}
