@@ -10,6 +10,7 @@ from .binning import equal_mass_firsts
 
 
 SWEEP_LIMIT = 1000  # ECE-sweep: most bins tried
+_BLOCK = 1 << 16  # AURC: groups at a time, which stay in cache
 
 _MANTISSA_BITS = 12  # FineTable: binary digits that tell two distances of the confidence to 1 apart
 _SMALLEST_DISTANCE = 2.0**-54  # below that of the last float64 before 1
@@ -72,13 +73,17 @@ class TieGroups(NamedTuple):
 
     def aurc(self) -> float:
         """Error rate among the most confident, averaged over all shares; ties count with their mean error."""
-        counts, weights, hits = (values[::-1] for values in self[:3])
-        wrong = weights - hits
-        weight_before, wrong_before = np.cumsum(weights) - weights, np.cumsum(wrong) - wrong
-        # Row j of a group of m rows, each of weight u and mean error e, adds u (E + e u j) / (W + u j), with E and W what
-        # stands before the group; summed over j that is m e u + (E - e W) sum_j 1 / (W / u + j).
-        harmonic = _harmonic(weight_before * counts / weights, counts)
-        return float((wrong + (wrong_before - wrong / weights * weight_before) * harmonic).sum() / weights.sum())
+        total = weight_before = wrong_before = 0.0
+        for end in range(len(self.weights), 0, -_BLOCK):
+            counts, weights, hits = (values[max(0, end - _BLOCK) : end][::-1] for values in self[:3])
+            wrong = weights - hits
+            before, errors = weight_before + np.cumsum(weights) - weights, wrong_before + np.cumsum(wrong) - wrong
+            # Row j of a group of m rows, each of weight u and mean error e, adds u (E + e u j) / (W + u j), with E and W
+            # what stands before the group; summed over j that is m e u + (E - e W) sum_j 1 / (W / u + j).
+            harmonic = _harmonic(before * counts / weights, counts)
+            total += (wrong + (errors - wrong / weights * before) * harmonic).sum()
+            weight_before, wrong_before = weight_before + weights.sum(), wrong_before + wrong.sum()
+        return float(total / weight_before)
 
     def equal_mass_error(self, n_bins: int) -> float:
         """ECE in bins of equal mass."""

@@ -100,6 +100,17 @@ def test_unequal_weights_widen():
         assert 1.3 < (uneven.high - uneven.low) / (even.high - even.low) < 2.3, name  # 1.7 = sqrt(n / n_eff)
 
 
+def test_rows_of_next_to_no_weight_count_for_next_to_nothing():
+    """The variance and the degrees of freedom are those of the ten rows that matter."""
+    rng = np.random.default_rng(3)
+    ceilings, other = rng.choice([0.5, 1.0], 300), (rng.random(300) < 0.5).astype(float)
+    correct = (rng.random(300) < 0.6).astype(float)
+    weights = np.where(np.arange(300) < 10, 1.0, 1e-9)
+    for test, against in ((paired_test, ceilings), (discordance_test, other)):
+        ten = test(correct[:10], against[:10], 0.05, np.ones(10))
+        assert test(correct, against, 0.05, weights) == pytest.approx(ten, abs=1e-6)
+
+
 def test_one_question_says_nothing():
     assert paired_test(np.ones(1), np.array([0.5]), 0.05) == (0.5, 0.5, -1, 1)
     assert paired_test(np.ones(2), np.full(2, 0.5), 0.05, np.array([1.0, 1e-12])).low == -1
