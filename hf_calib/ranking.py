@@ -54,13 +54,12 @@ class TieGroups(NamedTuple):
             keys, weights = keys[order], weights[order]
         hits = (keys & 1).astype(np.float64)
         keys >>= 1
-        values = keys.view(np.float64)
-        starts = np.flatnonzero(np.diff(values, prepend=-1.0))
-        counts = np.diff(starts, append=len(values)).astype(np.float64)
+        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        counts = np.diff(starts, append=len(keys)).astype(np.float64)
         totals = counts
         if weights is not None:
             totals, hits = np.add.reduceat(weights, starts), hits * weights
-        return cls(counts, totals, np.add.reduceat(hits, starts), values[starts] * totals)
+        return cls(counts, totals, np.add.reduceat(hits, starts), keys[starts].view(np.float64) * totals)
 
     def auroc(self) -> float:
         """Chance that a right answer is more confident than a wrong one, ties half; NaN without one of the two."""

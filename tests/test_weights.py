@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from samples import make
 
-from hf_calib import inputs
+from hf_calib import inputs, ranking
 from hf_calib.calibration_error import (
     aurc,
     brier_score,
@@ -99,4 +99,5 @@ def test_chunks_leave_no_trace(monkeypatch):
     weights[40:80] = 0  # whole chunks of nothing
     whole = calibration_report(probabilities, labels, n_bootstrap=20, sample_weight=weights)
     monkeypatch.setattr(inputs, "_CHUNK_ROWS", (7, 7))
+    monkeypatch.setattr(ranking, "_BLOCK", 7)
     assert calibration_report(probabilities, labels, n_bootstrap=20, sample_weight=weights) == pytest.approx(whole)
