@@ -256,6 +256,7 @@ def prepare_evaluate(argv: Sequence[str]) -> Callable[[], None]:
         print_table([{"stage": title, **results}])
         if "n_groups" in results:
             print_groups(results)
+        print(f"{results['regime']}: {results['explanation']}")
         print(f"recommended: {results['recommended_method']}    results: {output_dir}")
 
     return evaluate

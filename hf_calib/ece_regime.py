@@ -36,6 +36,9 @@ Args:
         Option probabilities of another model, such as the one before its alignment, which need not be calibrated.
     critical_accuracy (`float`, *optional*):
         The critical accuracy, where it is known from elsewhere.
+    num_options (`int`, *optional*):
+        With confidences: how many options the questions have. Without it, or a critical accuracy, nothing can be said of
+        their regime.
     alpha (`float`, *optional*, defaults to `0.05`):
         Significance level of the regime test.
     n_bootstrap (`int`, *optional*, defaults to `1000`):
@@ -52,8 +55,9 @@ Returns:
     interval of the calibration error), `ece_noise_floor`, `ece_noise_floor_p95` and `ece_p_value` (what a calibrated model
     shows on as many questions); `debiased_ece`, `ece_equal_mass`, `ece_sweep`, `smooth_ece`, `cw_ece`, `mce`; `nll`, `brier`,
     `brier_calibration`, `brier_refinement`; `auroc`, `aurc`; `ece_lower_bound`, `ece_upper_bound`; `regime` ("calibratable",
-    "non-calibratable" or "undetermined"), `test` (what decided), `p_value`, `alpha`, `recommended_method` ("cft" or "rcft");
-    what needs a target, such as `tce`, `critical_accuracy` and `border_distance`, where there is one. With groups also
+    "non-calibratable" or "undetermined"), `explanation` (a sentence), `test` (what decided), `p_value`, `alpha`,
+    `recommended_method` ("cft" or "rcft"); what needs a target, such as `tce`, `critical_accuracy` and `border_distance`, where
+    there is one. With groups also
     `n_groups`, `n_groups_miscalibrated` and, for each group, `group/<name>/ece` and so on.
 
 Examples:

@@ -93,6 +93,7 @@ def evaluate_probabilities(
 def evaluate_confidences(
     confidences,
     correct,
+    num_options: int | None = None,
     critical_accuracy: float | None = None,
     n_bins: int = 10,
     binning: str = "equal_width",
@@ -111,13 +112,15 @@ def evaluate_confidences(
             Confidences in [0, 1].
         correct (array-like of shape `(N,)`):
             Whether each prediction is right (0 or 1).
+        num_options (`int`, *optional*):
+            K, for the empirical test of the regime: it cannot be made without.
         critical_accuracy (`float`, *optional*):
             ACC* in (0, 1) where it is known.
         n_bins, binning, alpha, n_bootstrap, seed, sample_weight, groups:
             As in [`evaluate_probabilities`].
     """
     regime = classify_confidences(
-        confidences, correct, critical_accuracy=critical_accuracy, alpha=alpha, n_bins=n_bins, seed=seed,
+        confidences, correct, num_options=num_options, critical_accuracy=critical_accuracy, alpha=alpha, n_bins=n_bins, seed=seed,
         sample_weight=sample_weight,
     )  # fmt: skip
     options = {"n_bins": n_bins, "binning": binning, "n_bootstrap": n_bootstrap, "seed": seed}

@@ -150,7 +150,7 @@ class OptionSums:
 
 class StreamingCalibration:
     """
-    [`calibration_report`] for predictions that come batch by batch, in 7 MB whatever their number.
+    [`calibration_report`] for predictions that come batch by batch: its state takes 7 MB, whatever their number.
 
     What is binned, the smooth ECE, the proper scores, the noise floor and the interval are those of the report in one
     call. The four measures that depend on the order of all confidences are taken from 221,185 cells of confidence, see
