@@ -157,7 +157,7 @@ def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -
 
 def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
     """
-    Print the groups of an evaluation, the clearest miscalibration first.
+    Print the groups of an evaluation, those of the largest sure ECE (lower end of the interval) first.
 
     Args:
         results (`Mapping`):
@@ -169,9 +169,7 @@ def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    groups = sorted(
-        groups_of(results).items(), key=lambda item: (item[1]["ece_p_value_holm"], -item[1]["debiased_ece"])
-    )
+    groups = sorted(groups_of(results).items(), key=lambda item: -item[1]["ece_low"])
     title = f"{len(groups)} groups, {results['n_groups_miscalibrated']} of them miscalibrated beyond chance"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("group", no_wrap=True)
@@ -183,7 +181,7 @@ def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
         table.add_row(name, *row.format(**group).split("|"))
     if len(groups) > most:
         table.caption = f"and {len(groups) - most} more in results.json"
-    Console(width=max(Console().width, 120)).print(table)
+    Console(width=max(Console().width, 140)).print(table)
 
 
 def markdown_table(stages: Sequence[Mapping[str, Any]]) -> str:
