@@ -25,7 +25,7 @@ class EvaluateArguments(PromptArguments):
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
     split: str = field(default="test", metadata={"help": "Split of a data set that has several."})
     limit: int | None = field(default=None, metadata={"help": "Evaluate on so many questions, drawn by --seed."})
-    seed: int = field(default=0, metadata={"help": "Seed of the draw and of the bootstrap."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draw of questions, the interval and the noise floor."})
     drop_invalid: bool = field(default=False, metadata={"help": "Leave out malformed questions instead of stopping."})
     output_dir: str = field(default="evaluation", metadata={"help": "Folder of results, predictions and diagram."})
     resume: bool = field(
@@ -56,7 +56,7 @@ class EvaluateArguments(PromptArguments):
     binning: str = field(
         default="equal_width", metadata={"help": "Kind of bins.", "choices": ["equal_width", "equal_mass"]}
     )
-    n_bootstrap: int = field(default=1000, metadata={"help": "Resamples of the interval, draws of the noise floor."})
+    n_bootstrap: int = field(default=1000, metadata={"help": "Draws behind the interval and behind the noise floor."})
 
     def __post_init__(self):
         for name in ("batch_size", "n_bins", "n_bootstrap"):

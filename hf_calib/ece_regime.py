@@ -42,7 +42,7 @@ Args:
     alpha (`float`, *optional*, defaults to `0.05`):
         Significance level of the regime test.
     n_bootstrap (`int`, *optional*, defaults to `1000`):
-        Number of resamples behind the interval and of simulations behind the noise floor.
+        Number of draws behind the interval, and behind the noise floor.
     seed (`int`, *optional*, defaults to `0`):
         Seed of both.
     sample_weight (list of float, *optional*):
@@ -178,7 +178,7 @@ class ECERegime(evaluate.Metric):
         **options,
     ) -> dict[str, Any]:
         scores = predictions if prediction_scores is None else prediction_scores
-        if scores.ndim == 1:
+        if isinstance(scores, np.ndarray) and scores.ndim == 1:
             if target_probs is not None or reference_probs is not None:
                 raise ValueError("`target_probs` and `reference_probs` need option probabilities, not confidences.")
             results = evaluate_confidences(scores, references, **options)
@@ -198,7 +198,7 @@ class _Columns:
     def set_format(self, type=None) -> None:
         """evaluate calls it; arrays are the only format here."""
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> np.ndarray | list[np.ndarray]:
         column = self._table.column(name).combine_chunks()
         if isinstance(column, pa.ChunkedArray):  # more than one chunk, or none
             column = pa.concat_arrays(column.chunks)
@@ -208,6 +208,4 @@ class _Columns:
         width = int(lengths.max())
         if (lengths == width).all():
             return values.reshape(len(column), width)
-        padded = np.zeros((len(column), width))
-        padded[np.arange(width) < lengths[:, None]] = values
-        return padded
+        return np.split(values, np.cumsum(lengths)[:-1])  # rows that know their number of options

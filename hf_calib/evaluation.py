@@ -10,7 +10,7 @@ import numpy as np
 
 from .binning import top_label
 from .calibration_error import calibration_report, confidence_report
-from .inputs import as_labels, as_probabilities, as_weights
+from .inputs import as_labels, as_matrix, as_weights
 from .regime import classify_confidences, classify_regime
 from .uncertainty import noise_floor
 
@@ -68,8 +68,8 @@ def evaluate_probabilities(
     Returns:
         `dict`: flat; the keys of [`calibration_report`] and of [`RegimeReport`], and those of [`group_results`].
     """
-    probabilities = as_probabilities(probabilities)
-    labels = as_labels(labels, *probabilities.shape)
+    probabilities, num_options = as_matrix(probabilities)
+    labels = as_labels(labels, len(probabilities), num_options)  # rows of different lengths know their own
     regime = classify_regime(
         probabilities, labels, target_probabilities=target_probabilities, critical_accuracy=critical_accuracy,
         reference_probabilities=reference_probabilities, alpha=alpha, n_bins=n_bins, seed=seed,

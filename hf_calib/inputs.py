@@ -10,6 +10,7 @@ import numpy as np
 
 _CHUNK_NUMBERS = 1 << 18  # numbers in a chunk: 2 MB, about what a core keeps close
 _CHUNK_ROWS = 1 << 12, 1 << 16  # least and most rows in a chunk
+_LARGEST_WEIGHT = 1e100  # its square is still a number
 
 
 class Rows(NamedTuple):
@@ -262,9 +263,11 @@ def as_weights(sample_weight, n: int, allow_zero: bool = False) -> np.ndarray | 
     array = np.asarray(sample_weight, dtype=np.float64)
     if array.shape != (n,):
         raise ValueError(f"`sample_weight` has shape {array.shape} for {n} rows: give one weight per row.")
-    if not (array.min() >= 0 and array.max() < np.inf):  # written so that NaN fails
-        row = int(np.argmin((array >= 0) & (array < np.inf)))
-        raise ValueError(f"`sample_weight` row {row} is {array[row]:.4g}: weights are finite and not negative.")
+    if not (array.min() >= 0 and array.max() <= _LARGEST_WEIGHT):  # written so that NaN fails
+        row = int(np.argmin((array >= 0) & (array <= _LARGEST_WEIGHT)))
+        raise ValueError(
+            f"`sample_weight` row {row} is {array[row]:.4g}: weights are not negative, and at most {_LARGEST_WEIGHT:g}."
+        )
     if not (allow_zero or array.any()):
         raise ValueError("`sample_weight` is 0 in every row: there is nothing to measure.")
     return array

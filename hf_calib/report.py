@@ -192,7 +192,8 @@ def markdown_table(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 _READING = """\
-- **conf-ECE**: how far confidence and accuracy lie apart, over ten equal-width bins, with a 95% bootstrap interval.
+- **conf-ECE**: how far confidence and accuracy lie apart, over ten equal-width bins, with the 95% interval of the
+  error on endless questions; a measured error that is all noise may lie above it.
 - **noise floor**: the conf-ECE that a perfectly calibrated model with these confidences would show on N questions; nothing
   below it can be told from perfection.
 - **cw-ECE**: the same over every option, not the first alone. **TCE**: the same against the true distribution, where known.

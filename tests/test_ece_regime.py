@@ -226,6 +226,7 @@ def test_save(metric, data, tmp_path):
         ({"predictions": [[0.5, 0.6]], "references": [0]}, "sums to 1.1"),
         ({"predictions": [[0.5, float("nan")]], "references": [0]}, "row 0, option 1 is NaN"),
         ({"predictions": [[0.5, 0.5]], "references": [2]}, "outside"),
+        ({"predictions": [[0.5, 0.5], [0.2, 0.3, 0.5]], "references": [2, 2]}, "row 0 is 2, outside"),
         ({"predictions": [[0.5, 0.5]], "references": [0, 1]}, "1 `predictions` and 2 `references`"),
         ({"predictions": [[1.0]], "references": [0]}, "at least two options"),
         ({"predictions": np.zeros((2, 2, 2)), "references": [0, 0]}, "shape"),
