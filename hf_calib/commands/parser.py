@@ -1,0 +1,42 @@
+"""The parser of a command's arguments: dataclasses in, help with examples out."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+
+def command_parser(command: str, dataclass_types, description: str, usage: str, examples: str) -> TrlParser:
+    """
+    The parser of a command.
+
+    Args:
+        command (`str`):
+            Its name.
+        dataclass_types (`type` or `tuple[type, ...]`):
+            Dataclasses of which the fields are its arguments.
+        description (`str`):
+            What it does, in a sentence.
+        usage (`str`):
+            The arguments that it cannot do without. Generated, the usage would fill the screen: a training run has some
+            two hundred arguments.
+        examples (`str`):
+            Calls with explanations, printed as they are under the arguments.
+    """
+    from trl import TrlParser
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    return TrlParser(
+        dataclass_types,
+        prog=f"hf-calib {command}",
+        usage=f"hf-calib {command} {usage} [--argument value ...]",
+        description=description,
+        epilog=examples,
+        formatter_class=Formatter,
+    )

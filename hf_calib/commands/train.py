@@ -1,0 +1,64 @@
+"""`hf-calib train`: a recipe in, a trained model out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from ..launch import cpu_training_arguments
+from .parser import command_parser
+
+
+DESCRIPTION = "Train from a recipe: CFT and RCFT, or TRL's SFT and DPO."
+
+_EXAMPLES = """\
+examples:
+  # calibration-aware fine-tuning from a recipe, on one process
+  accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml
+
+  # the same recipe for a model and questions of your own, with DeepSpeed ZeRO-2
+  accelerate launch --config_file recipes/accelerate_configs/deepspeed_zero2.yaml recipes/train.py \\
+      --config recipes/smollm2-135m/rcft.yaml --model_name_or_path ./my-dpo-model \\
+      --dataset_name questions.parquet --output_dir my-calibrated-model
+
+A recipe is a YAML file of the arguments above; what stands on the command line wins. A key that no argument bears is an
+error. `trainer: calibrated_sft` (the default) takes option questions; `sft` and `dpo` are TRL's own trainers.
+"""
+
+
+def _trainer_name(argv: Sequence[str]) -> str:
+    """The trainer decides which arguments there are, so it is looked up before they are parsed."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--trainer")
+    peek.add_argument("--config")
+    known, _ = peek.parse_known_args(argv)
+    if known.trainer:
+        return known.trainer
+    if known.config:
+        recipe = yaml.safe_load(Path(known.config).read_text()) or {}
+        if isinstance(recipe, dict):
+            return recipe.get("trainer", "calibrated_sft")
+    return "calibrated_sft"
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
+    from trl import ModelConfig
+
+    from ..trainers.run import TRAINERS, TrainArguments, build_trainer, run_training
+
+    name = _trainer_name(argv)
+    if name not in TRAINERS:
+        raise ValueError(f"There is no trainer {name!r}; choose one of {', '.join(TRAINERS)}.")
+    parser = command_parser(
+        "train",
+        (TrainArguments, TRAINERS[name][0], ModelConfig),
+        DESCRIPTION,
+        "--config RECIPE.yaml",
+        _EXAMPLES,
+    )
+    trainer = build_trainer(*parser.parse_args_and_config([*cpu_training_arguments(), *argv]))
+    return lambda: run_training(trainer)
