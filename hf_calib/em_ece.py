@@ -75,8 +75,8 @@ class EMCalibrator:
         Args:
             probabilities (`np.ndarray` or `torch.Tensor` of shape `(N, K)`):
                 Option probabilities; columns beyond a question's options hold 0.
-            labels (`np.ndarray` or `torch.Tensor` of shape `(N,)`):
-                Index of the right option.
+            labels (`np.ndarray` or `torch.Tensor` of shape `(N,)` or `(N, K)`):
+                Index of the right option, or how probable each option is to be right (annotators' agreement, say).
 
         Returns:
             `EMCalibrator`: itself.
@@ -86,9 +86,10 @@ class EMCalibrator:
         """
         probabilities = np.asarray(_to_numpy(probabilities), dtype=np.float64)
         labels = np.asarray(_to_numpy(labels))
-        if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+        if probabilities.ndim != 2 or labels.shape not in (probabilities.shape, probabilities.shape[:1]):
             raise ValueError(
-                f"Expected probabilities (N, K) and labels (N,), got shapes {probabilities.shape} and {labels.shape}."
+                f"Expected probabilities (N, K) and labels (N,) or (N, K), got shapes {probabilities.shape} and "
+                f"{labels.shape}."
             )
         if not len(labels):
             raise ValueError("The E-step set is empty: raise em_holdout_fraction, or give more questions.")
@@ -96,7 +97,11 @@ class EMCalibrator:
             row = int(np.argmin(((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all(axis=1)))
             raise ValueError(f"Row {row} of the E-step set is not a probability distribution: {probabilities[row]}.")
         confidences = probabilities.max(axis=1)
-        correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+        predictions = probabilities.argmax(axis=1)
+        if labels.ndim == 2:
+            correct = np.take_along_axis(labels.astype(np.float64), predictions[:, None], axis=1)[:, 0]
+        else:
+            correct = (predictions == labels).astype(np.float64)
         fit = self._fit_isotonic if self.estimator == "isotonic" else self._fit_bins
         self._abscissae, self._ordinates = fit(confidences, correct)
         return self

@@ -223,3 +223,13 @@ def test_wrong_input_is_named():
         EMCalibrator().fit(np.ones((3, 2)) / 2, np.zeros(2, int))
     with pytest.raises(ValueError, match="loss_type"):
         em_ece_loss(torch.zeros(1, 2), torch.ones(1, 2) / 2, loss_type="mse")
+
+
+def test_labels_may_be_probabilities():
+    """Agreement .8 on every row is, to the map, what eight right answers in ten are."""
+    probabilities = np.tile([0.9, 0.1], (10, 1))
+    soft = EMCalibrator(pseudo_count=0).fit(probabilities, np.tile([0.8, 0.2], (10, 1)))
+    hard = EMCalibrator(pseudo_count=0).fit(probabilities, np.repeat([0, 1], [8, 2]))
+    np.testing.assert_allclose(soft.accuracy(np.array([0.9])), hard.accuracy(np.array([0.9])))
+    with pytest.raises(ValueError, match=r"labels \(N,\) or \(N, K\)"):
+        EMCalibrator().fit(probabilities, np.ones((10, 3)))

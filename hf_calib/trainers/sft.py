@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoConfig, TrainerCallback
+from transformers import AutoConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
-from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head_ctx
 
 from ..calibration_error import calibration_report
-from ..em_ece import EMCalibrator, em_ece_loss
+from ..em_ece import EMCalibrator
 from ..folding import fold_temperature
-from ..option_head import OptionHead, unwrap_causal_lm
 from ..option_scorer import OptionScorer, pad_rows
-from ..options import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder
+from ..options import IGNORE_INDEX
 from ..posthoc import TemperatureScaling
 from .collators import DataCollatorForOptions
 from .config import CalibratedSFTConfig
-from .data import encode_questions, split_rows
+from .data import split_rows
+from .estep import hold_out
+from .option_training import OptionTrainingMixin
 
 
 logger = logging.getLogger(__name__)
 
-EM_STATE_NAME = "em_state.json"
 
-
-class CalibratedSFTTrainer(SFTTrainer):
+class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
     """
     Trainer for calibration-aware fine-tuning (CFT) and its regularised form (RCFT).
 
@@ -96,29 +88,30 @@ class CalibratedSFTTrainer(SFTTrainer):
         self._trains_options = self._regularised or args.option_loss_weight > 0
         if self._regularised and estep_dataset is None:
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
-        # Filled in while the data sets are encoded: every batch, on every process, then has the same columns.
-        self._option_shape = {"max_options": 0, "branched": False}
+        self._init_options()
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, "train" perhaps among them
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        self.option_head = OptionHead(self.model, args.option_normalization, gather=maybe_gather_lm_head_ctx)
-        self.calibrator = EMCalibrator(args.em_estimator, args.em_n_bins, args.em_pseudo_count)
+        self._add_option_head()
         self._num_questions = None
-        self._last_estep = None  # epoch ("epoch") or step at which the calibration map was estimated
-        self._estep_dataloader = None
         self.estep_dataset = None
         if self._regularised:
             self.estep_dataset = self._prepare_dataset(
                 estep_dataset, self.processing_class, args, False, None, "E-step"
             )
-            self.add_callback(_EStepCallback(self))
+        self._init_em({"options": self.estep_dataset} if self._regularised else {})
         self.data_collator = DataCollatorForOptions(
             self._tokenizer.pad_token_id, **self._option_shape, pad_to_multiple_of=args.pad_to_multiple_of
         )
-        if self._option_shape["branched"]:
-            self._check_branches()
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        self._check_branches([self.train_dataset, self.estep_dataset, *evaluated])
         if args.warm_start:
             self._warm_start()
         self.compute_metrics = self._option_metrics
+
+    @property
+    def calibrator(self) -> EMCalibrator | None:
+        """The calibration map of the questions; there is none without EM-ECE."""
+        return self.calibrators.get("options")
 
     # Data
 
@@ -144,15 +137,8 @@ class CalibratedSFTTrainer(SFTTrainer):
             )
         if args.em_estep_set == "train":
             return dataset, questions
-        size = round(len(questions) * args.em_holdout_fraction)
-        if not 0 < size < len(questions):
-            raise ValueError(
-                f"em_holdout_fraction={args.em_holdout_fraction} of {len(questions)} questions leaves {size} for the "
-                f"E-step and {len(questions) - size} for training; give more questions or another fraction."
-            )
-        parts = questions.train_test_split(test_size=size, seed=args.seed)
-        rest = parts["train"] if texts is None else concatenate_datasets([parts["train"], texts])
-        return rest, parts["test"]
+        kept, held_out = hold_out(questions, args, "questions")
+        return kept if texts is None else concatenate_datasets([kept, texts]), held_out
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if isinstance(dataset, Dataset) and "num_options" in dataset.column_names:
@@ -168,16 +154,7 @@ class CalibratedSFTTrainer(SFTTrainer):
             # A pure likelihood needs the right option alone; evaluation and the losses over options need all of them.
             branches = not training or self._trains_options
             likelihood = None if dataset_name == "E-step" else args.likelihood
-            encoder = OptionEncoder(self._tokenizer, args.prompt_format(), args.max_length)
-            with global_then_local_main_first():
-                encoded = encode_questions(
-                    questions, encoder, branches, likelihood, dataset_name, args.dataset_num_proc
-                )
-            if branches:
-                shape = self._option_shape
-                shape["max_options"] = max(shape["max_options"], *encoded["num_options"])
-                shape["branched"] = shape["branched"] or any(map(any, encoded["option_segments"]))
-            prepared.append(encoded)
+            prepared.append(self._encode(questions, dataset_name, args, args.max_length, branches, likelihood))
         if texts is not None:
             if args.completion_only_loss is None:
                 self.completion_only_loss = "completion" in texts.column_names
@@ -187,37 +164,12 @@ class CalibratedSFTTrainer(SFTTrainer):
         prepared = concatenate_datasets(prepared) if len(prepared) > 1 else prepared[0]
         return prepared.shuffle(seed=args.seed) if args.shuffle_dataset and training else prepared
 
-    def _check_branches(self) -> None:
-        """Refuse, before any training, an architecture that scores an option otherwise when the others stand beside it."""
-        if is_deepspeed_zero3_enabled():
-            return  # the parameters are spread already, and only the engine brings them together
-        datasets = [self.train_dataset, self.estep_dataset]
-        datasets += self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        rows = [
-            row for dataset in datasets if dataset is not None for row in dataset.select(range(min(len(dataset), 32)))
-        ]
-        features = [row for row in rows if row.get("num_options")]
-        scorer = OptionScorer(self.model, self._tokenizer, self.args.option_normalization)
-        training = self.model.training
-        self.model.eval()
-        scorer.check_branches(features)
-        self.model.train(training)
-        if not scorer.branches:
-            raise ValueError(
-                f"{type(unwrap_causal_lm(self.model)).__name__} does not score options of several tokens in one pass. "
-                "Load it with attn_implementation='sdpa' or 'eager', or train with scoring='letter'."
-            )
-
     def get_eval_dataloader(self, eval_dataset=None):
         # A data set that came with the call to `evaluate` may have more options, or longer ones, than any before it.
         vars(self.data_collator).update(self._option_shape)
         return super().get_eval_dataloader(eval_dataset)
 
-    def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in OPTION_COLUMNS if name not in self._signature_columns]
-
-    # E-step
+    # Warm start
 
     def _warm_start(self) -> None:
         """Fold the temperature of the E-step questions into the model, before it is wrapped for training."""
@@ -234,51 +186,6 @@ class CalibratedSFTTrainer(SFTTrainer):
         calibrator = TemperatureScaling().fit(option_logits, [feature["option_label"] for feature in features])
         fold_temperature(self.model, calibrator.temperature.item())
         logger.info(f"Warm start: temperature {calibrator.temperature.item():.3f} folded into the weights.")
-
-    def e_step(self) -> None:
-        """Estimate the calibration map with the model frozen, on the E-step questions of all processes."""
-        if self._estep_dataloader is None:
-            # Under a key of its own: `get_eval_dataloader` would hand persistent workers on to the evaluation.
-            self._estep_dataloader = self._get_dataloader(
-                self.estep_dataset,
-                "E-step",
-                self.args.eval_batch_size,
-                self._get_eval_sampler,
-                dataloader_key="E-step",
-            )
-        training = self.model.training
-        self.model_wrapped.eval()
-        probabilities, labels = [], []
-        # The data loader draws a seed, which may not move the random state that training, and a resumed run, rely on. It
-        # does so on the CPU; to fork the state of every accelerator would have each process open them all.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
-            for inputs in self._estep_dataloader:
-                inputs = self._prepare_inputs(inputs)
-                inputs.pop("labels", None)
-                option_logits = self.model_wrapped(**inputs, options_only=True).logits
-                batch = self.accelerator.gather_for_metrics((option_logits.softmax(-1), inputs["option_label"]))
-                probabilities.append(batch[0].cpu())
-                labels.append(batch[1].cpu())
-        self.model_wrapped.train(training)
-        probabilities, labels = torch.cat(probabilities), torch.cat(labels)
-        if probabilities.isnan().any():
-            raise FloatingPointError("The option probabilities of the E-step set hold NaN: the model has diverged.")
-        self.calibrator.fit(probabilities, labels)
-
-    def _estep_due(self) -> bool:
-        refresh, last = self.args.em_refresh, self._last_estep
-        if last is None or refresh == "once":
-            return last is None
-        if refresh == "epoch":
-            # At the first step of an epoch `state.epoch` may lack a rounding error to the whole number.
-            return math.floor(self.state.epoch + 1e-6) > last
-        return self.state.global_step >= last + int(refresh)
-
-    def _maybe_e_step(self) -> None:
-        if self._estep_due():
-            self.e_step()
-            epoch = math.floor((self.state.epoch or 0) + 1e-6)
-            self._last_estep = epoch if self.args.em_refresh == "epoch" else self.state.global_step
 
     # M-step
 
@@ -304,31 +211,18 @@ class CalibratedSFTTrainer(SFTTrainer):
             return loss
 
         answered = option_label != IGNORE_INDEX
-        option_loss = self._option_loss(self._option_logits[answered], option_label[answered], option_mask[answered])
+        option_loss = self._option_loss(
+            self._option_logits[answered],
+            option_label[answered],
+            option_mask[answered],
+            em_weight=self.args.lambda_ece if self._regularised else 0.0,
+            cross_entropy_weight=self.args.option_loss_weight,
+        )
         if num_items_in_batch is None:
             # Trainer itself divides by the accumulation steps: a plain mean over the micro-batch.
             return loss + option_loss / answered.sum().clamp(min=1)
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return loss + option_loss / self._num_questions * (processes // self.get_tp_size())
-
-    def _option_loss(self, option_logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Weighted sum, over the questions, of cross-entropy and EM-ECE; both are logged as means over all processes."""
-        probabilities = option_logits.detach().softmax(-1)
-        losses = {"option_loss": F.cross_entropy(option_logits, labels, reduction="sum")}
-        loss = self.args.option_loss_weight * losses["option_loss"]
-        if self._regularised:
-            targets = self.calibrator.targets(probabilities, mask)
-            losses["em_ece"] = em_ece_loss(option_logits, targets, mask, self.args.em_loss, reduction="sum")
-            loss = loss + self.args.lambda_ece * losses["em_ece"]
-        confidence, prediction = probabilities.max(-1)
-        losses |= {"option_accuracy": (prediction == labels).sum(), "option_confidence": confidence.sum()}
-        sums = torch.stack([loss.new_tensor(len(labels)), *(value.detach().to(loss) for value in losses.values())])
-        # Every process gathers, even one whose micro-batch held no question.
-        count, *sums = self.accelerator.gather(sums[None]).sum(0).tolist()
-        for name, total in zip(losses, sums, strict=True):
-            if count:
-                self._metrics["train"][name].append(total / count)
-        return loss
 
     # Evaluation
 
@@ -347,41 +241,3 @@ class CalibratedSFTTrainer(SFTTrainer):
         probabilities, labels = predictions.predictions, predictions.label_ids
         answered = labels != IGNORE_INDEX
         return calibration_report(probabilities[answered], labels[answered]) if answered.any() else {}
-
-    # Checkpoints
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"There is no checkpoint in {self.args.output_dir!r} to resume from.")
-        if resume_from_checkpoint and self._regularised:
-            self._load_em_state(Path(resume_from_checkpoint) / EM_STATE_NAME)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-
-    def _load_em_state(self, path: Path) -> None:
-        if not path.exists():
-            raise FileNotFoundError(f"{path.parent} holds no {EM_STATE_NAME}: it is no checkpoint of an RCFT run.")
-        state = json.loads(path.read_text())
-        self.calibrator = EMCalibrator.from_state_dict(state["calibrator"])
-        self._last_estep = state["last_estep"]
-
-    def _em_state(self) -> dict[str, Any]:
-        return {"calibrator": self.calibrator.state_dict(), "last_estep": self._last_estep}
-
-    def _save_checkpoint(self, model, trial):
-        if self._regularised and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / EM_STATE_NAME).write_text(json.dumps(self._em_state(), indent=2))
-        super()._save_checkpoint(model, trial)
-
-
-class _EStepCallback(TrainerCallback):
-    """Takes the E-step where an optimizer step begins."""
-
-    def __init__(self, trainer: CalibratedSFTTrainer):
-        self.trainer = trainer
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.trainer._maybe_e_step()

@@ -1,0 +1,99 @@
+"""Option questions in a trainer: encoded, scored in the model's own forward pass, and their losses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head_ctx
+
+from ..em_ece import em_ece_loss
+from ..option_head import OptionHead, unwrap_causal_lm
+from ..option_scorer import OptionScorer
+from ..options import OPTION_COLUMNS, OptionEncoder
+from .data import encode_questions
+from .estep import EMTrainerMixin
+
+
+class OptionTrainingMixin(EMTrainerMixin):
+    """Questions, their losses and their E-step, for a trainer of TRL whose configuration has [`PromptArguments`]."""
+
+    def _init_options(self) -> None:
+        """Called before any data set is encoded."""
+        # Filled in while the data sets are encoded: every batch, on every process, then has the same columns.
+        self._option_shape = {"max_options": 0, "branched": False}
+
+    def _encode(
+        self, questions: Dataset, name: str, args, max_length: int | None, branches: bool, likelihood: str | None
+    ) -> Dataset:
+        encoder = OptionEncoder(self._tokenizer, args.prompt_format(), max_length)
+        with global_then_local_main_first():
+            encoded = encode_questions(questions, encoder, branches, likelihood, name, args.dataset_num_proc)
+        if branches:
+            shape = self._option_shape
+            shape["max_options"] = max(shape["max_options"], *encoded["num_options"])
+            shape["branched"] = shape["branched"] or any(map(any, encoded["option_segments"]))
+        return encoded
+
+    def _add_option_head(self) -> None:
+        self.option_head = OptionHead(self.model, self.args.option_normalization, gather=maybe_gather_lm_head_ctx)
+
+    def _check_branches(self, datasets: list[Dataset | None]) -> None:
+        """Refuse, before any training, an architecture that scores an option otherwise when the others stand beside it."""
+        if not self._option_shape["branched"] or is_deepspeed_zero3_enabled():
+            return  # under ZeRO-3 the parameters are spread already, and only the engine brings them together
+        rows = [
+            row for dataset in datasets if dataset is not None for row in dataset.select(range(min(len(dataset), 32)))
+        ]
+        features = [row for row in rows if row.get("num_options")]
+        scorer = OptionScorer(self.model, self._tokenizer, self.args.option_normalization)
+        training = self.model.training
+        self.model.eval()
+        scorer.check_branches(features)
+        self.model.train(training)
+        if not scorer.branches:
+            raise ValueError(
+                f"{type(unwrap_causal_lm(self.model)).__name__} does not score options of several tokens in one pass. "
+                "Load it with attn_implementation='sdpa' or 'eager', or train with scoring='letter'."
+            )
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        columns = ("input_ids", "labels", *OPTION_COLUMNS)
+        self._signature_columns += [name for name in columns if name not in self._signature_columns]
+
+    def _score_rows(self, kind, inputs):
+        inputs.pop("labels", None)
+        option_logits = self.model_wrapped(**inputs, options_only=True).logits
+        return option_logits.softmax(-1), inputs["option_label"]
+
+    def _option_loss(
+        self,
+        option_logits: torch.Tensor,
+        labels: torch.Tensor,
+        mask: torch.Tensor,
+        em_weight: float,
+        cross_entropy_weight: float,
+    ) -> torch.Tensor:
+        """Weighted sum, over the questions, of EM-ECE and cross-entropy; both are logged as means over all processes."""
+        probabilities = option_logits.detach().softmax(-1)
+        losses = {"option_loss": F.cross_entropy(option_logits, labels, reduction="sum")}
+        loss = cross_entropy_weight * losses["option_loss"]
+        if em_weight:
+            targets = self.calibrators["options"].targets(probabilities, mask)
+            losses["em_ece"] = em_ece_loss(option_logits, targets, mask, self.args.em_loss, reduction="sum")
+            loss = loss + em_weight * losses["em_ece"]
+        confidence, prediction = probabilities.max(-1)
+        losses |= {"option_accuracy": (prediction == labels).sum(), "option_confidence": confidence.sum()}
+        self._log_means(losses, len(labels))
+        return loss
+
+    def _log_means(self, sums: dict[str, torch.Tensor], count: int) -> None:
+        """Log sums over the rows of a micro-batch as means over those of all processes."""
+        values = torch.stack([value.detach().float() for value in sums.values()])
+        # Every process gathers, even one whose micro-batch held no row.
+        totals = self.accelerator.gather(torch.cat([values, values.new_tensor([count])])[None]).sum(0).tolist()
+        if totals[-1]:
+            for name, total in zip(sums, totals, strict=False):
+                self._metrics["train"][name].append(total / totals[-1])
