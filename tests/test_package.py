@@ -25,8 +25,8 @@ PACKAGE = ROOT / "hf_calib"
 # What a module may import: its own floor and those below. A folder stands for all modules in it.
 FLOORS = {
     0: ("binning", "calibration_error", "data", "inputs", "intervals", "launch", "loading", "option_head", "option_scorer",
-        "options", "paths", "ranking", "scores", "streaming", "uncertainty"),
-    1: ("border", "collapse", "em_ece", "folding", "plots", "posthoc", "recalibration", "regime"),
+        "options", "paths", "ranking", "resampling", "scores", "streaming", "uncertainty"),
+    1: ("border", "collapse", "em_ece", "folding", "option_order", "plots", "posthoc", "recalibration", "regime"),
     2: ("ece_regime", "evaluation", "evaluator", "hub", "predict", "predictions", "registration", "report"),
     3: ("trainers",),
     4: ("cli", "commands", "quickstart"),
