@@ -131,6 +131,11 @@ class EMCalibrator:
             )
         return bins.edges[1:-1], values
 
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a map yet."""
+        return self._abscissae is not None
+
     def accuracy(self, confidences):
         """
         The map a(c), before it is clipped to what a distribution of targets allows.
@@ -142,7 +147,7 @@ class EMCalibrator:
         Returns:
             Estimated P(correct | confidence), of the kind and shape given.
         """
-        if self._abscissae is None:
+        if not self.fitted:
             raise RuntimeError("The calibration map is not fitted yet: call fit (the E-step) first.")
         c = torch.as_tensor(confidences)
         x, y = (torch.as_tensor(array, dtype=c.dtype, device=c.device) for array in (self._abscissae, self._ordinates))

@@ -131,20 +131,34 @@ def _rows(parameter: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor |
 
 
 def _log_normalizer(lm_head: nn.Module, hidden_states: torch.Tensor, transform: Callable) -> torch.Tensor:
-    """Log-sum-exp of the vocabulary logits at each of the `(positions, hidden_size)` hidden states, chunk by chunk."""
+    """Log-sum-exp of the vocabulary logits at each of the `(positions, hidden_size)` hidden states."""
+    # Called as a module, so that the hooks of ZeRO-3 and FSDP bring its weight.
+    return over_chunks(lambda chunk: transform(lm_head(chunk).float()).logsumexp(-1), lm_head, hidden_states)
 
-    def chunk_normalizer(chunk: torch.Tensor) -> torch.Tensor:
-        # Called as a module, so that the hooks of ZeRO-3 and FSDP bring its weight.
-        return transform(lm_head(chunk).float()).logsumexp(-1)
 
-    count = torch.tensor(max(1, math.ceil(len(hidden_states) / _CHUNK_SIZE)), device=hidden_states.device)
+def over_chunks(function: Callable[..., torch.Tensor], lm_head: nn.Module, *tensors: torch.Tensor) -> torch.Tensor:
+    """
+    What `function` makes of rows, a chunk at a time, so that the vocabulary logits of few exist at once.
+
+    Args:
+        function (`Callable`):
+            From chunks of the tensors to one tensor of as many rows; it may call `lm_head`.
+        lm_head (`torch.nn.Module`):
+            Output embeddings.
+        tensors (`torch.Tensor` of shape `(rows, ...)`):
+            Hidden states, and what goes with them.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, ...)`.
+    """
+    count = torch.tensor(max(1, math.ceil(len(tensors[0]) / _CHUNK_SIZE)), device=tensors[0].device)
     if hasattr(lm_head.weight, "ds_id"):
         # ZeRO-3 brings the weight at every call, all processes together: they must call equally often.
         torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
-    chunks = hidden_states.tensor_split(count.item())
+    chunks = list(zip(*(tensor.tensor_split(count.item()) for tensor in tensors), strict=True))
     if len(chunks) > 1 and torch.is_grad_enabled():
-        return torch.cat([checkpoint(chunk_normalizer, chunk, use_reentrant=False) for chunk in chunks])
-    return torch.cat([chunk_normalizer(chunk) for chunk in chunks])
+        return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([function(*chunk) for chunk in chunks])
 
 
 def logit_transform(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from ..options import collate_options
+from .preference import PREFERENCE_COLUMN
 
 
 @dataclass
@@ -42,3 +44,27 @@ class DataCollatorForOptions(DataCollatorMixin):
             branched=self.branched,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
+
+
+@dataclass
+class DataCollatorForCalibratedPreference:
+    """
+    Pads preference pairs, keeping their preference probability, or option questions, to one batch.
+
+    Args:
+        pairs (`Callable`):
+            Collator of the pairs, such as TRL's.
+        options ([`DataCollatorForOptions`]):
+            Collator of the questions.
+    """
+
+    pairs: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    options: DataCollatorForOptions
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        if "num_options" in examples[0]:
+            return self.options(examples)
+        batch = self.pairs(examples)
+        if PREFERENCE_COLUMN in examples[0]:
+            batch[PREFERENCE_COLUMN] = torch.tensor([example[PREFERENCE_COLUMN] for example in examples])
+        return batch

@@ -1,0 +1,115 @@
+"""Configuration of calibrated DPO and of the baselines that stand beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import DPOConfig
+
+from ..data.prompts import PromptArguments
+from .estep import EMArguments, check_choices, check_weights
+from .preference import MARGIN_LOSSES, PREFERENCE_COLUMN
+
+
+@dataclass
+class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
+    r"""
+    Configuration class for the [`CalibratedDPOTrainer`].
+
+    It adds to [`~trl.DPOConfig`] what keeps a model calibrated while it is aligned. With both lambdas at 0, and no
+    baseline, training is [`~trl.DPOTrainer`]'s to the last digit.
+
+    Parameters:
+        > Parameters that control the objective
+
+        lambda_pref (`float`, *optional*, defaults to `1.0`):
+            Weight of EM-ECE on the pairs: q = sigmoid(beta * margin), the preference probability that the policy implies,
+            against how often held-out pairs of this confidence are decided rightly; at least 0. The margin is that of
+            the loss: under its f-divergence, and of means over tokens for `"ipo"` and `"sigmoid_norm"`.
+        lambda_options (`float`, *optional*, defaults to `0.0`):
+            Weight of the loss on option questions (`option_dataset`), which are interleaved with the pairs; at least 0.
+            That loss is EM-ECE plus, by the two weights below, what teaches the answers.
+        option_ratio (`float`, *optional*, defaults to `1.0`):
+            Option questions for each pair. Every optimizer step takes so many, at least one on each process.
+        option_loss_weight (`float`, *optional*, defaults to `0.0`):
+            Within that loss, weight of the cross-entropy over the options, -log q_y; at least 0.
+        option_likelihood_weight (`float`, *optional*, defaults to `0.0`):
+            Within that loss, weight of the answer's negative log-likelihood (that of CFT), in nats a question; at least 0.
+        preference_probability_column (`str`, *optional*, defaults to `"preference_probability"`):
+            Column with the probability that the chosen completion is preferred, such as the share of annotators who
+            agree. Where the pairs have it, the E-step takes it as the truth in place of "the chosen one wins".
+
+        > Parameters of baselines (for robust DPO and IPO see `loss_type="robust"`, with `label_smoothing`, and `"ipo"`)
+
+        cdpo_smoothing (`float`, *optional*, defaults to `0.0`):
+            Conservative DPO (Mitchell 2023, https://ericmitchell.ai/cdpo.pdf): probability in [0, .5) that a pair is
+            labelled the wrong way round. TRL's `label_smoothing` has no effect on its loss `"sigmoid"`.
+        catto_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of a token-level calibration term in the manner of CATTO; see
+            [`~hf_calib.trainers.baselines.catto_loss`].
+        entropy_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of an entropy bonus; see [`~hf_calib.trainers.baselines.entropy_bonus`].
+
+        > Parameters of option scoring and of the E- and M-step
+
+        Those of [`~hf_calib.data.prompts.PromptArguments`] and of [`~hf_calib.trainers.estep.EMArguments`].
+
+    > [!NOTE]
+    > These parameters have default values different from [`~hf_calib.trainers.estep.EMArguments`]:
+    > - `em_holdout_fraction`: Defaults to `0.1` instead of `0.2`.
+    > - `em_refresh`: Defaults to `"25"` steps instead of `"epoch"`. Before training the policy is its reference and every
+    >   pair a tie, so that the first map is taken after as many steps.
+    """
+
+    lambda_pref: float = field(default=1.0, metadata={"help": "Weight of EM-ECE on the pairs, at least 0."})
+    lambda_options: float = field(
+        default=0.0, metadata={"help": "Weight of the loss on option questions among the pairs, at least 0."}
+    )
+    option_ratio: float = field(default=1.0, metadata={"help": "Option questions for each pair."})
+    option_loss_weight: float = field(
+        default=0.0, metadata={"help": "Within the loss on questions: weight of the cross-entropy over the options."}
+    )
+    option_likelihood_weight: float = field(
+        default=0.0, metadata={"help": "Within the loss on questions: weight of the answer's likelihood (CFT)."}
+    )
+    preference_probability_column: str = field(
+        default=PREFERENCE_COLUMN, metadata={"help": "Column with the probability that the chosen one is preferred."}
+    )
+    cdpo_smoothing: float = field(
+        default=0.0, metadata={"help": "Conservative DPO: probability in [0, .5) that a pair is labelled wrongly."}
+    )
+    catto_weight: float = field(default=0.0, metadata={"help": "Weight of a calibration term like CATTO's."})
+    entropy_weight: float = field(default=0.0, metadata={"help": "Weight of the entropy of the chosen tokens."})
+
+    em_holdout_fraction: float = field(
+        default=0.1, metadata={"help": "Part of the training rows held out for the E-step, in (0, 1)."}
+    )
+    em_refresh: str = field(
+        default="25", metadata={"help": "E-step every 'epoch', 'once', or every given number of optimizer steps."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._set_up_em()
+        check_choices(self, scoring=("letter", "text"), option_normalization=("sum", "mean"))
+        check_weights(
+            self,
+            "lambda_pref",
+            "lambda_options",
+            "option_loss_weight",
+            "option_likelihood_weight",
+            "cdpo_smoothing",
+            "catto_weight",
+            "entropy_weight",
+        )
+        if not 0 < self.option_ratio < float("inf"):
+            raise ValueError(f"option_ratio must be above 0, got {self.option_ratio}.")
+        if self.cdpo_smoothing >= 0.5:
+            raise ValueError(f"cdpo_smoothing must be below 0.5, got {self.cdpo_smoothing}.")
+        if self.cdpo_smoothing and self.loss_type != ["sigmoid"]:
+            raise ValueError(f"cdpo_smoothing is for loss_type='sigmoid', not {', '.join(self.loss_type)}.")
+        if self.lambda_pref and not set(self.loss_type) & set(MARGIN_LOSSES):
+            raise ValueError(
+                f"loss_type={', '.join(self.loss_type)} compares no chosen completion with its rejected one: set "
+                f"lambda_pref=0, or add one of {', '.join(MARGIN_LOSSES)}."
+            )

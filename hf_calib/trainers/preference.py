@@ -1,0 +1,183 @@
+"""Preference pairs: their margin as each of TRL's losses scores it, the probability it implies, and what is no pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from trl.data_utils import extract_prompt
+
+
+# How probable it is that annotators prefer the chosen completion.
+PREFERENCE_COLUMN = "preference_probability"
+
+# TRL's losses that compare the two completions of a pair; "sft" has none to compare, "aot_unpaired" compares across pairs.
+MARGIN_LOSSES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+)
+# Those that score a completion by its mean over tokens.
+NORMALIZED_LOSSES = ("ipo", "sigmoid_norm")
+
+
+def sequence_log_probs(
+    per_token: torch.Tensor, completion_mask: torch.Tensor, ld_alpha: float | None = None
+) -> torch.Tensor:
+    """
+    Log-probabilities of completions.
+
+    Args:
+        per_token (`torch.Tensor` of shape `(2 * batch, length)`):
+            Log-probabilities of the tokens, 0 outside the completions; chosen in the first half, rejected in the second.
+        completion_mask (`torch.Tensor` of shape `(2 * batch, length)`):
+            1 where a token belongs to the completion.
+        ld_alpha (`float`, *optional*):
+            Weight of the tokens beyond the length that both completions of a pair share (LD-DPO, arXiv 2409.06411).
+
+    Returns:
+        `torch.Tensor` of shape `(2 * batch,)`.
+    """
+    if ld_alpha is None:
+        return per_token.sum(dim=1)
+    shared_length = torch.minimum(*completion_mask.sum(dim=1).chunk(2)).repeat(2)
+    beyond = completion_mask.cumsum(dim=1) > shared_length[:, None]
+    return (per_token * torch.where(beyond, ld_alpha, 1.0)).sum(dim=1)
+
+
+def divergence_scores(log_ratios: torch.Tensor, f_divergence_type: str, alpha: float) -> torch.Tensor:
+    """
+    Scores f'(pi / pi_ref) of completions under an f-divergence (f-DPO, arXiv 2309.16240), as TRL computes them.
+
+    Args:
+        log_ratios (`torch.Tensor`):
+            log pi - log pi_ref.
+        f_divergence_type (`str`):
+            `f_divergence_type` of [`~trl.DPOConfig`].
+        alpha (`float`):
+            Its `f_alpha_divergence_coef`.
+    """
+    if f_divergence_type == "forward_kl":
+        return 1 - torch.exp(-log_ratios)
+    if f_divergence_type == "js_divergence":
+        return math.log(2) + F.logsigmoid(log_ratios)
+    if f_divergence_type == "alpha_divergence" and abs(alpha - 1) >= 1e-6:
+        largest = 11.0 if log_ratios.dtype == torch.float16 else 80.0
+        exponent = torch.clamp((alpha - 1) * log_ratios.float(), max=largest)
+        return ((torch.exp(exponent) - 1) / (alpha - 1)).to(log_ratios.dtype)
+    return log_ratios
+
+
+def preference_margins(
+    policy: torch.Tensor,
+    reference: torch.Tensor,
+    completion_mask: torch.Tensor,
+    loss_types: list[str],
+    f_divergence_type: str = "reverse_kl",
+    alpha: float = 0.5,
+) -> torch.Tensor:
+    """
+    By how much each chosen completion outscores the rejected one, as the loss sees it.
+
+    Args:
+        policy, reference (`torch.Tensor` of shape `(2 * batch,)`):
+            Log-probabilities of the completions, chosen in the first half.
+        completion_mask (`torch.Tensor` of shape `(2 * batch, length)`):
+            1 where a token belongs to the completion.
+        loss_types (`list[str]`):
+            `loss_type` of [`~trl.DPOConfig`]. With several losses the first that has a margin decides whether it is
+            of sums or, as in IPO, of means over tokens.
+        f_divergence_type (`str`), alpha (`float`):
+            See [`divergence_scores`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`; the implied preference probability is `sigmoid(beta * margin)`.
+    """
+    scores = divergence_scores(policy - reference, f_divergence_type, alpha)
+    if next((name for name in loss_types if name in MARGIN_LOSSES), None) in NORMALIZED_LOSSES:
+        scores = scores / completion_mask.sum(dim=1).clamp(min=1)
+    chosen, rejected = scores.chunk(2)
+    return chosen - rejected
+
+
+def as_two_options(chosen: np.ndarray) -> np.ndarray:
+    """
+    Probabilities `(N,)` of the chosen completion as those of two options, `(N, 2)`.
+
+    In every second row the rejected completion comes first. The right option is then not always the same one, and a tie
+    (where the policy still is its reference, all are) is decided rightly half of the time.
+    """
+    chosen = np.asarray(chosen, dtype=np.float64)
+    columns = np.stack([chosen, 1 - chosen], axis=1)
+    columns[1::2] = columns[1::2, ::-1]
+    return columns
+
+
+def pair_fault(row: Mapping[str, Any]) -> str | None:
+    """
+    What is wrong with a preference pair, if anything is.
+
+    Args:
+        row (`Mapping`):
+            `chosen` and `rejected`, perhaps with `prompt` and `preference_probability`, in any layout of
+            [`~trl.DPOTrainer`].
+    """
+    row = row if row.get("prompt") is not None else {**row, **extract_prompt(row)}
+    chosen, rejected = (_text(row[name]) for name in ("chosen", "rejected"))
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text.strip():
+            return f"the completion in column {name!r} is empty"
+    if chosen == rejected:
+        return f"'chosen' and 'rejected' are the same text, {chosen[:60]!r}"
+    probability = row.get(PREFERENCE_COLUMN, 1.0)
+    if probability is None or not 0 <= probability <= 1:
+        return f"the preference probability {probability} is not in [0, 1]"
+    return None
+
+
+def _text(completion: str | list[Mapping[str, Any]]) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or message.get("tool_calls") or "") for message in completion)
+
+
+def check_pairs(dataset: Dataset, name: str) -> None:
+    """
+    Raise a `ValueError` for the first row that is no preference pair.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Pairs.
+        name (`str`):
+            What they are for, in messages.
+    """
+    missing = {"chosen", "rejected"} - set(dataset.column_names)
+    if missing:
+        raise ValueError(
+            f"The {name} pairs have no column {', '.join(map(repr, sorted(missing)))}, their columns are "
+            f"{dataset.column_names}. Option questions go into option_dataset and eval_option_dataset."
+        )
+    columns = ("prompt", "chosen", "rejected", PREFERENCE_COLUMN)
+    for i, row in enumerate(dataset.select_columns([c for c in columns if c in dataset.column_names])):
+        fault = pair_fault(row)
+        if fault:
+            raise ValueError(
+                f"Row {i} of the {name} pairs: {fault}. Leave such rows out: "
+                "dataset.filter(lambda row: not hf_calib.trainers.preference.pair_fault(row)), or drop_invalid: true "
+                "in a recipe."
+            )
