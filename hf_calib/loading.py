@@ -44,13 +44,11 @@ def load_model(
             [`~hf_calib.option_head.unwrap_causal_lm`].
     """
     from accelerate import PartialState
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import find_adapter_config_file
 
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if Path(name_or_path).exists() and not any(Path(name_or_path).glob("*config.json")):
-        raise OSError(f"{name_or_path} holds neither config.json nor adapter_config.json: it is no saved model.")
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+    tokenizer = load_tokenizer(name_or_path, **options)
     auto = AutoModelForCausalLM
     if find_adapter_config_file(name_or_path, revision=revision) is not None:
         # PEFT's own loader also restores what was trained beside the adapter (`modules_to_save`).
@@ -65,3 +63,14 @@ def load_model(
     # Without an accelerator, processes find each other only if told that they run on CPUs.
     state = PartialState(cpu=not torch.accelerator.is_available())
     return model.to(state.device).eval(), tokenizer
+
+
+def load_tokenizer(
+    name_or_path: str, revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; arguments and errors as in [`load_model`]."""
+    from transformers import AutoTokenizer
+
+    if Path(name_or_path).exists() and not any(Path(name_or_path).glob("*config.json")):
+        raise OSError(f"{name_or_path} holds neither config.json nor adapter_config.json: it is no saved model.")
+    return AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)

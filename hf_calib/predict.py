@@ -100,7 +100,7 @@ def predict_options(
         raise ValueError(f"batch_size={batch_size}; at least 1 is wanted")
 
     questions = adapt_questions(dataset)
-    encoder = OptionEncoder(tokenizer, prompt_format, max_length or _context_length(model))
+    encoder = OptionEncoder(tokenizer, prompt_format, max_length or context_length(model))
     kept, features = _encode(encoder, questions, drop_too_long)
     questions = questions.select(kept) if len(kept) < len(questions) else questions
     num_options = max(feature["num_options"] for feature in features)
@@ -126,7 +126,7 @@ def predict_options(
         return results.finished
     scorer = OptionScorer(model, tokenizer, normalization)
     pending = [index for index in range(len(features)) if index not in results.done]
-    share = _batches(features, pending, batch_size)[state.process_index :: state.num_processes]
+    share = make_batches(features, pending, batch_size)[state.process_index :: state.num_processes]
     was_training = model.training
     model.eval()
     try:
@@ -167,7 +167,7 @@ def predict_options(
     return predictions
 
 
-def _context_length(model: PreTrainedModel) -> int | None:
+def context_length(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -202,7 +202,7 @@ def _weights_digest(model: PreTrainedModel) -> str:
     return digest(*samples)
 
 
-def _batches(features: Sequence[Mapping[str, Any]], pending: Sequence[int], batch_size: int) -> list[list[int]]:
+def make_batches(features: Sequence[Mapping[str, Any]], pending: Sequence[int], batch_size: int) -> list[list[int]]:
     """Groups of similar length, the longest first (a lack of memory shows at once), of about equally many tokens."""
     lengths = [len(feature["input_ids"]) for feature in features]
     budget, batches = batch_size * max(lengths), []

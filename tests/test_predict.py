@@ -332,7 +332,7 @@ def test_saving_and_loading(tmp_path):
 
 def test_batches_hold_every_question_once_and_about_as_many_tokens():
     features = [{"input_ids": [0] * length} for length in [5, 40, 10, 10, 3, 20, 7, 7, 7]]
-    batches = predict._batches(features, [0, 1, 2, 3, 5, 6, 7, 8], batch_size=1)
+    batches = predict.make_batches(features, [0, 1, 2, 3, 5, 6, 7, 8], batch_size=1)
     assert sorted(index for batch in batches for index in batch) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert batches[0] == [1]
     assert all(len(batch) * len(features[batch[0]]["input_ids"]) <= 40 for batch in batches)

@@ -1,0 +1,109 @@
+"""Arguments that commands share: which questions, how a model is asked, how the answers are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.prompts import PromptArguments
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..predictions import OptionPredictions
+
+
+@dataclass(kw_only=True)
+class PredictionArguments(PromptArguments):
+    """Arguments of the commands that put questions to models and measure the answers."""
+
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
+    split: str = field(default="test", metadata={"help": "Split of a data set that has several."})
+    limit: int | None = field(default=None, metadata={"help": "Ask so many questions, drawn by --seed."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draw of questions, the interval and the noise floor."})
+    drop_invalid: bool = field(default=False, metadata={"help": "Leave out malformed questions instead of stopping."})
+    resume: bool = field(
+        default=True, metadata={"help": "Go on from predictions already in --output_dir; 'false' makes them anew."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Questions of the longest kind in a forward pass."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a question with one option."})
+    drop_too_long: bool = field(default=False, metadata={"help": "Leave out longer questions instead of stopping."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa' or 'eager' for text scoring."})
+    revision: str = field(default="main", metadata={"help": "Revision of the model on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
+    alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test."})
+    n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
+    binning: str = field(
+        default="equal_width", metadata={"help": "Kind of bins.", "choices": ["equal_width", "equal_mass"]}
+    )
+    n_bootstrap: int = field(default=1000, metadata={"help": "Draws behind the interval and behind the noise floor."})
+
+    def __post_init__(self):
+        for name in ("batch_size", "n_bins", "n_bootstrap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.alpha < 0.5:
+            raise ValueError(f"alpha must lie in (0, 0.5), got {self.alpha}.")
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """Options of the measures and of the reliability diagram."""
+        return {name: getattr(self, name) for name in ("n_bins", "binning", "n_bootstrap", "seed")}
+
+    def questions(self, dataset: str) -> Dataset:
+        """The questions, checked."""
+        from ..data.mcq import load_questions
+
+        return load_questions(
+            dataset, self.dataset_config, self.split, limit=self.limit, seed=self.seed, drop_invalid=self.drop_invalid
+        )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, questions: Dataset) -> None:
+        """Letters that are no tokens of their own show at the first question: a wrong call, not a failure while working."""
+        from ..options import OptionEncoder
+
+        OptionEncoder(tokenizer, self.prompt_format()).encode(questions[0])
+
+    def load(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A model with its tokenizer."""
+        from ..loading import load_model
+
+        return load_model(
+            model,
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def predict(self, model, tokenizer, questions: Dataset, output_path: Path) -> OptionPredictions:
+        """What the model thinks of the questions; goes on from what is at `output_path`."""
+        from ..predict import predict_options
+
+        return predict_options(
+            model,
+            tokenizer,
+            questions,
+            prompt_format=self.prompt_format(),
+            normalization=self.option_normalization,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            drop_too_long=self.drop_too_long,
+            output_path=output_path,
+            resume=self.resume,
+        )
+
+
+def load_predictions(path: str) -> OptionPredictions:
+    """Predictions from the output folder of `hf-calib evaluate`, or from an `.npz` file."""
+    from ..predictions import OptionPredictions
+
+    place = Path(path)
+    return OptionPredictions.load(place / "predictions.npz" if place.is_dir() else place)
