@@ -10,11 +10,17 @@ from collections.abc import Sequence
 import yaml
 
 from . import __version__
-from .commands import evaluate, quickstart, register, train
+from .commands import diagnose, evaluate, quickstart, register, train
 
 
 # Each reads its arguments and checks the call, and returns the work.
-_COMMANDS = {"evaluate": evaluate, "train": train, "quickstart": quickstart, "register": register}
+_COMMANDS = {
+    "evaluate": evaluate,
+    "diagnose": diagnose,
+    "train": train,
+    "quickstart": quickstart,
+    "register": register,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

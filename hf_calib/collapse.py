@@ -28,7 +28,7 @@ MEANINGS = {
         "Share of the answers that would have to move to another place (A, B, ...) for every place to be chosen as often "
         "as it is right (total variation)."
     ),
-    "kl_to_reference": "How far the option probabilities have moved from the reference: mean KL(model || reference), in nats.",
+    "kl_to_reference": "How far the option probabilities have moved from the reference: mean KL(model ‖ reference), in nats.",
     "prediction_change": "Share of the questions that the reference answers otherwise.",
 }  # fmt: skip
 PAIR_MEANINGS = {
@@ -49,6 +49,7 @@ def collapse_report(
     reference_probabilities=None,
     num_options=None,
     n_bins: int = 10,
+    binning: str = "equal_width",
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -70,7 +71,9 @@ def collapse_report(
             Number of options of each question, for the entropy; defaults to K, or in a list of rows of different lengths to
             the length of each.
         n_bins (`int`, *optional*, defaults to `10`):
-            Number of equal-width bins of the ECE.
+            Number of bins of the ECE.
+        binning (`str`, *optional*, defaults to `"equal_width"`):
+            `"equal_width"` or `"equal_mass"`.
         n_bootstrap (`int`, *optional*, defaults to `1000`):
             Number of draws behind every interval.
         seed (`int`, *optional*, defaults to `0`):
@@ -120,11 +123,11 @@ def collapse_report(
     for prefix, array in models.items():
         for name in names:
             report |= means.estimate(prefix + name).named(prefix + name)
-        outcomes, options = top_label(array, labels), {"n_bins": n_bins, "seed": seed}
+        outcomes, options = top_label(array, labels), {"n_bins": n_bins, "binning": binning, "seed": seed}
         shift, floor = means.total_variation(f"{prefix}surplus")
         noisy[prefix] = {
             "ece": Estimate(
-                expected_calibration_error(array, labels, n_bins),
+                expected_calibration_error(array, labels, n_bins, binning),
                 *bootstrap_interval(*outcomes, n_bootstrap=n_bootstrap, **options),
             ),
             "position_shift": shift,
@@ -211,7 +214,7 @@ def pair_report(
     """
     chosen, _ = as_outcomes(preference_probabilities, np.zeros(np.shape(preference_probabilities)))
     sides = np.stack([1 - chosen, chosen], axis=1)
-    report = collapse_report(sides, np.ones(len(chosen), dtype=int), None, None, n_bins, n_bootstrap, seed)
+    report = collapse_report(sides, np.ones(len(chosen), dtype=int), n_bins=n_bins, n_bootstrap=n_bootstrap, seed=seed)
     kept = {
         key: value for key, value in report.items() if not key.startswith(("position_shift", "normalized_entropy"))
     }

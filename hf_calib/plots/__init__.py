@@ -1,5 +1,6 @@
-"""Figures: reliability diagrams, option by option and group by group too, and the regime plane."""
+"""Figures: reliability diagrams, option by option and group by group too, the regime plane, before and after alignment."""
 
+from .before_after import confidence_shift, order_diagram
 from .plane import regime_plane
 from .reliability import classwise_diagram, group_diagram, reliability_diagram, reliability_grid
 from .style import save_figure, wilson_interval
@@ -7,7 +8,9 @@ from .style import save_figure, wilson_interval
 
 __all__ = [
     "classwise_diagram",
+    "confidence_shift",
     "group_diagram",
+    "order_diagram",
     "regime_plane",
     "reliability_diagram",
     "reliability_grid",

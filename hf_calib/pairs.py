@@ -1,0 +1,169 @@
+"""Preference pairs scored by a model: the preference that two models imply, as DPO sees it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .data.mcq import load_rows
+from .option_scorer import OptionScorer
+from .options import OptionEncoder, QuestionTooLongError
+from .predict import context_length, make_batches
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PairFormat:
+    """
+    Writes a pair as TRL's DPOTrainer does: messages through the chat template, plain text closed by the EOS token.
+
+    Args:
+        conversational (`bool`):
+            Whether prompt and completions are lists of messages.
+    """
+
+    conversational: bool
+    scoring = "text"
+
+    def add_special_tokens(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        return not self.conversational
+
+    def render(self, tokenizer, question, choices, subject=None) -> tuple[str, list[str], str]:
+        """Prompt, its two continuations, and nothing that would still follow; see [`PromptFormat.render`]."""
+        if not self.conversational:
+            eos = tokenizer.eos_token or ""
+            return question, [text if text.endswith(eos) else text + eos for text in choices], ""
+        prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        texts = [tokenizer.apply_chat_template([*question, *turn], tokenize=False) for turn in choices]
+        shared = len(os.path.commonprefix([prompt, *texts]))
+        return prompt[:shared], [text[shared:] for text in texts], ""
+
+
+def load_pairs(path: str | Path, split: str | None = None, limit: int | None = None, seed: int = 0) -> Dataset:
+    """
+    Preference pairs in TRL's layout, checked.
+
+    Args:
+        path (`str` or `Path`):
+            A file, a folder, or a data set on the Hub with the columns `chosen`, `rejected` and, unless they begin with
+            it, `prompt`: texts or messages. A column `preference_probability` tells how sure the annotators are.
+        split (`str`, *optional*):
+            Split of a data set that has several.
+        limit (`int`, *optional*):
+            Keep so many pairs, drawn by `seed`.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draw.
+
+    Raises:
+        `ValueError`: for a missing column, equal or empty completions, or a probability outside [0, 1].
+    """
+    pairs = load_rows(path, split=split)
+    for column in ("chosen", "rejected"):
+        if column not in pairs.column_names:
+            raise ValueError(
+                f"{path}: no column {column!r} among {', '.join(pairs.column_names)}; pairs want `chosen`, `rejected` and "
+                "`prompt`"
+            )
+    if limit is not None and limit < len(pairs):
+        pairs = pairs.shuffle(seed=seed).select(range(limit))
+    rows = [_checked(row, f"{path} row {index}") for index, row in enumerate(pairs)]
+    if not rows:
+        raise ValueError(f"{path} holds no pairs")
+    return pairs.remove_columns(pairs.column_names).from_list(rows)
+
+
+def _checked(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if prompt is None:  # both begin with it
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+            shared += 1
+        if isinstance(chosen, str) and shared and chosen[shared - 1] == " ":
+            shared -= 1  # the space belongs to the first word of the answer
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if not prompt or not chosen or not rejected:
+        raise ValueError(f"{place}: prompt, chosen or rejected is empty; leave the pair out")
+    if chosen == rejected:
+        raise ValueError(f"{place}: chosen and rejected are the same; leave the pair out")
+    checked = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if (probability := row.get("preference_probability")) is not None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"{place}: preference_probability is {probability}, outside [0, 1]")
+        checked["preference_probability"] = float(probability)
+    return checked
+
+
+def score_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    batch_size: int = 8,
+    max_length: int | None = None,
+) -> np.ndarray:
+    """
+    Log-likelihood of both completions of every pair.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]), tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model.
+        pairs (`Dataset`):
+            Result of [`load_pairs`].
+        batch_size (`int`, *optional*, defaults to `8`):
+            Pairs in a forward pass where they are the longest of all.
+        max_length (`int`, *optional*):
+            Most tokens of a prompt with one completion; defaults to the context length of the model.
+
+    Returns:
+        `np.ndarray` of shape `(N, 2)`: of `chosen` and `rejected`, in nats; NaN for a pair that is too long.
+    """
+    pair_format = PairFormat(conversational=not isinstance(pairs[0]["prompt"], str))
+    encoder = OptionEncoder(tokenizer, pair_format, max_length or context_length(model))
+    kept, features = [], []
+    for index, row in enumerate(pairs):
+        try:
+            question = {"question": row["prompt"], "choices": [row["chosen"], row["rejected"]], "answer": 0}
+            features.append(encoder.encode({**question, "id": index}))
+            kept.append(index)
+        except QuestionTooLongError:
+            continue
+    scores = np.full((len(pairs), 2), np.nan)
+    if not kept:
+        return scores
+    scorer = OptionScorer(model, tokenizer)
+    scorer.check_branches(features)
+    with tqdm(total=len(kept), desc="Scoring pairs", unit="pair") as bar:
+        for batch in make_batches(features, range(len(features)), batch_size):
+            scores[[kept[index] for index in batch]] = scorer([features[index] for index in batch])
+            bar.update(len(batch))
+    return scores
+
+
+def preference_probabilities(scores: np.ndarray, reference_scores: np.ndarray, beta: float = 0.1) -> np.ndarray:
+    """
+    Probability that the chosen completion is the better one, as DPO's implied reward has it (Rafailov et al., arXiv
+    2305.18290, eq. 6): `sigmoid(beta * margin)`, where the margin is how much more the model has raised the chosen one over
+    its reference than the rejected one.
+
+    Args:
+        scores (`np.ndarray` of shape `(N, 2)`):
+            Log-likelihoods by the aligned model, from [`score_pairs`].
+        reference_scores (`np.ndarray` of shape `(N, 2)`):
+            Those by the model before.
+        beta (`float`, *optional*, defaults to `0.1`):
+            Temperature of the alignment, as it was trained with.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`.
+    """
+    margin = (scores - reference_scores) @ [1.0, -1.0]
+    return 0.5 * (1 + np.tanh(0.5 * beta * margin))

@@ -1,0 +1,75 @@
+"""Preference pairs: the margins are those of TRL's DPOTrainer, whatever the layout; bad pairs are named."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from hf_calib.pairs import load_pairs, preference_probabilities, score_pairs
+
+
+TEXTS = {
+    "prompt": ["What colour is the sky on a clear day?", "Ice is the solid form of", "The largest planet"],
+    "chosen": [" blue", " water, and steam is the gas.", " of the solar system is Jupiter"],
+    "rejected": [" green", " gas.", " is Mars"],
+}
+CHATS = {
+    name: [[{"role": "user" if name == "prompt" else "assistant", "content": text.strip()}] for text in column]
+    for name, column in TEXTS.items()
+}
+
+
+@pytest.mark.parametrize(("kind", "columns"), [("gpt2", TEXTS), ("llama", TEXTS), ("qwen", CHATS)])
+def test_log_likelihoods_are_those_of_trl(kind, columns, tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer = tiny_tokenizers[kind]
+    policy, reference = tiny_llama(tokenizer, seed=0), tiny_llama(tokenizer, seed=1)
+    Dataset.from_dict(columns).to_json(tmp_path / "pairs.jsonl")
+    pairs = load_pairs(tmp_path / "pairs.jsonl")
+    scores, base = (score_pairs(model, tokenizer, pairs) for model in (policy, reference))
+
+    config = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None, beta=0.3)
+    trainer = DPOTrainer(
+        policy, reference, args=config, train_dataset=pairs, eval_dataset=pairs, processing_class=tokenizer
+    )
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    with torch.no_grad():
+        log_ratios = trainer.compute_ref_log_probs(reference, batch)
+    np.testing.assert_allclose(base.T, torch.stack(log_ratios).numpy(), rtol=1e-4)
+    margin = torch.tensor((scores - base) @ [1.0, -1.0])
+    expected = torch.sigmoid(0.3 * margin).numpy()
+    np.testing.assert_allclose(preference_probabilities(scores, base, beta=0.3), expected)
+
+
+def test_implicit_prompts(tmp_path):
+    text = {"chosen": ["The sky is blue"], "rejected": ["The sky is green"]}
+    Dataset.from_dict(text).to_json(tmp_path / "text.jsonl")
+    assert load_pairs(tmp_path / "text.jsonl")[0] == {"prompt": "The sky is", "chosen": " blue", "rejected": " green"}
+    chats = {side: [CHATS["prompt"][0] + CHATS[side][0]] for side in ("chosen", "rejected")}
+    Dataset.from_dict(chats).to_json(tmp_path / "chats.jsonl")
+    assert load_pairs(tmp_path / "chats.jsonl")[0]["chosen"] == CHATS["chosen"][0]
+
+
+def test_long_pairs_are_left_out_and_the_rest_scored(tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer = tiny_tokenizers["gpt2"]
+    Dataset.from_dict({**TEXTS, "chosen": [" blue", " water " * 40, " x"]}).to_json(tmp_path / "pairs.jsonl")
+    model, pairs = tiny_llama(tokenizer), load_pairs(tmp_path / "pairs.jsonl")
+    scores = score_pairs(model, tokenizer, pairs, max_length=60)
+    assert np.isnan(scores[1]).all() and np.isfinite(scores[[0, 2]]).all()
+    assert np.isnan(score_pairs(model, tokenizer, pairs, max_length=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"chosen": ["same"], "rejected": ["same"]}, "row 0: chosen and rejected are the same"),
+        ({"chosen": [""]}, "row 0: .*empty"),
+        ({"preference_probability": [1.2]}, "preference_probability is 1.2"),
+        ({"rejected": None}, "no column 'rejected'"),
+    ],
+)
+def test_bad_pairs_are_named(change, named, tmp_path):
+    columns = {"prompt": ["The sky is"], "chosen": [" blue"], "rejected": [" green"], **change}
+    Dataset.from_dict({name: column for name, column in columns.items() if column}).to_json(tmp_path / "pairs.jsonl")
+    with pytest.raises(ValueError, match=named):
+        load_pairs(tmp_path / "pairs.jsonl")
