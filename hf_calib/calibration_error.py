@@ -13,7 +13,7 @@ from .binning import (
     reliability_bins,
     top_label,
 )
-from .inputs import as_examples, as_matrix, best_option, iterate_columns, iterate_outcomes, iterate_rows
+from .inputs import as_examples, as_matrix, as_weights, best_option, iterate_columns, iterate_outcomes, iterate_rows
 from .ranking import TieGroups
 from .scores import (
     BrierDecomposition,
@@ -315,7 +315,8 @@ def calibration_report(
         confidences, target = target_confidence(probabilities, target_probabilities)
         report["tce"] = reliability_bins(confidences, target, n_bins, binning, sample_weight).error
         ceilings = as_probabilities(target_probabilities, "target_probabilities").max(axis=1)
-        report["critical_accuracy"] = float(np.average(ceilings.astype(np.float64), weights=sample_weight))
+        weights = as_weights(sample_weight, len(ceilings))
+        report["critical_accuracy"] = float(np.average(ceilings.astype(np.float64), weights=weights))
     return report
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 _CHUNK_NUMBERS = 1 << 18  # numbers in a chunk: 2 MB, about what a core keeps close
 _CHUNK_ROWS = 1 << 12, 1 << 16  # least and most rows in a chunk
-_LARGEST_WEIGHT = 1e100  # its square is still a number
+_LARGEST_WEIGHT = 1e100  # its square is still a number, and so is that of its inverse, the smallest
 
 
 class Rows(NamedTuple):
@@ -251,12 +251,14 @@ def as_weights(sample_weight, n: int, allow_zero: bool = False) -> np.ndarray | 
 
     Args:
         sample_weight (array-like of shape `(N,)`, *optional*):
-            Weight of each row: finite and not negative, at least one above 0. Only their ratios matter, and a row of
-            weight 0 counts for nothing.
+            Weight of each row: 0 to 1e100, at least one above 0. Only their ratios matter, and a row of weight 0 counts
+            for nothing. Where some lie between 0 and 1e-100, all are divided by the largest, and those that still lie
+            there (their squares would be 0) become 0.
         n (`int`):
             Number of rows they belong to.
         allow_zero (`bool`, *optional*, defaults to `False`):
-            Whether all may be 0, as in one batch of many.
+            Whether all may be 0, as in one batch of many. Batches share a scale, so a weight between 0 and 1e-100 is
+            an error then.
     """
     if sample_weight is None:
         return None
@@ -270,4 +272,14 @@ def as_weights(sample_weight, n: int, allow_zero: bool = False) -> np.ndarray | 
         )
     if not (allow_zero or array.any()):
         raise ValueError("`sample_weight` is 0 in every row: there is nothing to measure.")
-    return array
+    tiny = (array > 0) & (array < 1 / _LARGEST_WEIGHT)
+    if not tiny.any():
+        return array
+    if allow_zero:
+        row = int(np.argmax(tiny))
+        raise ValueError(
+            f"`sample_weight` row {row} is {array[row]:.4g}: batches share a scale, on which weights are 0 or at least "
+            f"{1 / _LARGEST_WEIGHT:g}; scale them up alike in all batches, or set it to 0."
+        )
+    array = array / array.max()
+    return np.where(array < 1 / _LARGEST_WEIGHT, 0.0, array)

@@ -6,6 +6,7 @@ from samples import make
 
 from hf_calib import inputs, ranking
 from hf_calib.calibration_error import (
+    StreamingCalibration,
     aurc,
     brier_score,
     calibration_report,
@@ -64,6 +65,34 @@ def test_only_ratios_of_weights_matter(binning):
     equal = calibration_report(probabilities, labels, target, sample_weight=np.full(900, 0.1), **options)
     assert equal == pytest.approx(plain, abs=1e-9)
     assert report["ece"] != pytest.approx(plain["ece"], abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-308])
+@pytest.mark.filterwarnings("error")
+def test_weights_whose_squares_are_zero(scale):
+    probabilities, labels, target = make(n=300)
+    weights = np.random.default_rng(4).uniform(0.5, 1.5, 300)
+    report = calibration_report(probabilities, labels, target, n_bootstrap=50, sample_weight=weights)
+    tiny = calibration_report(probabilities, labels, target, n_bootstrap=50, sample_weight=weights * scale)
+    assert tiny == pytest.approx(report, abs=1e-9)
+    one_of_all = [*weights[1:], scale]  # next to nothing beside the others
+    without = calibration_report(probabilities[:-1], labels[:-1], target[:-1], sample_weight=weights[1:])
+    assert calibration_report(probabilities, labels, target, sample_weight=one_of_all) == pytest.approx(without)
+    # of batches nobody knows the largest weight yet
+    with pytest.raises(ValueError, match=r"`sample_weight` row 299 is 1e-\d+: .*at least 1e-100"):
+        StreamingCalibration().update(probabilities, labels, sample_weight=one_of_all)
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_span_of_weights_gives_a_report():
+    probabilities, labels, target = make(n=400)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        weights = 10.0 ** rng.uniform(*np.sort(rng.uniform(-300, 100, 2)), 400)
+        report = calibration_report(probabilities, labels, target, n_bootstrap=5, sample_weight=weights)
+        values = np.array([report[key] for key in report if key != "auroc"])
+        assert np.isfinite(values).all() and (values[values != report["overconfidence"]] >= 0).all()
+        StreamingCalibration().update(probabilities, labels, np.maximum(weights, 1e-100)).report(n_bootstrap=5)
 
 
 def test_whole_weights_repeat_rows():
