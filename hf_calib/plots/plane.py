@@ -46,8 +46,9 @@ def regime_plane(
     The vertical line is the critical accuracy ACC*. To its right, the slanted line is ECE = ACC - ACC*: because of
     `ECE + TCE >= ACC - ACC*` (Proposition 3 in docs/theory.md) a model in the shaded region below it has a target
     calibration error of at least its distance up to the line, so that ECE and TCE cannot both vanish anywhere right of
-    ACC*. Every point has 95% intervals both ways (Wilson's of the accuracy; that of the ECE as reported), its shape
-    tells the regime, and it is hollow where the ECE is within its noise floor.
+    ACC*. Every point has 95% intervals both ways (Wilson's of the accuracy, on the effective number of questions where
+    they have weights; that of the ECE as reported), its shape tells the regime, and it is hollow where the ECE is
+    within its noise floor.
 
     Where the points have different critical accuracies (other questions, another target), the distance ACC - ACC*
     goes across instead, and the border stands at 0.
@@ -55,8 +56,8 @@ def regime_plane(
     Args:
         points (`Mapping[str, Mapping]` or `Sequence[Mapping]`):
             Results by name, or results that each have their name as `stage`, as in the `results.json` of a report.
-            Read are `accuracy`, `ece`, `n`, and where they are there `ece_low`, `ece_high`, `ece_p_value`,
-            `critical_accuracy` and `regime`: the keys of [`calibration_report`] and [`RegimeReport`].
+            Read are `accuracy`, `ece`, `n`, and where they are there `n_effective`, `ece_low`, `ece_high`,
+            `ece_p_value`, `critical_accuracy` and `regime`: the keys of [`calibration_report`] and [`RegimeReport`].
         runs (`Iterable[Sequence[str]]`, *optional*):
             Training runs: names of points in their order, joined by arrows. Runs may share points.
         critical_accuracy (`float`, *optional*):
@@ -147,7 +148,7 @@ def _place(name: str, results: Mapping[str, Any], origin: float) -> _Point:
     if missing := [key for key in ("accuracy", "ece", "n") if results.get(key) is None]:
         raise ValueError(f"point {name!r} lacks {', '.join(f'`{key}`' for key in missing)}.")
     accuracy, error = results["accuracy"], results["ece"]
-    low, high = wilson_interval(accuracy, results["n"])
+    low, high = wilson_interval(accuracy, results.get("n_effective") or results["n"])
     ends = (results.get("ece_low"), results.get("ece_high"))
     p_value = results.get("ece_p_value")
     regime = results.get("regime")

@@ -195,7 +195,8 @@ def group_diagram(
         groups (array-like of shape `(N,)`):
             Group of each question; anything that has a text.
         sort_by (`str`, *optional*, defaults to `"ece"`):
-            `"ece"`: the worst calibrated group first; `"size"`: the largest first.
+            `"ece"`: the largest sure ECE first, by the lower end of its interval, because the measured ECE is largest
+            where a group is small; `"size"`: the largest group first.
         max_groups (`int`, *optional*, defaults to `9`):
             Most groups with a panel of their own: the first in this order. The others share the last panel.
         min_size (`int`, *optional*, defaults to `50`):
@@ -230,11 +231,11 @@ def group_diagram(
     panels = {k: everything.of(index == k) for k in large}
 
     def rank(k: int) -> float:
-        return -sizes[k] if sort_by == "size" else -_bins(panels[k], n_bins, binning).error
+        return -sizes[k] if sort_by == "size" else -_interval(panels[k], n_bins, binning, n_bootstrap, seed)[0]
 
     large = sorted(large, key=rank)[:max_groups]
     drawn = {names[k]: panels[k] for k in large}
-    order = "largest ECE first" if sort_by == "ece" else "largest group first"
+    order = "largest first" if sort_by == "size" else "by the lower end of the ECE's interval"
     note = f"{len(names)} groups, {order}; each 95% interval stands for its own group alone"
     if others := len(names) - len(large):
         label = f"{others} other group{'s' if others > 1 else ''}"
@@ -246,6 +247,11 @@ def group_diagram(
 
 def _bins(panel: _Panel, n_bins: int, binning: str) -> ReliabilityBins:
     return reliability_bins(panel.confidences, panel.correct, n_bins, binning, panel.weights)
+
+
+def _interval(panel: _Panel, n_bins: int, binning: str, n_bootstrap: int, seed: int) -> tuple[float, float]:
+    data = panel.confidences, panel.correct, n_bins, binning
+    return bootstrap_interval(*data, n_bootstrap=n_bootstrap, seed=seed, sample_weight=panel.weights)
 
 
 def _draw(
@@ -281,9 +287,11 @@ def _draw(
             shares.axvline(
                 confidence, color=VERMILLION, linewidth=1.8, linestyle=(0, (2, 1.2)), zorder=4, label=f"mean {across}"
             )
-            data, options = (panel.confidences, panel.correct, n_bins, binning), {"sample_weight": panel.weights}
-            low, high = bootstrap_interval(*data, n_bootstrap=n_bootstrap, seed=seed, **options)
-            floor = noise_floor(*data, n_simulations=n_bootstrap, seed=seed, **options)
+            low, high = _interval(panel, n_bins, binning, n_bootstrap, seed)
+            floor = noise_floor(
+                panel.confidences, panel.correct, n_bins, binning, n_simulations=n_bootstrap, seed=seed,
+                sample_weight=panel.weights,
+            )  # fmt: skip
             caption = (
                 f"ECE {bins.error:.3f}  [{low:.3f}, {high:.3f}]\n"
                 f"noise floor {floor.mean:.3f},  N = {bins.counts.sum():,}\n"

@@ -46,6 +46,24 @@ def test_points_stand_where_the_results_say():
     assert any(np.allclose(span[:, 1], [0.04, 0.07]) and np.allclose(span[:, 0], 0.7) for span in spans)
 
 
+def test_weights_widen_the_interval_of_the_accuracy():
+    (axes,) = regime_plane({"a": point(0.7, 0.05, n_effective=36.5)}).axes
+    spans = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
+    assert any(np.allclose(span, wilson_interval(0.7, 36.5)) for span in spans)
+    assert not any(np.allclose(span, wilson_interval(0.7, 400)) for span in spans)
+
+
+@pytest.mark.parametrize(
+    ("p_value", "hollow"), [(0.5, True), (0.05, True), (0.049, False), (0.001, False), (None, False)]
+)
+def test_a_marker_is_hollow_where_the_error_is_within_noise(p_value, hollow):
+    figure = regime_plane({"a": point(0.7, 0.05, ece_p_value=p_value, regime="undetermined")})
+    marker = next(line for line in figure.axes[0].lines if line.get_marker() == "D" and len(line.get_xdata()))
+    colour = marker.get_color()
+    assert marker.get_markerfacecolor() == ("white" if hollow else colour) and colour != "white"
+    assert ("hollow: ECE within noise" in legend(figure)) == hollow
+
+
 def test_results_file_is_all_it_needs(tmp_path):
     rng = np.random.default_rng(0)
     target = rng.dirichlet(np.ones(4), 500)

@@ -135,7 +135,10 @@ def test_groups_are_sorted_and_the_small_ones_share_a_panel():
 
     panels, note = headings()
     assert panels == ["bad", "fair", "good", "1 other group"]
-    assert "4 groups, largest ECE first" in note and "The last panel joins 1 of 20 to 20 questions" in note
+    assert (
+        "4 groups, by the lower end of the ECE's interval" in note
+        and "The last panel joins 1 of 20 to 20 questions" in note
+    )
     assert headings(sort_by="size")[0] == ["good", "fair", "bad", "1 other group"]
     assert headings(max_groups=1, min_size=1)[0] == ["bad", "3 other groups"]
     assert headings(min_size=1)[0][-1] != "1 other group"
@@ -145,6 +148,22 @@ def test_groups_are_sorted_and_the_small_ones_share_a_panel():
     figure = group_diagram(probabilities, labels, groups, n_bootstrap=20)
     alone = reliability_diagram(*parts["bad"], title="bad", n_bootstrap=20)
     assert captions(figure)[0] == captions(alone)[0]
+
+
+def test_a_group_that_is_merely_small_does_not_come_first():
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0.5, 1, 2060)
+    correct = rng.random(2060) < confidences - 0.1 * (np.arange(2060) < 2000)
+    groups = np.repeat(["large and off by 0.1", "small and calibrated"], [2000, 60])
+    small = reliability_bins(confidences[2000:], correct[2000:]).error
+    assert small > reliability_bins(confidences[:2000], correct[:2000]).error  # noise
+    headings = [
+        [caption.splitlines()[0] for caption in captions(figure)]
+        for figure in (
+            group_diagram(confidences, correct, groups, n_bootstrap=50, sort_by=key) for key in ("ece", "size")
+        )
+    ]
+    assert headings == 2 * [["large and off by 0.1", "small and calibrated"]]
 
 
 @pytest.mark.parametrize(
