@@ -43,6 +43,7 @@ _MODULE_OF = {
     "CalibratedDPOTrainer": "trainers.dpo",
     "CalibratedSFTConfig": "trainers.config",
     "CalibratedSFTTrainer": "trainers.sft",
+    "CollapseCallback": "trainers.callbacks",
 }
 
 __all__ = ["__version__", *_MODULE_OF]

@@ -106,11 +106,11 @@ def summary(results: Mapping[str, Any]) -> str:
     sentences = [f"Confidence changed by {change('confidence')}, accuracy by {change('accuracy')}."]
     if results["change/overconfidence_low"] > 0:
         sentences.append(
-            f"The model has become overconfident: its conf-ECE went from {results['reference/ece']:.3f} to "
+            f"The model claims more for what it knows than before: its conf-ECE went from {results['reference/ece']:.3f} to "
             f"{results['ece']:.3f} (noise floor {results['ece_noise_floor']:.3f})."
         )
     elif results["change/overconfidence_high"] < 0:
-        sentences.append("The model claims less, measured by what it knows, than it did before.")
+        sentences.append("The model claims less for what it knows than before.")
     else:
         sentences.append("No change of overconfidence can be told from chance.")
     if results["ece_p_value"] >= 0.05:

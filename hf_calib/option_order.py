@@ -15,6 +15,7 @@ _SMALLEST_PROBABILITY = 1e-12
 
 MEANINGS = {
     "flip_rate": "Share of the questions whose answer depends on the order of the options.",
+    "agreement": "How often two orders of a question get the same answer: 0 where the place alone decides.",
     "accuracy": "Accuracy over all orders: the right option has stood in every place equally often.",
     "position_shift": (
         "Share of the answers that would have to move to another place for all places to be chosen equally often, as they "
@@ -57,10 +58,10 @@ def order_report(
             Seed of the draws.
 
     Returns:
-        `dict[str, float]`: flat. `n`, `num_options`; `flip_rate`, `accuracy`, `averaged_accuracy` and `position_shift`, each
-        with `_low` and `_high`; `averaged_ece`, `position_shift_noise_floor`; and for every place p from 0 `accuracy_at/p`
+        `dict[str, float]`: flat. `n`, `num_options`; `flip_rate`, `agreement`, `accuracy`, `averaged_accuracy` and `position_shift`,
+        each with `_low` and `_high`; `averaged_ece`, `position_shift_noise_floor`; and for every place p from 0 `accuracy_at/p`
         (with interval; of the answers where the right option stands there), `predicted_at/p` and `letter_prior/p`. With a
-        reference the same as `reference/<key>`, and `change/<key>` of `flip_rate`, `accuracy` and `position_shift`.
+        reference the same as `reference/<key>`, and `change/<key>` of `flip_rate`, `agreement`, `accuracy` and `position_shift`.
 
     Example:
 
@@ -95,7 +96,7 @@ def order_report(
     report: dict[str, float] = {"n": n, "num_options": count}
     shifts = {}
     for prefix, stack in stacks.items():
-        for name in ("accuracy", *shares):
+        for name in ("agreement", "accuracy", *shares):
             report |= means.estimate(prefix + name).named(prefix + name)
         averaged = np.mean([np.roll(entry, -shift, axis=1) for shift, entry in enumerate(stack)], axis=0)
         report[f"{prefix}averaged_ece"] = expected_calibration_error(averaged, labels, n_bins)
@@ -105,7 +106,7 @@ def order_report(
         for name in ("predicted_at", "letter_prior"):
             report |= {f"{prefix}{name}/{place}": float(v) for place, v in enumerate(means.means[prefix + name])}
     if reference_probabilities is not None:
-        for name in ("flip_rate", "accuracy"):
+        for name in ("flip_rate", "agreement", "accuracy"):
             report |= means.estimate(name, minus=f"reference/{name}").named(f"change/{name}")
         report |= shifts[""].minus(shifts["reference/"]).named("change/position_shift")
     return report
@@ -131,6 +132,8 @@ def _quantities(stack: np.ndarray, labels: np.ndarray, prefix: str) -> Iterator[
     averaged = np.mean([np.roll(entry, -shift, axis=1) for shift, entry in enumerate(stack)], axis=0)
     prior = np.exp(np.log(np.maximum(stack, _SMALLEST_PROBABILITY)).mean(axis=0, dtype=np.float64))
     yield f"{prefix}flip_rate", (option != option[0]).any(axis=0).astype(np.float64)
+    same = (option[:, None] == option).sum(axis=(0, 1)) - count
+    yield f"{prefix}agreement", same / (count * (count - 1))
     yield f"{prefix}accuracy", right.mean(axis=0)
     yield f"{prefix}averaged_accuracy", (averaged.argmax(axis=1) == labels).astype(np.float64)
     for here in range(count):

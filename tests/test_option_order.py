@@ -20,7 +20,7 @@ def test_a_model_that_reads_the_options():
     assert report["accuracy"] == report["averaged_accuracy"] == pytest.approx(accuracy)
     assert [report[f"accuracy_at/{place}"] for place in range(4)] == pytest.approx([accuracy] * 4)
     assert [report[f"letter_prior/{place}"] for place in range(4)] == pytest.approx([0.25] * 4)
-    assert report["flip_rate_high"] > 0
+    assert report["flip_rate_high"] > 0 and report["agreement"] == 1
 
 
 def test_a_model_with_a_favourite_letter():
@@ -35,6 +35,15 @@ def test_a_model_with_a_favourite_letter():
     assert report["change/flip_rate_low"] > 0 and report["change/position_shift_low"] > 0
     # the mean over the orders favours no place
     assert report["averaged_accuracy"] == pytest.approx(report["reference/accuracy"], abs=0.05)
+
+
+def test_agreement_is_that_of_two_orders():
+    stated, labels, _ = make(50)
+    always_a = np.tile([0.7, 0.1, 0.1, 0.1], (4, 50, 1))
+    assert order_report(always_a, labels)["agreement"] == 0
+    three_of_four = rotated(stated)
+    three_of_four[3] = np.roll(three_of_four[3], 1, axis=1)
+    assert order_report(three_of_four, labels)["agreement"] == pytest.approx(0.5)  # 3 of 6 pairs of orders
 
 
 def test_bad_input_is_named():
