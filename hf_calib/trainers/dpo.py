@@ -57,7 +57,8 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         eval_option_dataset ([`~datasets.Dataset`], *optional*):
             Option questions to evaluate on, whenever the pairs are.
         estep_dataset ([`~datasets.Dataset`], *optional*):
-            Pairs for the E-step. By default a part of `train_dataset` is held out.
+            Pairs for the E-step. By default a part of `train_dataset` is held out, unless it has the column
+            `preference_probability`, which leaves nothing to estimate.
         estep_option_dataset ([`~datasets.Dataset`], *optional*):
             Questions for the E-step. By default a part of `option_dataset` is held out.
         kwargs:
@@ -119,7 +120,8 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         )
         self._preference_logits = None
         estep_datasets = {}
-        if args.lambda_pref:
+        # Where the training pairs tell how probable they are, their targets are no latent variable to estimate.
+        if args.lambda_pref and PREFERENCE_COLUMN not in self.train_dataset.column_names:
             if estep_dataset is None:
                 # Held out when all is tokenized and the reference log-probabilities are there.
                 self.train_dataset, estep_datasets["pairs"] = hold_out(self.train_dataset, args, "pairs")
@@ -207,6 +209,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         if return_outputs:
             raise ValueError("CalibratedDPOTrainer keeps no logits; evaluation reads the margins instead.")
         args, training = self.args, self.model.training
+        truth = inputs.get(PREFERENCE_COLUMN)
         inputs = {name: value for name, value in inputs.items() if name not in (PREFERENCE_COLUMN, "options")}
         on_tokens = training and (args.catto_weight or args.entropy_weight)
         if training and not (args.lambda_pref or args.cdpo_smoothing or on_tokens):
@@ -228,7 +231,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         # The policy's pass is the first; where it is its own reference (PEFT), the other pass is the last.
         self._preference_logits = self.beta * self._margins(policy[0], reference[-1:], inputs)
         if training and args.lambda_pref:
-            loss = loss + args.lambda_pref * self._pair_loss()
+            loss = loss + args.lambda_pref * self._pair_loss(truth)
         if training and args.cdpo_smoothing:
             # -(1 - e) log s(x) - e log s(-x) = -log s(x) + e x
             loss = loss + args.cdpo_smoothing * self._preference_logits.mean()
@@ -247,14 +250,17 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         divergence = self.f_divergence_type, self.f_alpha_divergence_coef
         return preference_margins(policy, reference, mask, self.loss_types, *divergence)
 
-    def _pair_loss(self) -> torch.Tensor:
-        """EM-ECE of the micro-batch's pairs, as questions of two options; 0 until there is a map."""
+    def _pair_loss(self, truth: torch.Tensor | None) -> torch.Tensor:
+        """EM-ECE of the micro-batch's pairs, as questions of two options; 0 while there is neither truth nor map."""
         logits = torch.stack([self._preference_logits, torch.zeros_like(self._preference_logits)], dim=-1)
         probabilities = logits.detach().float().softmax(-1)
-        if self.calibrators["pairs"].fitted:
-            loss = em_ece_loss(logits, self.calibrators["pairs"].targets(probabilities), loss_type=self.args.em_loss)
+        if truth is not None:
+            targets = torch.stack([truth, 1 - truth], dim=-1)
+        elif self.calibrators["pairs"].fitted:
+            targets = self.calibrators["pairs"].targets(probabilities)
         else:
-            loss = 0.0 * logits.sum()
+            targets = probabilities
+        loss = em_ece_loss(logits, targets, loss_type=self.args.em_loss)
         confidence, count = probabilities.amax(-1).sum(), len(logits)
         self._log_means({"pair_em_ece": loss * count, "pair_confidence": confidence}, count)
         return loss

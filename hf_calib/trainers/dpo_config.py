@@ -37,7 +37,8 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
             Within that loss, weight of the answer's negative log-likelihood (that of CFT), in nats a question; at least 0.
         preference_probability_column (`str`, *optional*, defaults to `"preference_probability"`):
             Column with the probability that the chosen completion is preferred, such as the share of annotators who
-            agree. Where the pairs have it, the E-step takes it as the truth in place of "the chosen one wins".
+            agree. Training pairs that have it need no E-step: it is the target of q. Where only the pairs of the E-step
+            have it, it takes the place of "the chosen one wins".
 
         > Parameters of baselines (for robust DPO and IPO see `loss_type="robust"`, with `label_smoothing`, and `"ipo"`)
 

@@ -1,0 +1,70 @@
+"""Pairs: what is none, and the two-option view of them."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_calib.trainers.baselines import catto_loss, entropy_bonus, token_statistics
+from hf_calib.trainers.preference import as_two_options, check_pairs, pair_fault
+
+
+def conversation(text, role="assistant"):
+    return [{"role": role, "content": text}]
+
+
+GOOD = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (GOOD, None),
+        ({**GOOD, "preference_probability": 0.0}, None),
+        ({"chosen": "2 + 2 = 4", "rejected": "2 + 2 = 5"}, None),
+        (
+            {"prompt": conversation("2 + 2 =", "user"), "chosen": conversation("4"), "rejected": conversation("5")},
+            None,
+        ),
+        ({**GOOD, "rejected": " 4"}, "the same text, ' 4'"),
+        ({**GOOD, "chosen": " \n"}, "'chosen' is empty"),
+        ({**GOOD, "rejected": conversation("")}, "'rejected' is empty"),
+        ({**GOOD, "preference_probability": 1.2}, r"1.2 is not in \[0, 1\]"),
+        ({**GOOD, "preference_probability": float("nan")}, "nan is not"),
+        ({**GOOD, "preference_probability": None}, "None is not"),
+    ],
+)
+def test_faults_are_named(row, fault):
+    found = pair_fault(row)
+    if fault is None:
+        assert found is None
+    else:
+        with pytest.raises(ValueError, match=f"Row 0 of the training pairs: .*{fault}.*drop_invalid"):
+            check_pairs(Dataset.from_list([row]), "training")
+
+
+def test_every_second_pair_is_turned_round():
+    columns = as_two_options(np.array([0.5, 0.5, 0.9, 0.2]))
+    assert columns.tolist() == [[0.5, 0.5], [0.5, 0.5], [0.9, pytest.approx(0.1)], [0.8, 0.2]]
+    labels = np.arange(4) % 2
+    # A tie is decided by the order, rightly in every second pair.
+    assert (columns.argmax(1) == labels).tolist() == [True, False, True, False]
+
+
+def test_token_statistics_are_those_of_the_softmax():
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(4, 7), torch.randn(600, 4, requires_grad=True)
+    tokens = torch.randint(7, (600,))
+    statistics = token_statistics(head, hidden, tokens, lambda logits: 2 * logits)
+    probs = (2 * head(hidden)).softmax(-1)
+    ranked = probs.sort(-1, descending=True).values
+    came = probs[torch.arange(600), tokens]
+    margin = came - torch.where(came == ranked[:, 0], ranked[:, 1], ranked[:, 0])
+    entropy = torch.distributions.Categorical(probs=probs).entropy()
+    torch.testing.assert_close(statistics, torch.stack([ranked[:, 0], margin, entropy], -1))
+    for loss in (catto_loss, entropy_bonus):
+        (gradient,) = torch.autograd.grad(loss(statistics), hidden, retain_graph=True)
+        assert gradient.abs().sum() > 0
+    # The surrogate is a target: along the gradient of CATTO's term the confidence of tokens that did not come falls.
+    (slope,) = torch.autograd.grad(catto_loss(statistics), statistics)
+    assert (slope[margin < -0.4, 0] > 0).all() and not slope[:, 1:].any()
