@@ -91,15 +91,16 @@ def interval_of_bins(
     """
     # The closer perfect calibration comes to being plausible, the more of the risk moves to the upper end: where the
     # lower end is 0, the upper one is all that can be missed.
-    doubt = min(1.0, p_value / (1 - level))
-    risk = (1 - level) / 2
+    alpha = round(1 - level, 12)  # .05 where the level is .95: rounding must not decide about a p-value of .05
+    doubt = min(1.0, p_value / alpha)
+    risk = alpha / 2
     debiased = max(0.0, bins.error - bins.bias)
     # Gaps that are all of one size, but not of one sign, are drawn too small; the normal approximation knows no better
     # near the noise floor, but above it.
     margin = (1 - doubt) * NormalDist().inv_cdf(1 - risk) * bins.standard_error
     upper = float(np.quantile(draw_errors(bins, n_draws, rng), 1 - risk * (1 + doubt)))
     upper = min(max(upper, debiased + margin), 1.0)
-    if doubt == 1:
+    if p_value > alpha:
         return 0.0, upper
     errors = draw_errors(bins, n_draws, rng, sparse=True)
     errors = errors[errors > 0]
