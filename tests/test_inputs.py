@@ -99,6 +99,19 @@ def test_probabilities_a_hair_above_one():
     assert report["confidence"] <= 0.85 + 1e-7 and report["nll"] >= 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "near", "far"), [("float64", 5e-4, 2e-3), ("float32", 5e-4, 2e-3), ("float16", 5e-3, 2e-2)]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rows_sum_to_one_up_to_rounding(dtype, near, far, sign):
+    rows = np.array([[0.5, 0.5], [0.25 + sign * near, 0.75]], dtype)
+    assert calibration_report(rows, [0, 1], n_bootstrap=10)["accuracy"] == 1
+    rows[1, 0] = 0.25 + sign * far
+    for measure in (expected_calibration_error, calibration_report, brier_score, classwise_calibration_error):
+        with pytest.raises(ValueError, match="row 1 sums to"):
+            measure(rows, [0, 1])
+
+
 @pytest.mark.parametrize("k", [2, 5, 300])
 def test_best_option_is_argmax(k):
     probabilities = np.random.default_rng(0).random((50, k)).round(1)

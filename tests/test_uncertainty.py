@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_calib.binning import reliability_bins
-from hf_calib.intervals import draw_errors
+from hf_calib.intervals import draw_errors, interval_of_bins
 from hf_calib.uncertainty import CellTable, bootstrap_interval, group_cells, noise_floor
 
 
@@ -122,6 +122,14 @@ def test_interval_is_the_same_for_the_same_seed_and_wider_for_a_higher_level():
         bootstrap_interval(*rows, level=1.0)
     with pytest.raises(ValueError, match="`n_bootstrap`|at least one"):
         bootstrap_interval(*rows, n_bootstrap=0)
+
+
+def test_interval_is_that_of_the_bins_with_draws_of_its_own():
+    """The draws must not be the numbers behind the p-value: the two would err together."""
+    rows = draw(400, right=lambda c: c - 0.05)
+    bins, p_value = group_cells(*rows, 10, "equal_width").bins, noise_floor(*rows, n_simulations=300, seed=5).p_value
+    expected = interval_of_bins(bins, p_value, 300, 0.9, np.random.default_rng([5, 1]))
+    assert bootstrap_interval(*rows, n_bootstrap=300, level=0.9, seed=5) == expected
 
 
 def test_interval_narrows_with_n_and_closes_on_the_truth():
