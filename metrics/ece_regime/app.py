@@ -30,7 +30,8 @@ p_0,p_1,p_2,p_3,label
 0.20,0.60,0.10,0.10,2
 ```
 
-where `label` is the index of the right option, from 0, or its letter; or **confidence alone**, with whether the prediction was
+where `label` is the number of the right option, as in its column's name (from 0, or from 1 as in `p_1` to `p_4`), or its
+letter; or **confidence alone**, with whether the prediction was
 right:
 
 ```
@@ -39,7 +40,8 @@ confidence,correct
 0.71,0
 ```
 
-JSON works too, as records, as columns, or as JSON Lines, and takes questions with different numbers of options:
+JSON works too, as records, as columns, or as JSON Lines, and takes questions with different numbers of options. A label is
+the index in the list, from 0:
 
 ```
 [{"probabilities": [0.7, 0.3], "label": 0},

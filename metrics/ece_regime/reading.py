@@ -7,7 +7,10 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
+from reprlib import repr as shown  # of a cell as large as a book, the beginning
+from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +26,7 @@ CORRECT = ("correct", "is_correct", "references")
 TARGET = ("target_probabilities", "target_probs")
 REFERENCE = ("reference_probabilities", "reference_probs")
 GROUPS = ("subject", "group", "groups", "category")
-_PREFIXES = "p|prob|probs|probability|probabilities|prediction|predictions|option"
+_PREFIXES = ("p", "prob", "probs", "probability", "probabilities", "prediction", "predictions", "option")
 _WORDS = {"true": 1, "yes": 1, "right": 1, "false": 0, "no": 0, "wrong": 0}
 
 Columns = Mapping[str, Sequence[Any]]
@@ -53,7 +56,12 @@ def read_text(text: str) -> Predictions:
     text = text.strip()
     if not text:
         raise ValueError("There is nothing to measure yet: paste predictions, upload a file, or click an example.")
-    return _read_columns(_json_columns(text) if text[0] in "[{" else _csv_columns(text))
+    try:
+        return _read_columns(_json_columns(text) if text[0] in "[{" else _csv_columns(text))
+    except RecursionError:
+        raise ValueError(
+            "This JSON is nested too deeply: a list of numbers in each row is as deep as it goes."
+        ) from None
 
 
 def read_file(path: str | Path) -> Predictions:
@@ -93,7 +101,11 @@ def _json_columns(text: str) -> Columns:
 def _csv_columns(text: str) -> Columns:
     header = text.splitlines()[0]
     separator = max(",;\t", key=header.count)
-    names, *rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        names, *rows = reader
+    except csv.Error as error:
+        raise ValueError(f"Line {reader.line_num} cannot be read as CSV: {error}. Is a quote left open?") from None
     rows = [row for row in rows if row]
     if not rows:
         raise ValueError(
@@ -130,22 +142,22 @@ def _npz_columns(path: Path) -> Columns:
 
 
 def _read_columns(columns: Columns) -> Predictions:
-    columns = {re.sub(r"\s+", "_", str(name).strip()): values for name, values in columns.items()}
+    columns = {re.sub(r"\s+", "_", _word(name).strip()): values for name, values in columns.items()}
     by_name = {name.lower(): name for name in columns}
 
     def find(names: Sequence[str]) -> str | None:
         return next((by_name[name] for name in names if name in by_name), None)
 
     found = f"The columns are: {', '.join(columns)}."
-    target, reference = (_options(columns, find(names), names[0].split("_")[0]) for names in (TARGET, REFERENCE))
+    target, reference = (_options(columns, find(names), names[0].split("_")[:1])[0] for names in (TARGET, REFERENCE))
     groups = find(GROUPS)
-    groups = None if groups is None else [str(group) for group in columns[groups]]
-    scores = _options(columns, find(PROBABILITIES), None)
+    groups = None if groups is None else [_word(group) for group in columns[groups]]
+    scores, numbers = _options(columns, find(PROBABILITIES), _PREFIXES)
     if scores is not None:
         labels = find(LABELS)
         if labels is None:
             raise ValueError(f"No column says which option is right: call it `label`. {found}")
-        return Predictions(scores, _labels(columns[labels], labels), target, reference, groups)
+        return Predictions(scores, _labels(columns[labels], labels, numbers), target, reference, groups)
     confidence, correct = find(CONFIDENCE), find(CORRECT)
     if confidence is None:
         raise ValueError(
@@ -158,33 +170,56 @@ def _read_columns(columns: Columns) -> Predictions:
     return Predictions(scores, _outcomes(columns[correct], correct), None, None, groups)
 
 
-def _options(columns: Columns, name: str | None, prefix: str | None) -> Any:
-    """Option probabilities from a column of lists, or from one column per option; `None` if there is neither."""
+def _word(value: Any) -> str:
+    """A name that can be sent and shown: JSON may hold halves of characters."""
+    return str(value).encode(errors="replace").decode()
+
+
+def _options(columns: Columns, name: str | None, prefixes: Sequence[str]) -> tuple[Any, range | None]:
+    """Option probabilities from a column of lists, or from one column per option with these columns' numbers."""
     if name is not None:
         values = columns[name]
+        if len(values) == 0:
+            raise ValueError(f"`{name}` is empty: there is nothing to measure.")
         if isinstance(values, np.ndarray) and values.ndim == 2:
-            return values
+            return values, None
         if not (isinstance(values[0], (str, list, tuple, np.ndarray)) and not _is_number(values[0])):
-            return None  # one number a row: confidences
-        return [_list(value, name, row) for row, value in enumerate(values)]
-    pattern = re.compile(rf"(?:{prefix or _PREFIXES})(?:_([a-z]|\d+)|(\d+))", re.IGNORECASE)
-    matches = {name: pattern.fullmatch(name) for name in columns}
-    spread = {(match[1] or match[2]).lower(): name for name, match in matches.items() if match}
-    if not spread and prefix is None:
-        spread = {name.lower(): name for name in columns if re.fullmatch("[A-Z]", name)}
-    if len(spread) < 2:
-        return None
-    ordered = sorted(spread, key=lambda option: (len(option), option))
-    array = np.stack([_numbers(columns[spread[option]], spread[option]) for option in ordered], axis=1)
+            return None, None  # one number a row: confidences
+        return [_list(value, name, row) for row, value in enumerate(values)], None
+    names, numbers = _spread(columns, prefixes)
+    if not names:
+        return None, None
+    arrays = [_numbers(columns[name], name) for name in names]
+    if len({array.shape for array in arrays}) > 1:
+        raise ValueError(f"The columns {', '.join(names)} differ in length: {', '.join(str(len(a)) for a in arrays)}.")
+    array = np.stack(arrays, axis=1)
     # empty cells at the end of a row: the question has fewer options
     array[np.isnan(array)[:, ::-1].cumprod(axis=1)[:, ::-1].astype(bool)] = 0.0
-    return array
+    return array, numbers
+
+
+def _spread(columns: Columns, prefixes: Sequence[str]) -> tuple[list[str], range]:
+    """The columns that hold one option each, in their order, and their numbers: 0, 1, …, or 1, 2, …; letters are from 0."""
+    for prefix in prefixes:
+        for suffix, number in ((r"_?(\d+)", int), ("_([a-z])", lambda letter: ord(letter.upper()) - ord("A"))):
+            matches = {name: re.fullmatch(prefix + suffix, name, re.IGNORECASE) for name in columns}
+            found = sorted((number(match[1]), name) for name, match in matches.items() if match)
+            if len(found) > 1:
+                names, first = [name for _, name in found], found[0][0]
+                if first > (number is int) or [k for k, _ in found] != [*range(first, first + len(found))]:
+                    raise ValueError(
+                        f"The columns {', '.join(names)} leave a number out or have one twice: give one for each option, "
+                        f"`{prefix}_0`, `{prefix}_1`, …"
+                    )
+                return names, range(first, first + len(found))
+    letters = [*takewhile(columns.__contains__, ascii_uppercase)] if prefixes is _PREFIXES else []
+    return (letters if len(letters) > 1 else []), range(len(letters))
 
 
 def _is_number(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -194,8 +229,10 @@ def _list(value: Any, name: str, row: int) -> list[float]:
         value = re.split(r"[\s,;]+", value.strip(" []()"))
     try:
         return [float(number) for number in value]
-    except (TypeError, ValueError):
-        raise ValueError(f"`{name}` row {row} is {value!r}: a list of probabilities is needed, [0.7, 0.3].") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"`{name}` row {row} is {shown(value)}: a list of probabilities is needed, [0.7, 0.3]."
+        ) from None
 
 
 def _numbers(values: Sequence[Any], name: str) -> np.ndarray:
@@ -203,23 +240,31 @@ def _numbers(values: Sequence[Any], name: str) -> np.ndarray:
         return values.astype(np.float64)
     try:
         return np.array([np.nan if value is None or value == "" else value for value in values], dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         row = next(row for row, value in enumerate(values) if not _is_number(value))
-        raise ValueError(f"`{name}` row {row} is {values[row]!r}, which is no number.") from None
+        raise ValueError(f"`{name}` row {row} is {shown(values[row])}, which is no number.") from None
 
 
-def _labels(values: Sequence[Any], name: str) -> np.ndarray:
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+def _labels(values: Sequence[Any], name: str, numbers: range | None) -> np.ndarray:
+    """Indices of the right options, from 0, where the labels are their `numbers` or letters."""
+    if numbers is None and isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         return values
+    first = numbers[0] if numbers else 0
 
     def label(row: int, value: Any) -> int:
         if isinstance(value, str) and re.fullmatch(r"\s*[A-Za-z]\s*", value):
             return ord(value.strip().upper()) - ord("A")
-        if _is_number(value) and float(value).is_integer():
-            return int(float(value))
-        raise ValueError(
-            f"`{name}` row {row} is {value!r}: give the index of the right option, from 0, or its letter."
-        )
+        if not (_is_number(value) and float(value).is_integer()):
+            raise ValueError(
+                f"`{name}` row {row} is {shown(value)}: give the index of the right option, from {first}, or its letter."
+            )
+        number = int(float(value))
+        if numbers and number not in numbers:
+            hint = "; if the labels count from 0, let the columns' names do so too" if number == 0 else ""
+            raise ValueError(
+                f"`{name}` row {row} is {number}, but the options are numbered from {first} to {numbers[-1]}{hint}."
+            )
+        return number - first
 
     return np.array([label(row, value) for row, value in enumerate(values)])
 
@@ -230,6 +275,6 @@ def _outcomes(values: Sequence[Any], name: str) -> np.ndarray:
             value = _WORDS.get(value.strip().lower(), value)
         if _is_number(value) and float(value) in (0, 1):
             return int(float(value))
-        raise ValueError(f"`{name}` row {row} is {value!r}: it must be 1 (right) or 0 (wrong).")
+        raise ValueError(f"`{name}` row {row} is {shown(value)}: it must be 1 (right) or 0 (wrong).")
 
     return np.array([outcome(row, value) for row, value in enumerate(values)])

@@ -75,7 +75,7 @@ def test_confidences_and_groups(app):
 
 def test_one_sided_outcomes_have_no_auroc(app):
     page, _, numbers = app.measure_text("confidence,correct\n0.9,1\n0.8,1\n")
-    assert numbers["auroc"] is None and "AUROC" not in page
+    assert numbers.get("auroc") is None and "AUROC" not in page
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,11 @@ def test_one_sided_outcomes_have_no_auroc(app):
     [
         ("", "", "nothing to measure yet"),
         ("p_0,p_1,label\n3.2,-1.1,0", "", "looks like logits"),
-        ("p_0,p_1,label\n0.5,0.5,4", "", "outside [0, 2)"),
+        ("p_0,p_1,label\n0.5,0.5,4", "", "is 4, but the options are numbered from 0 to 1"),
+        ('{"probabilities": [[0.5, 0.5]], "label": [4]}', "", "outside [0, 2)"),
+        ('{"probabilities": [], "label": []}', "", "<code>probabilities</code> is empty"),
+        ("[" * 100_000, "", "nested too deeply"),
+        ('{"\\ud800": [1]}', "", "The columns are: ?"),
         ("p_0,p_1,<script>\n0.5,0.5,0", "", "&lt;script&gt;"),
         ("p_0,p_1,label\n0.5,0.5,0", "high", "The critical accuracy &#x27;high&#x27; is no number"),
         ("p_0,p_1,label\n0.5,0.5,0", "61", "must lie in (0, 1), got 61"),

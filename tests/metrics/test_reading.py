@@ -23,6 +23,10 @@ TEXTS = {
     "tabs": CSV.replace(",", "\t"),
     "letters": "A,B,C,answer\n0.7,0.2,0.1,A\n0.1,0.3,0.6,b\n",
     "any order, other columns": "id,prob_2,label,prob_0,prob_1\nx,0.1,0,0.7,0.2\ny,0.6,1.0,0.1,0.3\n",
+    "numbered from 1": CSV.replace("p_0,p_1,p_2", "p_1,p_2,p_3").replace("1,0\n", "1,1\n").replace("6,1\n", "6,2\n"),
+    "letters as names, and N": "A,B,C,N,answer\n0.7,0.2,0.1,5,A\n0.1,0.3,0.6,7,b\n",
+    "two prefixes": "option_0,option_1,p_0,p_1,p_2,label\nyes,no,0.7,0.2,0.1,0\nyes,no,0.1,0.3,0.6,1\n",
+    "line ends of old": CSV.replace("\n", "\r"),
     "list in a cell": 'probabilities,label\n"[0.7, 0.2, 0.1]",0\n"[0.1 0.3 0.6]",1\n',
     "records": json.dumps([{"probabilities": p, "label": y} for p, y in zip(PROBABILITIES, [0, 1], strict=True)]),
     "columns": json.dumps({"predictions": PROBABILITIES, "references": [0, 1]}),
@@ -51,6 +55,21 @@ def test_option_probabilities(reading, text):
 def test_confidences(reading, text):
     read = reading.read_text(text)
     assert read.scores.tolist() == [0.9, 0.6] and read.outcomes.tolist() == [1, 0]
+
+
+def test_more_than_ten_options_keep_their_order(reading):
+    names = [f"p_{k}" for k in range(1, 13)]
+    row = [0.01 * k for k in range(1, 13)]
+    text = "\n".join(
+        [",".join([*sorted(names), "label"]), ",".join([*(str(row[int(n[2:]) - 1]) for n in sorted(names)), "12"])]
+    )
+    read = reading.read_text(text)
+    assert read.scores.tolist() == [row] and read.outcomes.tolist() == [11]
+
+
+def test_halves_of_characters_can_be_sent(reading):
+    read = reading.read_text('[{"p_0": 0.5, "p_1": 0.5, "label": 0, "subject": "la\\ud800w"}]')
+    assert read.groups == ["la?w"]
 
 
 def test_questions_may_differ_in_their_options(reading):
@@ -100,6 +119,28 @@ def test_predictions_of_the_command_line(reading, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('{"probabilities": [], "label": []}', "`probabilities` is empty"),
+        ('{"p_0": [0.5], "p_1": [], "label": [0]}', "The columns p_0, p_1 differ in length: 1, 0"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' * 100_000, "nested too deeply"),
+        (
+            f'p_0,p_1,label,text\n0.5,0.5,0,"{"x" * 140_000}"',
+            "Line 2 cannot be read as CSV: field larger.* quote left open",
+        ),
+        (f'{{"probabilities": [[0.5, 0.5]], "label": [1{"0" * 400}]}}', "`label` row 0 is 1000"),
+        (f'{{"probabilities": [[1{"0" * 400}, 0.5]], "label": [0]}}', "`probabilities` row 0 is"),
+        (f'{{"confidence": [1{"0" * 400}], "correct": [0]}}', "`confidence` row 0 is 1000"),
+        (
+            "p_1,p_2,label\n0.5,0.5,1\n0.5,0.5,0",
+            "row 1 is 0, but the options are numbered from 1 to 2; if the labels count",
+        ),
+        ("p_1,p_2,label\n0.5,0.5,3", "row 0 is 3, but the options are numbered from 1 to 2.$"),
+        ("p_1,p_2,label\n0.5,0.5,first", "give the index of the right option, from 1, or its letter"),
+        ("p_0,p_2,label\n0.5,0.5,0", "The columns p_0, p_2 leave a number out or have one twice"),
+        ("p_2,p_3,label\n0.5,0.5,2", "The columns p_2, p_3 leave a number out"),
+        ("p_b,p_c,label\n0.5,0.5,b", "The columns p_b, p_c leave a number out"),
+        ("p_1,p_01,label\n0.5,0.5,1", "The columns p_01, p_1 leave a number out or have one twice"),
+        ("p_0,p_1,target_0,target_2,label\n0.5,0.5,0.5,0.5,0", "The columns target_0, target_2 leave a number out"),
         ("  ", "nothing to measure yet"),
         ("p_0,p_1,label", "There is one line only"),
         ("p_0,p_1,label\n0.5,0.5", "Row 0 has 2 cells, but there are 3 columns: p_0, p_1, label"),
