@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from typing import Any
 
 import datasets
@@ -10,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from .evaluation import evaluate_confidences, evaluate_probabilities
+from .inputs import as_labels, as_matrix, as_outcomes, iterate_columns
 
 
 _DESCRIPTION = """\
@@ -44,7 +47,7 @@ Args:
     n_bootstrap (`int`, *optional*, defaults to `1000`):
         Number of draws behind the interval, and behind the noise floor.
     seed (`int`, *optional*, defaults to `0`):
-        Seed of both.
+        Seed of everything that is drawn, the halves of the regime test without a target among it.
     sample_weight (list of float, *optional*):
         Importance weight of each question.
     groups (list of str, *optional*):
@@ -98,95 +101,177 @@ _CITATION = """\
 """
 
 
+# Names of the inputs that evaluate_probabilities and evaluate_confidences call otherwise.
+_TARGETS = {"target_probs": "target_probabilities", "reference_probs": "reference_probabilities"}
+_CONFIGURATIONS = {"default": "predictions", "prediction_scores": "prediction_scores"}
+
+
+def _options_of(function) -> set[str]:
+    return set(list(inspect.signature(function).parameters)[2:])
+
+
+_OPTIONS = (_options_of(evaluate_probabilities) - set(_TARGETS.values())) | set(_TARGETS)
+_OPTIONS_OF_CONFIDENCES = _options_of(evaluate_confidences)
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class ECERegime(evaluate.Metric):
     def _info(self):
         # As in evaluate's roc_auc, the scores can have a name of their own. It lets `evaluate.combine` give them to this
         # metric and the predicted options, as `predictions`, to others such as accuracy.
-        names = {"default": "predictions", "prediction_scores": "prediction_scores"}
-        if self.config_name not in names:
-            raise ValueError(
-                f"ece_regime has the configurations {', '.join(names)}; there is no {self.config_name!r}."
-            )
-        self._scores = names[self.config_name]
+        if self.config_name not in _CONFIGURATIONS:
+            known = ", ".join(_CONFIGURATIONS)
+            raise ValueError(f"ece_regime has the configurations {known}; there is no {self.config_name!r}.")
+        self._scores = _CONFIGURATIONS[self.config_name]
+        self._added = None  # "probabilities" or "confidences", once there are any
+        # One schema for both: a confidence is stored as a row of one number.
+        scores, references = datasets.Sequence(datasets.Value("float64")), datasets.Value("int64")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=[
-                datasets.Features({self._scores: scores, "references": datasets.Value("int64")})
-                for scores in (datasets.Sequence(datasets.Value("float64")), datasets.Value("float64"))
-            ],
+            features=datasets.Features({self._scores: scores, "references": references}),
             reference_urls=["https://arxiv.org/abs/2505.01997", "https://arxiv.org/abs/1706.04599"],
         )
 
     def compute(self, *, predictions=None, references=None, correct=None, **kwargs):
         """Compute the metric."""  # evaluate appends the description of the inputs
+        if unknown := set(kwargs) - _OPTIONS - _OPTIONS_OF_CONFIDENCES - {self._scores}:
+            known = ", ".join(sorted(_OPTIONS | _OPTIONS_OF_CONFIDENCES))
+            raise ValueError(f"there is no option {sorted(unknown)[0]!r}; there are {known}.")
+        scores = kwargs.pop(self._scores, predictions)
+        before = len(self)
         if correct is not None:
             if references is not None:
                 raise ValueError("`correct` and `references` say the same of confidences: give one of them.")
+            if scores is not None and not _is_flat(scores):
+                raise ValueError(
+                    "`correct` goes with confidences; option probabilities want `references`, the index of the right option."
+                )
             references = correct
-        if references is not None and kwargs.get(self._scores, predictions) is None:
-            raise ValueError(f"`references` were given without `{self._scores}`.")
-        return super().compute(predictions=predictions, references=references, **kwargs)
+        if scores is not None or references is not None:
+            self.add_batch(**{self._scores: scores}, references=references)
+        try:
+            return super().compute(**kwargs)
+        except Exception:
+            # What was added batch by batch is not lost to a misspelt option; what came with this call is left out.
+            self._put_back(before)
+            raise
+
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Add one prediction."""  # evaluate appends the description of the inputs
+        self.add_batch(**{self._scores: [kwargs.get(self._scores, prediction)]}, references=[reference])
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add a batch."""  # evaluate appends the description of the inputs
         scores = kwargs.get(self._scores, predictions)
         if scores is None or references is None:
-            raise ValueError(f"`{self._scores}` and `references` (or `correct`) are needed together.")
-        if len(scores) != len(references):
-            raise ValueError(f"there are {len(scores)} `{self._scores}` and {len(references)} `references`.")
-        if len(scores) == 0:
-            return  # the empty last batch of a process is no error; nothing at all is one in `compute`
-        if not hasattr(scores, "__array__"):  # lists
-            super().add_batch(predictions=predictions, references=references, **kwargs)
-            return
-        # Arrays and tensors go to Arrow whole. evaluate encodes row by row, which for ten million takes minutes.
-        scores, references = np.asarray(scores, dtype=np.float64), np.asarray(references)
-        if scores.ndim not in (1, 2):
-            raise ValueError(f"`{self._scores}` must have shape (N, K) or (N,), got {scores.shape}.")
-        if references.ndim != 1 or references.dtype.kind not in "iub":
+            raise ValueError(f"`{self._scores}` and `references` are needed together.")
+        # Checked and written as they come, whole. evaluate encodes row by row, which for ten million takes minutes.
+        if len(scores) or len(references):
+            kind, values, lengths, references = self._check(_as_numpy(scores), _as_numpy(references))
+            if self._added not in (None, kind):
+                raise ValueError(f"{self._added} were added before, and these are {kind}.")
+            self._added = kind
+            self._write(values, lengths, references)
+
+    def _check(self, scores, references) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        """Kind of the predictions, their numbers in one row after the other, the lengths of the rows, the references."""
+        if _is_flat(scores):
+            confidences, correct = as_outcomes(scores, references, binary=True)
+            return "confidences", confidences, np.ones(len(correct), np.int64), correct.astype(np.int64)
+        matrix, num_options = as_matrix(scores, self._scores)
+        for _ in iterate_columns(matrix, self._scores):  # checks them
+            pass
+        if matrix.dtype.itemsize < 4:  # rows of half precision sum to 1 only roughly
+            matrix = matrix / matrix.sum(axis=1, keepdims=True, dtype=np.float64)
+        references = np.asarray(references)
+        if references.dtype.kind == "b":
             raise ValueError(
-                f"`references` must be whole numbers of shape (N,), got {references.dtype} of shape {references.shape}."
+                "`references` of option probabilities are indices of the right option, not true and false."
             )
+        if references.dtype.kind == "f" and (references == np.rint(references)).all():
+            references = references.astype(np.int64)
+        references = as_labels(references, len(matrix), num_options, "references").astype(np.int64)
+        if np.ndim(num_options) == 0:
+            return "probabilities", matrix.ravel(), np.full(len(matrix), num_options), references
+        values = matrix[np.arange(matrix.shape[1]) < num_options[:, None]]
+        return "probabilities", values, num_options, references
+
+    def _write(self, values: np.ndarray, lengths: np.ndarray, references: np.ndarray) -> None:
         if self.writer is None:
-            self.selected_feature_format = self.features[2 - scores.ndim]
+            self.selected_feature_format = self.features
             self._init_writer()
-        column = pa.array(scores.ravel())
-        if scores.ndim == 2:
-            offsets = np.arange(len(scores) + 1, dtype=np.int32) * np.int32(scores.shape[1])
-            column = pa.ListArray.from_arrays(offsets, column)
-        rows = pa.table({self._scores: column, "references": references.astype(np.int64)})
-        self.writer.write_table(rows.cast(self.selected_feature_format.arrow_schema))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        step = max(1, 2**30 // int(lengths.max(initial=1)))  # rows in a chunk of Arrow, whose offsets have 32 bits
+        for start in range(0, len(references), step):
+            ends = offsets[start : start + step + 1]
+            rows = pa.ListArray.from_arrays(
+                (ends - ends[0]).astype(np.int32), pa.array(values[ends[0] : ends[-1]], pa.float64())
+            )
+            table = pa.table({self._scores: rows, "references": references[start : start + step]})
+            self.writer.write_table(table.cast(self.selected_feature_format.arrow_schema))
 
     def _finalize(self):
-        if self.writer is None and self.num_process == 1:
-            raise ValueError("there is nothing to measure: no predictions were added.")
+        if self.writer is None:
+            if self.num_process == 1:
+                raise ValueError("there is nothing to measure: no predictions were added.")
+            self._write(np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64))  # this process had no share
         super()._finalize()
+        self._added = None
         if self.process_id == 0:
             self.data = _Columns(self.data)
 
-    def _compute(
-        self,
-        *,
-        references,
-        predictions=None,
-        prediction_scores=None,
-        target_probs=None,
-        reference_probs=None,
-        **options,
-    ) -> dict[str, Any]:
+    def _compute(self, *, references, predictions=None, prediction_scores=None, **options) -> dict[str, Any]:
         scores = predictions if prediction_scores is None else prediction_scores
-        if isinstance(scores, np.ndarray) and scores.ndim == 1:
-            if target_probs is not None or reference_probs is not None:
-                raise ValueError("`target_probs` and `reference_probs` need option probabilities, not confidences.")
+        self._stored = (scores, references)
+        if len(references) == 0:
+            raise ValueError("there is nothing to measure: no process added predictions.")
+        if _is_flat(scores):
+            if wrong := set(options) - _OPTIONS_OF_CONFIDENCES:
+                raise ValueError(f"`{sorted(wrong)[0]}` goes with option probabilities, not with confidences.")
             results = evaluate_confidences(scores, references, **options)
         else:
-            targets = {"target_probabilities": target_probs, "reference_probabilities": reference_probs}
-            results = evaluate_probabilities(scores, references, **targets, **options)
-        # What cannot be said without a target is left out, so that what is there is a number or a word.
-        return {key: value for key, value in results.items() if value is not None}
+            if wrong := set(options) - _OPTIONS:
+                raise ValueError(f"`{sorted(wrong)[0]}` goes with confidences, not with option probabilities.")
+            options = {_TARGETS.get(name, name): value for name, value in options.items()}
+            results = evaluate_probabilities(scores, references, **options)
+        self._stored = None
+        # What cannot be said (None without a target, NaN for an AUROC of right answers alone) is left out, so that what
+        # is there is a number or a word, and valid JSON.
+        return {key: value for key, value in results.items() if value is not None and value == value}
+
+    def _put_back(self, rows: int) -> None:
+        """After an error: no file and no lock left behind, and the rows that were there before still there."""
+        stored, self._stored = getattr(self, "_stored", None), None
+        if self.writer is not None:  # nothing was read yet
+            return
+        self.data = None
+        for lock, path in zip(self.filelocks or [], self.file_paths or [], strict=False):
+            if os.path.exists(path):
+                os.remove(path)
+            lock.release()
+        self.filelocks = self.file_paths = None
+        self.writer = self.buf_writer = None
+        if stored is not None and rows and self.num_process == 1:
+            self.add_batch(**{self._scores: stored[0][:rows]}, references=stored[1][:rows])
+
+
+def _as_numpy(values):
+    """Tensors, wherever they are and whatever their type, as arrays; lists stay lists."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        # NumPy has no bfloat16; half has all of its digits for numbers between 0 and 1
+        return (values.half() if str(values.dtype) == "torch.bfloat16" else values).numpy()
+    return np.asarray(values) if hasattr(values, "__array__") else list(values)
+
+
+def _is_flat(scores) -> bool:
+    """Whether each prediction is one number, its confidence."""
+    if isinstance(scores, np.ndarray) and scores.dtype != object:
+        return scores.ndim == 1
+    first = next(iter(scores), None)
+    return first is not None and np.ndim(first) == 0
 
 
 class _Columns:
@@ -199,13 +284,16 @@ class _Columns:
         """evaluate calls it; arrays are the only format here."""
 
     def __getitem__(self, name: str) -> np.ndarray | list[np.ndarray]:
-        column = self._table.column(name).combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # more than one chunk, or none
-            column = pa.concat_arrays(column.chunks)
-        if not pa.types.is_list(column.type):
-            return column.to_numpy(zero_copy_only=False)
-        values, lengths = column.flatten().to_numpy(zero_copy_only=False), column.value_lengths().to_numpy()
-        width = int(lengths.max())
-        if (lengths == width).all():
-            return values.reshape(len(column), width)
+        column = self._table.column(name)
+        if name == "references":
+            return column.to_numpy()
+        values = np.concatenate([np.empty(0), *(chunk.flatten().to_numpy() for chunk in column.chunks)])
+        lengths = np.concatenate([np.empty(0, int), *(chunk.value_lengths().to_numpy() for chunk in column.chunks)])
+        shortest, longest = (int(lengths.min()), int(lengths.max())) if len(lengths) else (1, 1)
+        if longest == 1:
+            return values  # confidences
+        if shortest == 1:
+            raise ValueError("some processes added confidences and others option probabilities.")
+        if shortest == longest:
+            return values.reshape(-1, longest)
         return np.split(values, np.cumsum(lengths)[:-1])  # rows that know their number of options

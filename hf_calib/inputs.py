@@ -107,7 +107,11 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
     num_options = None
     if isinstance(probabilities, (list, tuple)) or getattr(probabilities, "dtype", None) is np.dtype(object):
         probabilities, num_options = _pad_ragged(list(probabilities))
-    array = np.asarray(probabilities)
+    try:
+        array = np.asarray(probabilities)
+    except ValueError:  # rows of different kinds
+        row = next(row for row, value in enumerate(probabilities) if np.ndim(value) != 1)
+        raise ValueError(f"`{name}` row {row} is {probabilities[row]!r}, not a row of probabilities.") from None
     if array.dtype.kind not in "fiu":
         raise TypeError(f"`{name}` must be numbers, got dtype {array.dtype}.")
     if array.size == 0:
@@ -159,13 +163,18 @@ def _name_the_culprit(array: np.ndarray, tolerance: float, name: str) -> None:
     sums = array.sum(axis=1, dtype=np.float64)
     bad = np.abs(sums - 1.0) > tolerance
     row = int(np.argmax(bad))
-    hint = "looks like logits: apply a softmax over the options first" if array.max() > 1 else "normalise the rows"
+    if np.abs(sums[bad] - 100).max() < 1:
+        hint = "these are percentages: divide by 100"
+    elif array.max() > 1:
+        hint = "looks like logits: apply a softmax over the options first"
+    else:
+        hint = "normalise the rows, or, if these are logits, apply a softmax over the options"
     raise ValueError(
         f"`{name}` row {row} sums to {sums[row]:.4g}, not to 1 ({int(bad.sum())} of {len(array)} rows); {hint}."
     )
 
 
-def as_labels(labels, n: int, num_options) -> np.ndarray:
+def as_labels(labels, n: int, num_options, name: str = "labels") -> np.ndarray:
     """
     Check labels and return them as an integer array.
 
@@ -176,18 +185,20 @@ def as_labels(labels, n: int, num_options) -> np.ndarray:
             Number of rows they belong to.
         num_options (`int` or `np.ndarray` of shape `(N,)`):
             K, or the K of each row; every label must be in `[0, K)`.
+        name (`str`, *optional*, defaults to `"labels"`):
+            What the errors call the array.
     """
     array = np.asarray(labels)
     if array.ndim != 1:
-        raise ValueError(f"`labels` must have shape (N,), one option index per row, got shape {array.shape}.")
+        raise ValueError(f"`{name}` must have shape (N,), one option index per row, got shape {array.shape}.")
     if len(array) != n:
-        raise ValueError(f"`labels` has {len(array)} entries for {n} rows of probabilities.")
+        raise ValueError(f"`{name}` has {len(array)} entries for {n} rows of probabilities.")
     if array.dtype.kind not in "iu":
-        raise TypeError(f"`labels` must be integers (0-based option indices), got dtype {array.dtype}.")
+        raise TypeError(f"`{name}` must be integers (0-based option indices), got dtype {array.dtype}.")
     if array.min() < 0 or (array >= num_options).any():
         row = int(np.argmax((array < 0) | (array >= num_options)))
         most = np.broadcast_to(num_options, n)[row]
-        raise ValueError(f"`labels` row {row} is {array[row]}, outside [0, {most}) for {most} options.")
+        raise ValueError(f"`{name}` row {row} is {array[row]}, outside [0, {most}) for {most} options.")
     return array
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,26 +63,33 @@ def register() -> Path:
         >>> evaluate.load("ece_regime").name
         'ece_regime'
     """
-    source = Path(metric_path()) / f"{NAME}.py"
-    content = source.read_bytes()
+    content = (Path(metric_path()) / f"{NAME}.py").read_bytes()
     folder = _cache_folder()
     script = folder / hashlib.sha256(content).hexdigest() / f"{NAME}.py"  # evaluate wants 64 characters
     try:
-        script.parent.mkdir(parents=True, exist_ok=True)
-        # packages, down from the folder that evaluate adds to the import path
-        for package in (script.parent, folder, folder.parent, folder.parent.parent):
-            (package / "__init__.py").touch()
-        unfinished = script.with_name(f".{NAME}.{os.getpid()}")
-        unfinished.write_bytes(content)
-        unfinished.replace(script)  # the newest script is the one that evaluate takes
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock():
+            # packages, down from the folder that evaluate adds to the import path
+            for package in (folder, folder.parent, folder.parent.parent):
+                package.mkdir(exist_ok=True)
+                (package / "__init__.py").touch()
+            for stale in {older.parent for older in _scripts() if _is_ours(older) and older != script}:
+                shutil.rmtree(stale)
+            # One folder without a script hides all the others from evaluate, so ours appears with its script in it.
+            for broken in _broken_folders():
+                shutil.rmtree(broken)
+            if not script.is_file():
+                with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+                    (Path(unfinished) / "new").mkdir()
+                    (Path(unfinished) / "new" / "__init__.py").touch()
+                    (Path(unfinished) / "new" / script.name).write_bytes(content)
+                    (Path(unfinished) / "new").rename(script.parent)
+            script.touch()  # the newest script is the one that evaluate takes
     except OSError as error:
         raise OSError(
             f"{folder} cannot be written to ({error.strerror}). Set HF_MODULES_CACHE to a folder that can, here and "
             "where the metric is loaded."
         ) from None
-    for older in _scripts():
-        if older != script and _is_ours(older):
-            shutil.rmtree(older.parent)
     return script
 
 
@@ -93,12 +101,14 @@ def unregister() -> list[Path]:
         `list[Path]`: the scripts that were removed; empty if there were none. Scripts that evaluate has downloaded
         stay.
     """
-    removed = [script for script in _scripts() if _is_ours(script)]
-    for script in removed:
-        shutil.rmtree(script.parent)
-    folder = _cache_folder()
-    if removed and not _scripts():
-        shutil.rmtree(folder)
+    if not _cache_folder().is_dir():
+        return []
+    with _lock():
+        removed = [script for script in _scripts() if _is_ours(script)]
+        for script in removed:
+            shutil.rmtree(script.parent)
+        if removed and not _scripts():
+            shutil.rmtree(_cache_folder())
     return removed
 
 
@@ -117,6 +127,9 @@ def resolve() -> Registration:
     status, address = _ask_hub()
     if status == "there":
         return Registration("hub", False, address, "a Space of the Hub goes before the cache")
+    if broken := _broken_folders():
+        reason = "a folder without a script, which hides all others from evaluate: hf-calib register removes it"
+        return Registration("nothing", False, str(broken[0]), reason)
     scripts = _scripts()
     if not scripts:
         return Registration(
@@ -128,14 +141,31 @@ def resolve() -> Registration:
     return Registration("registered", True, str(script), f"the Hub {status}, so evaluate takes it from its cache")
 
 
+def _lock():
+    """Against others that register or remove at the same time; it is evaluate's own lock on the folder."""
+    from filelock import FileLock
+
+    return FileLock(f"{_cache_folder()}.lock")
+
+
 def _scripts() -> list[Path]:
     """Scripts of that name in the cache, the one that evaluate takes last."""
-    scripts = [script for script in _cache_folder().glob(f"*/{NAME}.py") if len(script.parent.name) == 64]
-    return sorted(scripts, key=lambda script: script.stat().st_mtime)
+    ages = {}
+    for script in _cache_folder().glob(f"{64 * '?'}/{NAME}.py"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+            ages[script] = script.stat().st_mtime
+    return sorted(ages, key=ages.__getitem__)
+
+
+def _broken_folders() -> list[Path]:
+    return [folder for folder in _cache_folder().glob(64 * "?") if not (folder / f"{NAME}.py").is_file()]
 
 
 def _is_ours(script: Path) -> bool:
-    return "from hf_calib.ece_regime import ECERegime" in script.read_text(encoding="utf-8", errors="replace")
+    try:
+        return "from hf_calib.ece_regime import ECERegime" in script.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
 
 
 def _ask_hub() -> tuple[str, str]:

@@ -81,10 +81,19 @@ def test_kinds_of_input_agree(metric, data):
         {"predictions": probabilities.tolist(), "references": labels.tolist()},
         {"predictions": torch.tensor(probabilities), "references": torch.tensor(labels)},
         table.with_format("numpy")[:],
+        table.to_pandas(),
+        {"predictions": torch.tensor(probabilities).requires_grad_(), "references": labels.astype(float)},
         table[:],
     )
     for given in kinds:
-        assert metric.compute(**given, n_bootstrap=20) == pytest.approx(expected)
+        assert metric.compute(**dict(given), n_bootstrap=20) == pytest.approx(expected)
+    half = metric.compute(predictions=torch.tensor(probabilities).bfloat16(), references=labels, n_bootstrap=20)
+    assert half["confidence"] == pytest.approx(expected["confidence"], abs=1e-3)
+
+
+def test_one_class_only(metric):
+    results = metric.compute(predictions=[[0.9, 0.1]] * 5, references=[0] * 5)
+    assert "auroc" not in results and results["accuracy"] == 1.0
 
 
 def test_mixed_numbers_of_options(metric):
@@ -138,29 +147,31 @@ def test_batches(metric, data):
 
 def _process(rank, cache_dir, queue):
     metric = evaluate.load(
-        hf_calib.metric_path(), num_process=2, process_id=rank, experiment_id="two", cache_dir=cache_dir
+        hf_calib.metric_path(), num_process=3, process_id=rank, experiment_id="three", cache_dir=cache_dir
     )
-    rng = np.random.default_rng(rank)
-    for _ in range(3):
-        metric.add_batch(predictions=rng.dirichlet([1.0] * 3, 20 + rank), references=rng.integers(3, size=20 + rank))
+    for predictions, references in _shares(rank):
+        metric.add_batch(predictions=predictions, references=references)
     queue.put((rank, metric.compute(n_bootstrap=20)))
+
+
+def _shares(rank):
+    """Batches of a process; the last one has no share."""
+    rng = np.random.default_rng(rank)
+    size = 20 + rank
+    return [(rng.dirichlet([1.0] * 3, size), rng.integers(3, size=size)) for _ in range(3)] if rank < 2 else []
 
 
 def test_processes(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=_process, args=(rank, str(tmp_path), queue)) for rank in range(2)]
+    processes = [context.Process(target=_process, args=(rank, str(tmp_path), queue)) for rank in range(3)]
     for process in processes:
         process.start()
     results = dict(queue.get(timeout=120) for _ in processes)
     for process in processes:
         process.join()
-    assert results[1] is None
-    batches = []
-    for rank in range(2):
-        rng = np.random.default_rng(rank)
-        batches += [(rng.dirichlet([1.0] * 3, 20 + rank), rng.integers(3, size=20 + rank)) for _ in range(3)]
-    probabilities, labels = map(np.concatenate, zip(*batches, strict=True))
+    assert results[1] is None and results[2] is None
+    probabilities, labels = map(np.concatenate, zip(*_shares(0), *_shares(1), strict=True))
     assert results[0]["n"] == 123
     assert results[0]["ece"] == pytest.approx(calibration_report(probabilities, labels)["ece"])
 
@@ -227,15 +238,24 @@ def test_save(metric, data, tmp_path):
         ({"predictions": [[0.5, float("nan")]], "references": [0]}, "row 0, option 1 is NaN"),
         ({"predictions": [[0.5, 0.5]], "references": [2]}, "outside"),
         ({"predictions": [[0.5, 0.5], [0.2, 0.3, 0.5]], "references": [2, 2]}, "row 0 is 2, outside"),
-        ({"predictions": [[0.5, 0.5]], "references": [0, 1]}, "1 `predictions` and 2 `references`"),
+        ({"predictions": [[0.5, 0.5]], "references": [0, 1]}, "`references` has 2 entries for 1 rows"),
         ({"predictions": [[1.0]], "references": [0]}, "at least two options"),
         ({"predictions": np.zeros((2, 2, 2)), "references": [0, 0]}, "shape"),
-        ({"predictions": np.array([[0.5, 0.5]]), "references": np.array([0.5])}, "whole numbers"),
+        ({"predictions": np.array([[0.5, 0.5]]), "references": np.array([0.5])}, "`references` must be integers"),
+        ({"predictions": [[0.5, 0.5]], "references": [0.5]}, "`references` must be integers"),
+        ({"predictions": [[0.5, 0.5]], "references": ["0"]}, "`references` must be integers"),
+        ({"predictions": [["0.5", "0.5"]], "references": [0]}, "must be numbers"),
+        ({"predictions": [None, [0.5, 0.5]], "references": [0, 0]}, "row 0 is None"),
+        ({"predictions": [[50.0, 50.0]], "references": [0]}, "percentages"),
+        ({"predictions": [[0.9, 0.1]], "correct": [True]}, "`correct` goes with confidences"),
+        ({"predictions": [[0.9, 0.1]], "references": [True]}, "not true and false"),
+        ({"predictions": [[0.9, 0.1]], "references": [0], "nbins": 5}, "no option 'nbins'"),
+        ({"predictions": [[0.9, 0.1]], "references": [0], "num_options": 4}, "`num_options` goes with confidences"),
         ({"predictions": [1.2], "references": [1]}, r"outside \[0, 1\]"),
         ({"predictions": [0.9], "references": [3]}, r"outside \[0, 1\]"),
-        ({"predictions": [0.9], "references": [1], "target_probs": [[0.5, 0.5]]}, "not confidences"),
+        ({"predictions": [0.9], "references": [1], "target_probs": [[0.5, 0.5]]}, "not with confidences"),
         ({"predictions": [0.9], "references": [1], "correct": [True]}, "give one of them"),
-        ({"references": [1]}, "without `predictions`"),
+        ({"references": [1]}, "needed together"),
         ({"predictions": [[0.5, 0.5]]}, "needed together"),
         ({"predictions": [], "references": []}, "nothing to measure"),
         ({}, "nothing to measure"),
@@ -247,9 +267,26 @@ def test_save(metric, data, tmp_path):
     ],
 )
 def test_bad_input(metric, given, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         metric.compute(**given)
-    assert metric.compute(predictions=[[0.9, 0.1]], references=[0])["n"] == 1  # and it goes on working
+    assert not list(Path(metric.data_dir).glob("*.arrow"))
+    # and it goes on working, with either kind
+    assert metric.compute(predictions=[[0.9, 0.1]], references=[0])["n"] == 1
+    assert metric.compute(predictions=[0.9], references=[0])["n"] == 1
+
+
+def test_batches_survive_a_wrong_option(metric):
+    metric.add_batch(predictions=[[0.9, 0.1], [0.2, 0.5, 0.3]], references=[0, 1])
+    with pytest.raises(ValueError, match="row 0"):
+        metric.add_batch(predictions=[[0.9, 0.3]], references=[0])  # a bad batch counts for nothing
+    with pytest.raises(ValueError, match="confidences"):
+        metric.add_batch(predictions=[0.9], references=[1])
+    for wrong in ({"nbins": 3}, {"n_bins": 0}, {"groups": ["a"]}):
+        with pytest.raises(ValueError):
+            metric.compute(**wrong)
+    with pytest.raises(ValueError):
+        metric.compute(predictions=[[0.6, 0.4]], references=[1], n_bins=0)
+    assert metric.compute()["n"] == 2
 
 
 def test_unknown_configuration():

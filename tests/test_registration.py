@@ -5,9 +5,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import evaluate
+import huggingface_hub
 import pytest
 from hub_server import serve
 from huggingface_hub import HfApi
@@ -25,7 +27,8 @@ print(metric.compute(predictions=[[0.9, 0.1]] * 30, references=[0] * 24 + [1] * 
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # loopback only, so it may be asked
     with serve(tmp_path / "hub", {"hf_alice": ["alice"], "hf_evaluate": ["evaluate-metric"]}) as server:
         yield server
 
@@ -156,6 +159,30 @@ def test_registering_again_leaves_one_script(cache):
     earlier.write_text(script.read_text() + "# earlier\n")
     register()
     assert list(cache.rglob("ece_regime.py")) == [script]
+
+
+def test_a_folder_without_its_script(cache):
+    """One such folder hides every script from evaluate; it is named, and registering again removes it."""
+    script = register()
+    empty = script.parents[1] / ("a" * 64)
+    empty.mkdir()
+    assert not resolve().ours and resolve().path == str(empty)
+    register()
+    assert resolve().ours and not empty.exists()
+
+
+def test_processes_at_once(cache):
+    """Registering and removing at the same time ends in no error, and in a registration that loads."""
+
+    def run(index: int) -> None:
+        for _ in range(50):
+            register() if index % 2 == 0 else unregister()
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(run, index) for index in range(4)]:
+            done.result()
+    register()
+    assert resolve().ours
 
 
 def test_what_goes_first(cache, hub, tmp_path, monkeypatch):

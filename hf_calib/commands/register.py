@@ -45,7 +45,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         found = resolve()
         print(f'evaluate.load("ece_regime") resolves to: {found.resolves_to}\n  {found.path}\n  {found.reason}')
         if not found.ours:
-            raise ValueError("that is not the metric of hf_calib")
+            raise ValueError(f'evaluate.load("ece_regime") does not give the metric of hf_calib here: {found.reason}')
 
     def remove() -> None:
         removed = unregister()
