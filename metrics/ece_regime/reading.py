@@ -182,6 +182,8 @@ def _options(columns: Columns, name: str | None, prefixes: Sequence[str]) -> tup
         if len(values) == 0:
             raise ValueError(f"`{name}` is empty: there is nothing to measure.")
         if isinstance(values, np.ndarray) and values.ndim == 2:
+            if values.dtype.kind not in "fiu":
+                raise ValueError(f"`{name}` must hold numbers, but is of type {values.dtype}.")
             return values, None
         if not (isinstance(values[0], (str, list, tuple, np.ndarray)) and not _is_number(values[0])):
             return None, None  # one number a row: confidences

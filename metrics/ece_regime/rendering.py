@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from reading import Predictions
 
+from hf_calib.evaluation import groups_of
 from hf_calib.plots import regime_plane, reliability_diagram
 from hf_calib.plots.style import STYLE
 
@@ -49,12 +50,6 @@ MEASURES = {
         "recommended_method": ("Recommended repair", "cft: calibration-aware fine-tuning; rcft: with the ECE regulariser"),
     },
 }  # fmt: skip
-
-REGIMES = {
-    "calibratable": "Calibration can be restored without giving up accuracy.",
-    "non-calibratable": "At this accuracy calibration error cannot vanish: some must stay, here or against the target.",
-    "undetermined": "These questions are too few, or too close to the border, to tell the regime.",
-}
 
 CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto; }
@@ -142,11 +137,10 @@ def _verdict(results: dict[str, Any]) -> str:
             f"{results['ece']:.3f} is more than chance explains ({results['ece_noise_floor']:.3f} on {results['n']:,} questions)."
         )
     regime = results["regime"]
-    explanation = results.get("explanation") or REGIMES[regime]
     warn = not calibrated or regime == "non-calibratable"
     return (
         f'<div class="box{" warn" if warn else ""}"><h3>{heading}; {regime}</h3><p>{sentence}</p>'
-        f"<p>{_prose(explanation)}</p></div>"
+        f"<p>{_prose(results['explanation'])}</p></div>"
     )
 
 
@@ -193,22 +187,24 @@ def _text(value: Any) -> str:
 
 
 def _groups(results: dict[str, Any]) -> str:
-    """A table of the groups, the worst calibrated first."""
-    names = [key.removeprefix("group/").removesuffix("/ece") for key in results if key.endswith("/ece")]
-    if not names:
+    """A table of the groups: by the lower end of the interval, as the measured ECE is largest where a group is small."""
+    groups = sorted(groups_of(results).items(), key=lambda item: -item[1]["ece_low"])
+    if not groups:
         return ""
     columns = {
-        "n": "N", "accuracy": "accuracy", "confidence": "confidence", "ece": "ECE", "ece_noise_floor": "noise floor",
-        "ece_p_value_holm": "p-value, corrected",
+        "n": "N", "accuracy": "accuracy", "confidence": "confidence", "ece": "ECE", "ece_interval": "95% interval",
+        "ece_noise_floor": "noise floor", "ece_p_value_holm": "p-value, corrected",
     }  # fmt: skip
     head = "".join(f'<th class="number">{name}</th>' for name in columns.values())
     rows = []
-    for name in sorted(names, key=lambda name: -results[f"group/{name}/ece"]):
-        cells = "".join(f'<td class="number">{_text(results[f"group/{name}/{key}"])}</td>' for key in columns)
+    for name, group in groups:
+        values = {**group, "ece_interval": _interval(group)}
+        cells = "".join(f'<td class="number">{_text(values[key])}</td>' for key in columns)
         rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     count, bad = results["n_groups"], results["n_groups_miscalibrated"]
     note = (
-        f"{bad} of {count} groups are miscalibrated at level {results['alpha']:g}, corrected for their number (Holm)."
+        f"{bad} of {count} groups are miscalibrated at level {results['alpha']:g}, corrected for their number (Holm). "
+        "First come those whose ECE is surely large: they are sorted by the lower end of its interval."
     )
     table = f"<thead><tr><th>Group</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<p class="note">{note}</p><div class="scroll"><table>{table}</table></div>'

@@ -73,6 +73,22 @@ def test_confidences_and_groups(app):
     assert "cw_ece" not in numbers and "Classwise" not in page
 
 
+def test_a_group_that_is_merely_small_does_not_come_first(app):
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0.5, 1, 1020).round(3)
+    correct = rng.random(1020) < confidences - 0.15 * (np.arange(1020) < 1000)
+    rows = [
+        f"{c},{int(y)},{'few' if i >= 1000 else 'off'}"
+        for i, (c, y) in enumerate(zip(confidences, correct, strict=True))
+    ]
+    page, _, numbers = app.measure_text("\n".join(["confidence,correct,subject", *rows]))
+    assert numbers["group/few/ece"] > numbers["group/off/ece"]  # noise
+    assert numbers["group/few/ece_low"] < numbers["group/off/ece_low"]
+    assert 0 < page.index("<td>off</td>") < page.index("<td>few</td>")
+    assert f"{numbers['group/off/ece_low']:.3f} – {numbers['group/off/ece_high']:.3f}" in page
+    assert "sorted by the lower end" in page
+
+
 def test_one_sided_outcomes_have_no_auroc(app):
     page, _, numbers = app.measure_text("confidence,correct\n0.9,1\n0.8,1\n")
     assert numbers.get("auroc") is None and "AUROC" not in page

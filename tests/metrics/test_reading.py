@@ -170,6 +170,12 @@ def test_files_that_are_none_are_named(reading, tmp_path, name):
         reading.read_file(tmp_path / name)
 
 
+def test_arrays_of_words_are_no_probabilities(reading, tmp_path):
+    np.savez(tmp_path / "a.npz", probabilities=np.array([["yes", "no"]]), label=np.array([0]))
+    with pytest.raises(ValueError, match="`probabilities` must hold numbers, but is of type <U3"):
+        reading.read_file(tmp_path / "a.npz")
+
+
 def test_pickles_are_not_opened(reading, tmp_path):
     np.savez(tmp_path / "a.npz", probabilities=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="a.npz cannot be read as npz"):
