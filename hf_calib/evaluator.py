@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import evaluate
 
 from .data.mcq import adapt_questions, load_questions
+from .ece_regime import ECERegime
 from .loading import load_model
 from .paths import metric_path
 from .predict import predict_options
@@ -64,7 +65,8 @@ class OptionEvaluator(evaluate.Evaluator):
                 Split of a data set that has several.
             metric (`str` or [`~evaluate.EvaluationModule`], *optional*):
                 Metric that takes option probabilities as `predictions` and the index of the right option as
-                `references`. Defaults to `ece_regime`.
+                `references`. Defaults to `ece_regime`, which also gets the columns `subject` and `target_probabilities` of
+                the questions, if there are any.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
                 Needed with a model that is not a name.
             metric_kwargs (`dict`, *optional*):
@@ -85,8 +87,11 @@ class OptionEvaluator(evaluate.Evaluator):
             model = model_or_pipeline
         metric = self.prepare_metric(metric)
         predictions, speed = self.call_pipeline(predict_options, model, tokenizer, questions, **options)
-        return {**metric.compute(**self.predictions_processor(predictions), **(metric_kwargs or {})), **speed}
+        inputs = self.predictions_processor(predictions)
+        if isinstance(metric, ECERegime):
+            inputs |= {"target_probs": predictions.target_probabilities, "groups": predictions.subjects}
+        return {**metric.compute(**inputs | (metric_kwargs or {})), **speed}
 
     def predictions_processor(self, predictions: OptionPredictions) -> dict[str, Any]:
-        """Inputs of the metric."""
+        """Inputs of any metric."""
         return {"predictions": predictions.probabilities, "references": predictions.labels}

@@ -25,7 +25,9 @@ def test_evaluator(world, tmp_path):
         model, questions, tokenizer=tokenizer, metric_kwargs={"critical_accuracy": 0.01}, **options
     )
     predictions = predict_options(model, tokenizer, questions, **options)
-    expected = calibration_report(predictions.probabilities, predictions.labels)
+    expected = calibration_report(predictions.probabilities, predictions.labels, predictions.target_probabilities)
+    del expected["critical_accuracy"]  # the one given goes before that of the target
+    assert results["n_groups"] == len(set(predictions.subjects.tolist())) > 1
     assert {key: results[key] for key in expected} == pytest.approx(expected)
     assert results["regime"] == "non-calibratable" and results["samples_per_second"] > 0
 
