@@ -93,7 +93,7 @@ def reference(n, rng, bend=None, rate=CRITICAL, weighted=False):
     return classify_regime(knowing(labels, rate, rng), labels, reference_probabilities=other, sample_weight=weights)
 
 
-def recalibrated(n, rng, accuracy, weighted=False):
+def no_target(n, rng, accuracy, weighted=False):
     """Confidences over [.25, 1], and the accuracy that belongs to each."""
     confidences = 0.25 + 0.75 * rng.random(n)
     weights = rng.gamma(2.0, size=n) if weighted else None
@@ -123,17 +123,21 @@ SCENARIOS = {
         BOTH,
         lambda n, rng: reference(n, rng, sharpened, OVERCONFIDENCE),
     ),
-    "recalibration; overconfident": (ABOVE, lambda n, rng: recalibrated(n, rng, lambda c: 0.25 + 0.6 * (c - 0.25))),
-    "recalibration; at chance": (ABOVE, lambda n, rng: recalibrated(n, rng, lambda c: 0.25)),
-    "recalibration, weights; overconfident": (
+    "no target; overconfident": (ABOVE, lambda n, rng: no_target(n, rng, lambda c: 0.25 + 0.6 * (c - 0.25))),
+    "no target; right as often as by guessing": (ABOVE, lambda n, rng: no_target(n, rng, lambda c: 0.25)),
+    "no target, weights; as often as by guessing": (
         ABOVE,
-        lambda n, rng: recalibrated(n, rng, lambda c: 0.25 + 0.6 * (c - 0.25), weighted=True),
+        lambda n, rng: no_target(n, rng, lambda c: 0.25, weighted=True),
     ),
-    "recalibration; leaves an ECE of 0.1": (BELOW, lambda n, rng: recalibrated(n, rng, lambda c: 0.15)),
-    "recalibration; leaves 0.1 among the unsure": (
-        BELOW,
-        lambda n, rng: recalibrated(n, rng, lambda c: np.where(c < 0.625, 0.05, 0.8)),
+    "no target; the sure and the unsure swapped": (
+        ABOVE,
+        lambda n, rng: no_target(n, rng, lambda c: np.where(c < 0.625, 0.45, 0.05)),
     ),
+    "no target; the unsure worse than guessing": (
+        BOTH,
+        lambda n, rng: no_target(n, rng, lambda c: np.where(c < 0.625, 0.05, 0.8)),
+    ),
+    "no target; worse than guessing by 0.1": (BELOW, lambda n, rng: no_target(n, rng, lambda c: 0.15)),
 }
 
 

@@ -38,15 +38,18 @@ def either(first: BorderTest, second: BorderTest) -> BorderTest:
     )
 
 
-def rate_test(correct: np.ndarray, border: float, alpha: float, weights: np.ndarray | None = None) -> BorderTest:
+def rate_test(
+    correct: np.ndarray, borders: float | np.ndarray, alpha: float, weights: np.ndarray | None = None
+) -> BorderTest:
     """
     Accuracy against a known number: exact binomial tests and the Clopper-Pearson interval, which says the same. With
-    weights, [`paired_test`].
+    weights, or a number for each question where they differ, [`paired_test`].
     """
     from scipy.special import bdtr, bdtrc, betaincinv
 
-    if weights is not None:
-        return paired_test(correct, np.full(len(correct), border), alpha, weights)
+    border = float(np.max(borders))
+    if weights is not None or np.min(borders) < border:
+        return paired_test(correct, np.broadcast_to(borders, correct.shape), alpha, weights)
     n, hits = len(correct), int(correct.sum())
     low = betaincinv(hits, n - hits + 1, alpha) if hits else 0.0
     high = betaincinv(hits + 1, n - hits, 1 - alpha) if hits < n else 1.0

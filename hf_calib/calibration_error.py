@@ -150,22 +150,40 @@ def target_calibration_error(
     return reliability_bins(confidences, target, n_bins, binning, sample_weight).error
 
 
-def target_confidence(probabilities, target_probabilities) -> tuple[np.ndarray, np.ndarray]:
+def target_confidence(
+    probabilities, target_probabilities, name: str = "target_probabilities"
+) -> tuple[np.ndarray, np.ndarray]:
     """Confidence of the model and target probability of its choice, both float64 of shape `(N,)`."""
-    model, _ = as_matrix(probabilities)
-    target, _ = as_matrix(target_probabilities, "target_probabilities")
+    model, model_options = as_matrix(probabilities)
+    target, target_options = as_matrix(target_probabilities, name)
     if model.shape != target.shape:
         raise ValueError(
-            f"`target_probabilities` has shape {target.shape}, `probabilities` {model.shape}: "
+            f"`{name}` has shape {target.shape}, `probabilities` {model.shape}: "
             "both must hold the same questions and options."
         )
+    if np.ndim(model_options) or np.ndim(target_options):  # rows of different lengths know their options
+        fewest = _fewest_options(model, model_options), _fewest_options(target, target_options)
+        bad = (fewest[0] > target_options) | (fewest[1] > model_options)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(
+                f"`{name}` row {row} has {fewest[1][row]} options, `probabilities` row {row} has {fewest[0][row]}: "
+                "both must hold the same questions and options."
+            )
     confidences, picked = [], []
-    chunks = zip(iterate_columns(model), iterate_columns(target, "target_probabilities"), strict=True)
+    chunks = zip(iterate_columns(model), iterate_columns(target, name), strict=True)
     for (_, columns), (_, target_columns) in chunks:
         confidence, choice = best_option(columns)
         confidences.append(confidence)
         picked.append(target_columns[choice, np.arange(len(choice))])
     return np.concatenate(confidences), np.concatenate(picked)
+
+
+def _fewest_options(array: np.ndarray, num_options) -> np.ndarray:
+    """K of each row where it is known, else the least that it can be: zeros at the end may be padding."""
+    if np.ndim(num_options):
+        return num_options
+    return array.shape[1] - (array[:, ::-1] != 0).argmax(axis=1)
 
 
 def debiased_calibration_error(
@@ -285,7 +303,7 @@ def calibration_report(
             for nothing.
 
     Returns:
-        `dict[str, float]`: `n` (an `int`), `accuracy`, `confidence`, `overconfidence` (confidence less accuracy),
+        `dict[str, float]`: `n` (an `int`), `n_effective` (the same without weights), `accuracy`, `confidence`, `overconfidence` (confidence less accuracy),
         `ece` with `ece_low` and `ece_high` (95% interval), `ece_noise_floor`, `ece_noise_floor_p95`, `ece_p_value`,
         `ece_equal_mass`, `ece_sweep`, `debiased_ece`, `smooth_ece`, `mce`, `auroc` (NaN when all or no predictions are
         right), `aurc`, `cw_ece`, `nll`, `brier`, `brier_calibration`, `brier_refinement`; with a target also `tce` and

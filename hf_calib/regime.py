@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from numbers import Real
 from statistics import NormalDist
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from .binning import reliability_bins, top_label
 from .border import discordance_test, either, paired_test, rate_test
 from .calibration_error import target_confidence
-from .inputs import as_matrix, as_outcomes, as_probabilities, as_weights, iterate_columns
+from .inputs import as_matrix, as_outcomes, as_weights, iterate_columns
 from .recalibration import recalibration_test
 from .uncertainty import noise_floor
 
@@ -28,11 +29,11 @@ class RegimeReport:
     Attributes:
         regime (`str`): `"calibratable"`, `"non-calibratable"` or `"undetermined"`.
         recommended_method (`str`): `"cft"` in the calibratable regime, else `"rcft"` (the regulariser does no harm
-            where it turns out not to be needed).
+            where it turns out not to be needed); `"rcft"`, too, where some of the labels are found to be memorised.
         test (`str`): What decided: `"target"`, `"reference"`, `"critical_accuracy"`, `"recalibration"` (the empirical
             test), or `"none"` where nothing could be tested.
-        p_value (`float` or `None`): Of the hypothesis that the model is calibratable: small speaks for
-            non-calibratable. It is `accuracy <= critical accuracy` in the tests of accuracy.
+        p_value (`float` or `None`): Of the hypothesis that the model is calibratable, below `alpha` where the regime is
+            non-calibratable. The hypothesis is `accuracy <= critical accuracy`, in the empirical test `accuracy >= 1/K`.
         alpha (`float`): Significance level.
         n (`int`): Number of questions whose weight is not 0.
         accuracy (`float`): ACC.
@@ -48,12 +49,17 @@ class RegimeReport:
         sum_lower_bound (`float` or `None`): What ECE + TCE cannot go below, whatever becomes of the confidence:
             |ACC - mean target probability of the prediction| with target probabilities, else max(0, ACC - ACC*), with
             a reference for the larger of its two critical accuracies.
-        recalibrated_ece (`float` or `None`): Empirical test only: ECE on the second half after the recalibration
-            fitted on the first.
+        expected_accuracy (`float` or `None`): Mean probability that the target or reference gives to the predictions:
+            the accuracy of a model that has not seen these labels.
+        expected_accuracy_p_value (`float` or `None`): Of the hypothesis `accuracy <= expected accuracy`: small speaks
+            for memorised labels, or for a reference that knows less than the model.
+        recalibrated_ece (`float` or `None`): Empirical test only: ECE on the second half after the order-keeping
+            recalibration fitted on the first.
         recalibrated_ece_p95 (`float` or `None`): What that ECE stays below, 95 times out of 100, if the recalibration
             is right.
-        p_value_calibratable (`float` or `None`): Of the opposite hypothesis, `accuracy >= critical accuracy`: small
-            speaks for calibratable.
+        recalibrated_ece_p_value (`float` or `None`): Probability of at least that ECE if the recalibration is right.
+        p_value_calibratable (`float` or `None`): Of the hypothesis `accuracy >= critical accuracy`: small speaks for
+            calibratable.
         border_distance_low (`float` or `None`): Lower end of the interval of the border distance at level
             `1 - 2 * alpha`, 90% by default: above 0 where the regime is non-calibratable.
         border_distance_high (`float` or `None`): Its upper end: below 0 where the regime is calibratable.
@@ -80,8 +86,11 @@ class RegimeReport:
     tce_lower_bound: float | None = None
     tce_upper_bound: float | None = None
     sum_lower_bound: float | None = None
+    expected_accuracy: float | None = None
+    expected_accuracy_p_value: float | None = None
     recalibrated_ece: float | None = None
     recalibrated_ece_p95: float | None = None
+    recalibrated_ece_p_value: float | None = None
     p_value_calibratable: float | None = None
     border_distance_low: float | None = None
     border_distance_high: float | None = None
@@ -117,10 +126,15 @@ def classify_regime(
       change of its predictions, McNemar's exact test); a verdict needs both, and so holds for every critical accuracy
       between them;
     - a critical accuracy: ACC against that number, an exact binomial test;
-    - none of these: an isotonic recalibration of the confidence is fitted on a random half of the questions, which
-      keeps the predictions, and its ECE on the other half compared with what fitting noise leaves. This is a weak
-      test: it rejects only where the least confident predictions are right less often than chance, and it is blind to
-      memorised questions, which only a target or a reference shows.
+    - none of these: is there a recalibration that keeps the predictions? None is, if the accuracy is below that of
+      guessing, 1/K (an exact binomial test). There is one that even keeps the order of the confidences, if an isotonic
+      map fitted on a random half of the questions leaves no more ECE on the other half than fitting noise does. In
+      between there is one that gives up the order, such as one confidence for all, and the regime is undetermined.
+      This is a weak test: it is blind to memorised questions, which only a target or a reference shows.
+
+    With a target or a reference the accuracy is also tested against T, the mean probability of the model's predictions
+    there (a paired t-test). A model below ACC* and above T has memorised some of these labels, or knows what the
+    reference does not: the verdict stands, but no confidence makes both ECE and TCE vanish, so RCFT is recommended.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -128,7 +142,7 @@ def classify_regime(
         labels (array-like of shape `(N,)`):
             Index of the right option.
         target_probabilities (array-like of shape `(N, K)`, *optional*):
-            The true option probabilities of the same questions, or what is to count as the truth.
+            The true option probabilities of the same questions and options, or what is to count as the truth.
         critical_accuracy (`float`, *optional*):
             ACC* in (0, 1) where it is known from elsewhere; goes before that of target or reference.
         alpha (`float`, *optional*, defaults to `0.05`):
@@ -166,21 +180,17 @@ def classify_regime(
             "the second as a model that may be wrong. Give one of them."
         )
     confidences, correct = top_label(probabilities, labels)
-    shape = as_matrix(probabilities)[0].shape
     columns = {"confidences": confidences, "correct": correct}
     if target_probabilities is not None:
-        _, columns["target"] = target_confidence(probabilities, target_probabilities)
+        _, columns["expected"] = target_confidence(probabilities, target_probabilities)
         chunks = iterate_columns(as_matrix(target_probabilities)[0])
         columns["ceilings"] = np.concatenate([options.max(axis=0) for _, options in chunks])
     if reference_probabilities is not None:
-        reference = as_probabilities(reference_probabilities, "reference_probabilities")
-        if reference.shape != shape:
-            raise ValueError(
-                f"`reference_probabilities` has shape {reference.shape}, `probabilities` {shape}: both must hold the "
-                "same questions and options."
-            )
-        columns["ceilings"], columns["reference_correct"] = top_label(reference, labels)
-    return _classify(columns, sample_weight, critical_accuracy, 1 / shape[1], alpha, n_bins, seed)
+        _, columns["expected"] = target_confidence(probabilities, reference_probabilities, "reference_probabilities")
+        columns["ceilings"], columns["reference_correct"] = top_label(reference_probabilities, labels)
+    _, num_options = as_matrix(probabilities)
+    columns["chance"] = np.broadcast_to(1 / np.asarray(num_options), len(correct))
+    return _classify(columns, sample_weight, critical_accuracy, alpha, n_bins, seed)
 
 
 def classify_confidences(
@@ -212,7 +222,7 @@ def classify_confidences(
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weights.
         num_options (`int`, *optional*):
-            K, at least 2: a recalibration that keeps the predictions goes no lower than 1 / K.
+            K, at least 2: no confidence can go below 1 / K and keep its prediction.
 
     Returns:
         [`RegimeReport`]; `"undetermined"` by test `"none"` if neither `critical_accuracy` nor `num_options` is given,
@@ -228,29 +238,28 @@ def classify_confidences(
 
     ```
     """
-    if num_options is not None and num_options < 2:
-        raise ValueError(f"`num_options` must be at least 2, got {num_options}.")
     confidences, correct = as_outcomes(confidences, correct, binary=True)
     columns = {"confidences": confidences, "correct": correct}
-    chance = None if num_options is None else 1 / num_options
-    return _classify(columns, sample_weight, critical_accuracy, chance, alpha, n_bins, seed)
+    if num_options is not None:
+        if isinstance(num_options, bool) or not isinstance(num_options, (int, np.integer)) or num_options < 2:
+            raise ValueError(f"`num_options` must be a whole number of at least 2, got {num_options!r}.")
+        columns["chance"] = np.broadcast_to(1 / num_options, len(correct))
+    return _classify(columns, sample_weight, critical_accuracy, alpha, n_bins, seed)
 
 
 def _classify(
     columns: dict[str, np.ndarray],
     sample_weight,
     critical_accuracy: float | None,
-    chance: float | None,
     alpha: float,
     n_bins: int,
     seed: int,
 ) -> RegimeReport:
-    """Both forms of input, one column per quantity: with a target its probabilities and ceilings, with a reference
-    its confidences as ceilings and its outcomes."""
-    if not 0 < alpha < 0.5:
-        raise ValueError(f"`alpha` must lie in (0, 0.5), got {alpha}.")
-    if critical_accuracy is not None and not 0 < critical_accuracy < 1:
-        raise ValueError(f"`critical_accuracy` must lie in (0, 1), got {critical_accuracy}.")
+    """Both forms of input, one column per quantity: with a target its probabilities of the predictions ("expected")
+    and its ceilings, with a reference the same and its outcomes; where K is known the accuracy of guessing."""
+    _check_share("alpha", alpha, 0.5)
+    if critical_accuracy is not None:
+        _check_share("critical_accuracy", critical_accuracy, 1)
     weights = as_weights(sample_weight, len(columns["correct"]))
     if weights is not None:
         rows = weights > 0
@@ -274,19 +283,25 @@ def _classify(
         "ece_lower_bound": abs(mean(correct - confidences)),
         "ece_upper_bound": mean(np.abs(correct - confidences)),
     }
-    if "target" in columns:
-        target = columns["target"]
-        fields |= {
-            "tce": error(confidences, target),
-            "tce_lower_bound": abs(mean(confidences - target)),
-            "tce_upper_bound": mean(np.abs(target - confidences)),
-            "sum_lower_bound": abs(mean(correct - target)),
-        }
-    if "reference_correct" in columns:
-        reference = columns["ceilings"], columns["reference_correct"]
-        floor = noise_floor(*reference, n_bins, seed=seed, sample_weight=weights)
-        fields["reference_accuracy"] = mean(columns["reference_correct"])
-        fields |= {"reference_ece": error(*reference), "reference_ece_p_value": floor.p_value}
+    if "expected" in columns:
+        expected = columns["expected"]
+        excess = paired_test(correct, expected, alpha, weights)
+        if "reference_correct" not in columns:
+            fields |= {
+                "tce": error(confidences, expected),
+                "tce_lower_bound": abs(mean(confidences - expected)),
+                "tce_upper_bound": mean(np.abs(expected - confidences)),
+                "sum_lower_bound": abs(mean(correct - expected)),
+            }
+        else:
+            reference = columns["ceilings"], columns["reference_correct"]
+            floor = noise_floor(*reference, n_bins, seed=seed, sample_weight=weights)
+            fields["reference_accuracy"] = mean(columns["reference_correct"])
+            fields |= {"reference_ece": error(*reference), "reference_ece_p_value": floor.p_value}
+            # Where both predict the same, the reference's own miscalibration is no sign of memory.
+            differ = expected < columns["ceilings"]
+            excess = either(excess, paired_test(differ * correct, differ * expected, alpha, weights))
+        fields |= {"expected_accuracy": mean(expected), "expected_accuracy_p_value": excess.p_above}
 
     highest = critical_accuracy
     if critical_accuracy is not None:
@@ -299,10 +314,10 @@ def _classify(
             border = either(border, discordance_test(correct, columns["reference_correct"], alpha, weights))
             highest = max(critical_accuracy, fields["reference_accuracy"])
     else:
-        test, border = "none" if chance is None else "recalibration", None
+        test, border = "recalibration" if "chance" in columns else "none", None
 
     fields |= {"critical_accuracy": critical_accuracy, "border_distance": None, "p_value": None}
-    regime = UNDETERMINED
+    regime, guessing = UNDETERMINED, None
     if border is not None:
         if border.p_above < alpha:
             regime = NON_CALIBRATABLE
@@ -312,22 +327,34 @@ def _classify(
         fields |= {"border_distance_low": border.low, "border_distance_high": border.high}
         fields["border_distance"] = accuracy - critical_accuracy
         fields.setdefault("sum_lower_bound", max(0.0, accuracy - highest))
-    elif chance is not None:
-        tested = recalibration_test(confidences, correct, chance, n_bins, seed, weights)
+    elif test == "recalibration":
+        chance = columns["chance"]
+        # No confidence goes below 1/K, so none fits an accuracy below it. The largest is a floor for every question.
+        guessing = mean(chance)
+        fields["p_value"] = rate_test(correct, chance, alpha, weights).p_below
+        tested = recalibration_test(confidences, correct, float(chance.max()), n_bins, seed, weights)
         if tested is not None:
+            fields |= {"recalibrated_ece": tested.error, "recalibrated_ece_p95": tested.p95}
+            fields["recalibrated_ece_p_value"] = tested.p_value
+        if fields["p_value"] < alpha:
+            regime = NON_CALIBRATABLE
+        elif tested is not None and tested.p_value >= alpha:
             highest_error = tested.error + NormalDist().inv_cdf(1 - alpha) * tested.deviation
-            if tested.p_value < alpha:
-                regime = NON_CALIBRATABLE
-            elif highest_error <= min(_TOLERABLE, chance / 2):
+            if highest_error <= min(_TOLERABLE, chance.min() / 2):
                 regime = CALIBRATABLE
-            fields |= {"p_value": tested.p_value, "recalibrated_ece": tested.error, "recalibrated_ece_p95": tested.p95}
 
-    method = "cft" if regime == CALIBRATABLE else "rcft"
-    explanation = _explain(regime, test, fields)
+    memorised = fields.get("expected_accuracy_p_value", 1.0) < alpha
+    method = "cft" if regime == CALIBRATABLE and not memorised else "rcft"
+    explanation = _explain(regime, test, fields, guessing, memorised)
     return RegimeReport(regime=regime, recommended_method=method, test=test, explanation=explanation, **fields)
 
 
-def _explain(regime: str, test: str, fields: dict) -> str:
+def _check_share(name: str, value: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < most:
+        raise ValueError(f"`{name}` must lie in (0, {most}), got {value!r}.")
+
+
+def _explain(regime: str, test: str, fields: dict, guessing: float | None, memorised: bool) -> str:
     """The verdict in a sentence."""
     advice = {
         CALIBRATABLE: "calibration can be restored at this accuracy, and CFT is enough",
@@ -335,27 +362,39 @@ def _explain(regime: str, test: str, fields: dict) -> str:
         UNDETERMINED: "RCFT is the safe choice, its regulariser does no harm where it is not needed",
     }[regime]
     if test == "none":
-        return (
-            f"Without a target, a reference, a critical accuracy or the number of options nothing is tested: {advice}."
+        found = "Without a target, a reference, a critical accuracy or the number of options nothing is tested"
+    elif test == "recalibration" and regime == NON_CALIBRATABLE:
+        found = (
+            f"Accuracy {{accuracy:.3f}} lies below the {guessing:.3f} of guessing, where no confidence can follow it"
         )
-    if test == "recalibration":
-        if regime == NON_CALIBRATABLE:
-            found = "leaves an ECE of {recalibrated_ece:.3f}, where noise leaves up to {recalibrated_ece_p95:.3f}"
-        elif regime == CALIBRATABLE:
-            found = "leaves an ECE of {recalibrated_ece:.3f}, within noise"
+        advice = "calibration cannot be restored with these predictions; RCFT changes them"
+    elif test == "recalibration":
+        found = "A recalibration that keeps the order of the confidences "
+        if regime == CALIBRATABLE:
+            found += "leaves an ECE of {recalibrated_ece:.3f}, within noise"
             advice += ", unless these questions were memorised, which only a target or a reference shows"
+        elif fields.get("recalibrated_ece_p_value", 1.0) < fields["alpha"]:
+            found += (
+                "leaves an ECE of {recalibrated_ece:.3f}, where noise leaves up to {recalibrated_ece_p95:.3f}; one "
+            )
+            found += "that gives it up may leave none"
         else:
-            found = "cannot be judged on {n:,} questions"
-        return f"A recalibration that keeps the predictions {found.format(**fields)}: {advice}."
-    place = {
-        CALIBRATABLE: "lies below",
-        NON_CALIBRATABLE: "lies above",
-        UNDETERMINED: f"cannot be told on {fields['n']:,} questions from",
-    }[regime]
-    border = "the critical accuracy {critical_accuracy:.3f}"
-    if test == "reference":
-        border += " by the reference's confidence and {reference_accuracy:.3f} by its accuracy"
-    interval = f"{100 * (1 - 2 * fields['alpha']):.3g}% interval of the distance"
-    interval += " {border_distance_low:+.3f} to {border_distance_high:+.3f}"
-    sentence = f"Accuracy {{accuracy:.3f}} {place} {border} ({interval}): "
-    return sentence.format(**fields) + f"{advice}."
+            found += "cannot be judged on {n:,} questions"
+    else:
+        place = {
+            CALIBRATABLE: "lies below",
+            NON_CALIBRATABLE: "lies above",
+            UNDETERMINED: "cannot be told on {n:,} questions from",
+        }[regime]
+        found = f"Accuracy {{accuracy:.3f}} {place} the critical accuracy {{critical_accuracy:.3f}}"
+        if test == "reference":
+            found += " by the reference's confidence and {reference_accuracy:.3f} by its accuracy"
+        found += f" ({100 * (1 - 2 * fields['alpha']):.3g}% interval of the distance"
+        found += " {border_distance_low:+.3f} to {border_distance_high:+.3f})"
+        if memorised and regime != NON_CALIBRATABLE:
+            by, doubt = ("target", "") if "tce" in fields else ("reference", " or better known than by the reference")
+            found += f", yet above the {{expected_accuracy:.3f}} that the {by} gives to these predictions"
+            least = fields["accuracy"] - fields["expected_accuracy"]
+            advice = f"some of these questions are memorised{doubt}, and no confidence brings ECE + TCE below "
+            advice += f"{least:.3f}; RCFT is the safe choice"
+    return f"{found}: {advice}.".format(**fields)

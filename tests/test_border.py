@@ -34,6 +34,13 @@ def test_rate_test_is_the_binomial_test():
     assert (result.low, result.high) == pytest.approx((interval.low - 0.6, interval.high - 0.6))
 
 
+def test_rate_test_against_a_number_per_question():
+    correct = np.repeat([1.0, 0.0], [70, 30])
+    assert rate_test(correct, np.full(100, 0.6), 0.05) == rate_test(correct, 0.6, 0.05)
+    borders = np.tile([0.5, 0.25], 50)
+    assert rate_test(correct, borders, 0.05) == paired_test(correct, borders, 0.05)
+
+
 def test_paired_test_is_the_t_test_where_outcomes_spread_more_than_the_ceilings_say():
     rng = np.random.default_rng(0)
     ceilings = rng.choice([0.5, 1.0], 200)

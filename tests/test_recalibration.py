@@ -81,3 +81,9 @@ def test_few_questions_are_left_alone():
 def test_same_seed_same_result():
     data = overconfident(300, seed=5)
     assert recalibration_test(*data, seed=7) == recalibration_test(*data, seed=7) != recalibration_test(*data, seed=8)
+
+
+def test_the_halves_are_random():
+    """Rows in an order that alternates between right and wrong: halves that alternate would hold nothing else."""
+    result = recalibration_test(np.full(400, 0.5), np.arange(400) % 2)
+    assert result.error < 0.15 and result.p_value > 0.01

@@ -143,7 +143,7 @@ RUNS = 300
 def test_error_rate(name):
     """Wrong verdicts come with probability 0.05 at most. The t-tests get there for large N: 0.07 is let pass."""
     errors, _ = benchmark.SCENARIOS[name]
-    simulates_itself = name.startswith(("reference", "recalibration"))
+    simulates_itself = name.startswith(("reference", "no target"))
     runs = RUNS // 3 if simulates_itself else RUNS
     found = benchmark.rates(name, 200, runs)
     exact = name == "critical accuracy"
@@ -182,6 +182,16 @@ def test_a_reference_that_is_wrong_decides_nothing_in_between():
     assert classify_regime(model, labels, reference).regime == "calibratable"
 
 
+@pytest.mark.parametrize("power", [0.5, 2.0])
+def test_the_bound_is_the_distance_to_the_higher_estimate_of_a_reference(power):
+    """Its accuracy where it is underconfident, its confidence where it is overconfident."""
+    _, labels, target = world(3000, seed=6)
+    report = classify_regime(memorised(labels), labels, reference_probabilities=softmax(power * np.log(target)))
+    assert (report.reference_accuracy > report.critical_accuracy + 0.05) == (power < 1)
+    highest = max(report.reference_accuracy, report.critical_accuracy)
+    assert report.sum_lower_bound == pytest.approx(1 - highest)
+
+
 def test_critical_accuracy_goes_before_the_target():
     probabilities, labels, target = world(1000, seed=3)
     report = classify_regime(probabilities, labels, target, critical_accuracy=0.99)
@@ -198,20 +208,66 @@ def test_without_a_target():
     assert report.critical_accuracy is None and report.tce is None
     assert report.recalibrated_ece < 0.06 < report.ece
     few = classify_regime(probabilities[:15], labels[:15])
-    assert (few.regime, few.recommended_method, few.p_value) == ("undetermined", "rcft", None)
+    assert (few.regime, few.recommended_method, few.recalibrated_ece) == ("undetermined", "rcft", None)
     assert classify_regime(probabilities[:60], labels[:60]).regime == "undetermined"  # too few to vouch for
     blind = classify_regime(memorised(labels), labels)
     assert blind.regime == "calibratable" and "memorised" in blind.explanation
 
 
-def test_confident_and_worse_than_chance_cannot_be_repaired():
-    rng = np.random.default_rng(0)
-    confidences = 0.3 + 0.69 * rng.random(3000)
-    probabilities = np.repeat(((1 - confidences) / 3)[:, None], 4, axis=1)
+def unsure_and_wrong(n, seed):
+    """An honest model that is wrong about the questions it is least sure of: its confidences mislead in order too."""
+    rng = np.random.default_rng(seed)
+    hard = rng.random((n, 1)) < 0.2
+    target = np.where(hard, [0.1, 0.4, 0.3, 0.2], [0.85, 0.05, 0.05, 0.05])
+    model = np.where(hard, [0.4, 0.2, 0.2, 0.2], [0.91, 0.03, 0.03, 0.03])
+    return model, (target.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1), target
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_a_single_confidence_repairs_is_not_called_beyond_repair(weighted):
+    """Proposition 4: the order of the confidences is lost, accuracy and ECE 0 are not."""
+    model, labels, target = unsure_and_wrong(8000 if weighted else 4000, seed=0)
+    weights = np.random.default_rng(0).gamma(2.0, size=len(labels)) if weighted else None
+    report = classify_regime(model, labels, sample_weight=weights)
+    assert (report.regime, report.recommended_method) == ("undetermined", "rcft")
+    assert report.p_value > 0.99 and report.recalibrated_ece_p_value < 0.05
+    assert report.recalibrated_ece > report.recalibrated_ece_p95 and "gives it up" in report.explanation
+    constant = np.full(model.shape, (1 - report.accuracy) / 3)
+    constant[:, 0] = report.accuracy  # where this model's predictions are
+    assert expected_calibration_error(constant, labels, sample_weight=weights) < 1e-9
+    assert classify_regime(model, labels, target, sample_weight=weights).regime == "calibratable"
+
+
+def worse_than_guessing(n, accuracy, seed=0, k=4):
+    rng = np.random.default_rng(seed)
+    confidences = 1 / k + 0.01 + (0.98 - 1 / k) * rng.random(n)
+    probabilities = np.repeat(((1 - confidences) / (k - 1))[:, None], k, axis=1)
     probabilities[:, 0] = confidences
-    labels = np.where(rng.random(3000) < 0.05, 0, 1)
+    return probabilities, np.where(rng.random(n) < accuracy, 0, 1)
+
+
+def test_worse_than_guessing_cannot_be_repaired():
+    probabilities, labels = worse_than_guessing(3000, 0.05)
     report = classify_regime(probabilities, labels)
-    assert report.regime == "non-calibratable" and report.p_value < 0.05
+    assert (report.regime, report.recommended_method, report.test) == ("non-calibratable", "rcft", "recalibration")
+    hits = int((labels == 0).sum())
+    assert report.p_value == pytest.approx(stats.binomtest(hits, 3000, 0.25, "less").pvalue)
+    assert "guessing" in report.explanation
+    assert classify_regime(probabilities[:15], np.ones(15, dtype=int)).regime == "non-calibratable"  # .75^15 = .013
+    assert classify_regime(*worse_than_guessing(3000, 0.25)).regime != "non-calibratable"
+
+
+def test_guessing_among_rows_of_different_lengths():
+    """Half the questions have two options and half four: guessing is right three times in eight."""
+    two, first = worse_than_guessing(600, 0.33, seed=1, k=2)
+    four, second = worse_than_guessing(600, 0.33, seed=2)
+    report = classify_regime(two.tolist() + four.tolist(), np.concatenate([first, second]))
+    assert report.regime == "non-calibratable" and "0.375 of guessing" in report.explanation
+    assert classify_regime(four, second).regime != "non-calibratable"
+    # A question with two options is given no confidence below one half, whatever its neighbours are given.
+    four, second = worse_than_guessing(600, 0.42, seed=2)
+    report = classify_regime(two.tolist() + four.tolist(), np.concatenate([first, second]))
+    assert report.regime == "undetermined" and report.recalibrated_ece > 0.1
 
 
 # Confidences alone, weights, the report
@@ -308,5 +364,28 @@ def test_bad_input_is_named():
         classify_regime(*good, sample_weight=[1, -1])
     with pytest.raises(ValueError, match="`correct` row 1 is 0.5"):
         classify_confidences([0.5, 0.5], [1, 0.5])
-    with pytest.raises(ValueError, match="`num_options` must be at least 2"):
-        classify_confidences([0.5], [1], num_options=1)
+    for num_options in (1, 2.5, True):
+        with pytest.raises(ValueError, match=f"`num_options` must be a whole number .*got {num_options}"):
+            classify_confidences([0.5], [1], num_options=num_options)
+    for name, most in (("alpha", 0.5), ("critical_accuracy", 1)):
+        for value in (True, "x", float("nan"), 0.0):
+            with pytest.raises(ValueError, match=rf"`{name}` must lie in \(0, {most}\), got {value!r}"):
+                classify_regime(*good, **{name: value})
+    with pytest.raises(ValueError, match="`alpha` must lie in"):
+        classify_regime(*good, alpha=None)
+
+
+@pytest.mark.parametrize("name", ["target_probabilities", "reference_probabilities"])
+def test_rows_must_have_the_options_of_the_model(name):
+    model, other = [[0.6, 0.4], [0.2, 0.3, 0.5]], [[0.2, 0.3, 0.5], [0.6, 0.4]]
+    padded = np.array([[0.6, 0.4, 0.0], [0.2, 0.3, 0.5]])
+    for given_ in (other, np.array([[0.2, 0.3, 0.5], [0.6, 0.4, 0.0]])):
+        with pytest.raises(ValueError, match=f"`{name}` row 0 has 3 options, `probabilities` row 0 has 2"):
+            classify_regime(model, [0, 2], **{name: given_})
+    with pytest.raises(ValueError, match=f"`{name}` row 1 has 2 options, `probabilities` row 1 has 3"):
+        classify_regime(np.array([[0.6, 0.4, 0.0], [0.2, 0.3, 0.5]]), [0, 1], **{name: other})
+    reports = [classify_regime(m, [0, 2], **{name: o}) for m in (model, padded) for o in (model, padded)]
+    assert len({(report.accuracy, report.critical_accuracy) for report in reports}) == 1
+    if name == "target_probabilities":
+        with pytest.raises(ValueError, match="`target_probabilities` row 0 has 3 options"):
+            target_calibration_error(model, other)
