@@ -1,11 +1,13 @@
 """How often the interval of a measured ECE holds the true one: simulated models of many kinds, known truth.
 
     python benchmarks/coverage.py --num_rows 500 5000
+    python benchmarks/coverage.py --num_rows 5000 --n_bins 15 --binning equal_mass
+    python benchmarks/coverage.py --num_rows 500 2000 --kinds "sine .06" "sine .12"
 
 Every model is a population of confidences with a probability of being right each; N rows are drawn from it and given to
-`bootstrap_interval`, as a user would. Four other intervals are computed from the same rows. Prints a table for each N (coverage
-in percent; for the interval that is shipped also misses on either side, as "truth below / above", and mean width) and, last, one
-line of JSON.
+`bootstrap_interval`, as a user would. The truth is the error of the population in the same bins. Four other intervals are
+computed from the same rows, if these are not weighted. Prints a table for each N (coverage in percent; for the interval that is
+shipped also misses on either side, as "truth below / above", and mean width) and, last, one line of JSON.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_calib.binning import reliability_bins
+from hf_calib.binning import BINNINGS, BinSums, bin_edges, reliability_bins
 from hf_calib.intervals import draw_errors
 from hf_calib.uncertainty import bootstrap_interval, group_cells, noise_floor
 
@@ -108,6 +110,16 @@ def near_noise(rng, num_rows):
     return confidence, confidence + (right - confidence) * min(1, rng.uniform(0.2, 2) * floor / truth)
 
 
+def sine(amplitude: float) -> Callable:
+    """One model, the same every time: ten gaps of about one size, with a sign that alternates."""
+
+    def model(rng, num_rows):
+        confidence = 0.25 + 0.75 * (np.arange(POPULATION) + 0.5) / POPULATION
+        return confidence, confidence + amplitude * np.sin(20 * confidence)
+
+    return model
+
+
 KINDS = {
     "calibrated": calibrated,
     "calibrated, saturated": saturated_calibrated,
@@ -121,16 +133,17 @@ KINDS = {
     "near the noise": near_noise,
     "alternating": alternating,
 }
+SINGLE_MODELS = {"sine .06": sine(0.06), "sine .12": sine(0.12)}
 
 
-def other_intervals(confidences, correct, p_value: float, num_draws: int, rng: np.random.Generator) -> dict:
+def other_intervals(rows: tuple, bin_options: tuple, p_value: float, num_draws: int, rng: np.random.Generator) -> dict:
     """What else one might do, at level 95%."""
-    cells = group_cells(confidences, correct, 10, "equal_width")
-    bins = cells.bins
+    cells = group_cells(*rows, *bin_options)
+    bins, num_rows = cells.bins, cells.n
     # the bootstrap of the rows, bin by bin: masses are multinomial, hits binomial
-    counts = rng.multinomial(len(confidences), bins.shares, size=num_draws)
+    counts = rng.multinomial(num_rows, bins.shares, size=num_draws)
     hits = rng.binomial(counts, np.clip(bins.accuracy, 0, 1))
-    resampled = np.abs(counts * bins.confidence - hits).sum(axis=1) / len(confidences)
+    resampled = np.abs(counts * bins.confidence - hits).sum(axis=1) / num_rows
     debiased, margin = max(0.0, cells.measured - cells.bias), 1.96 * resampled.std()
     ends = {
         "percentile bootstrap": np.quantile(resampled, [0.025, 0.975]),
@@ -143,21 +156,30 @@ def other_intervals(confidences, correct, p_value: float, num_draws: int, rng: n
     return ends
 
 
-def simulate(model: Callable, num_rows: int, num_models: int, num_draws: int, seed: int) -> dict[str, np.ndarray]:
+def simulate(model: Callable, num_rows: int, args: argparse.Namespace) -> dict[str, np.ndarray]:
     """The truth, `(num_models,)`, and for each interval its ends, `(num_models, 2)`."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(args.seed)
+    bin_options = args.n_bins, args.binning
     results: dict[str, list] = {"truth": [], "hf_calib": []}
-    for _ in range(num_models):
+    for _ in range(args.num_models):
         confidence, right = model(rng, num_rows)
         right = np.clip(right, 0, 1)
-        truth = reliability_bins(confidence, right).error
-        results["truth"].append(truth if truth > 1e-12 else 0.0)
+        weight = confidence * rng.uniform(0.5, 1.5, POPULATION) if args.weights else None
         index = rng.integers(POPULATION, size=num_rows)
         rows = confidence[index], (rng.random(num_rows) < right[index]).astype(float)
-        results["hf_calib"].append(bootstrap_interval(*rows, n_bootstrap=num_draws))
-        p_value = noise_floor(*rows, n_simulations=100).p_value
-        for name, ends in other_intervals(*rows, p_value, num_draws, rng).items():
-            results.setdefault(name, []).append(ends)
+        drawn_weight = None if weight is None else weight[index]
+        population = BinSums(
+            bin_edges(rows[0], *bin_options, drawn_weight)
+        )  # equal-mass borders are those of the data
+        population.add(confidence, right, weight)
+        truth = population.bins().error
+        results["truth"].append(truth if truth > 1e-12 else 0.0)
+        ends = bootstrap_interval(*rows, *bin_options, n_bootstrap=args.num_draws, sample_weight=drawn_weight)
+        results["hf_calib"].append(ends)
+        if weight is None:
+            p_value = noise_floor(*rows, *bin_options, n_simulations=100).p_value
+            for name, ends in other_intervals(rows, bin_options, p_value, args.num_draws, rng).items():
+                results.setdefault(name, []).append(ends)
     return {name: np.array(values) for name, values in results.items()}
 
 
@@ -165,6 +187,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_rows", type=int, nargs="+", default=[500, 5000])
     parser.add_argument("--num_models", type=int, default=1000, help="models of each kind")
+    models = KINDS | SINGLE_MODELS
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(models), metavar="KIND")
+    parser.add_argument("--n_bins", type=int, default=10)
+    parser.add_argument("--binning", default=BINNINGS[0], choices=BINNINGS)
+    parser.add_argument("--weights", action="store_true", help="weight rows by their confidence times U(.5, 1.5)")
     parser.add_argument("--num_draws", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -174,8 +201,8 @@ def main() -> None:
         title = f"N = {num_rows:,}, {args.num_models:,} models of each kind"
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
         coverage = {}
-        for kind, model in KINDS.items():
-            results = simulate(model, num_rows, args.num_models, args.num_draws, args.seed)
+        for kind in args.kinds:
+            results = simulate(models[kind], num_rows, args)
             truth = results.pop("truth")
             below, above = (
                 {name: 100 * miss.mean() for name, miss in misses.items()}
