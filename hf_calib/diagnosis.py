@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import collapse, option_order
+from .evaluation import groups_of
 from .plots import confidence_shift, order_diagram, reliability_grid, save_figure
 from .report import evaluation_results, markdown_table, write_json
 
@@ -66,13 +67,16 @@ def diagnose(
 
     Returns:
         `dict`: flat. The aligned model's measures and regime as in the `results.json` of an evaluation by a reference, with
-        those of [`collapse_report`]; the base model's measures as `reference/<measure>`; changes with intervals as
+        those of [`collapse_report`], and of its subjects as `group/<name>/<key>` ([`group_results`]) where there are several; the
+        base model's as `reference/<key>`; changes with intervals as
         `change/<measure>`; `order/<key>` of [`order_report`] and `pairs/<key>` of [`pair_report`].
     """
     base = same_questions(base, aligned)
     measuring = {"n_bins": n_bins, "n_bootstrap": n_bootstrap, "seed": seed}
-    before = evaluation_results(base, binning=binning, alpha=alpha, **measuring)
-    results = evaluation_results(aligned, base, binning=binning, alpha=alpha, **measuring)
+    evaluated = {"binning": binning, "alpha": alpha, **measuring}
+    if aligned.subjects is not None and len(set(aligned.subjects.tolist())) > 1:
+        evaluated["groups"] = aligned.subjects
+    before, results = evaluation_results(base, **evaluated), evaluation_results(aligned, base, **evaluated)
     num_options = [np.isfinite(predictions.option_logits).sum(axis=1) for predictions in (base, aligned)]
     measured = collapse.collapse_report(
         aligned.probabilities,
@@ -83,7 +87,8 @@ def diagnose(
         **measuring,
     )
     kept = ("n", "accuracy", "confidence", "cw_ece", "nll", "brier", "auroc", "ece_p_value")
-    results = {**results, **{f"reference/{key}": before[key] for key in kept}, **measured}
+    before = {key: value for key, value in before.items() if key in kept or key.startswith("group/")}
+    results = {**results, **{f"reference/{key}": value for key, value in before.items()}, **measured}
     if orders is not None:
         # Where too long questions are left out, an order more or less may make the difference.
         ids = sorted(set.intersection(*(set(predictions.ids.tolist()) for one in orders for predictions in one)))
@@ -188,6 +193,25 @@ def _value(results: Mapping[str, Any], key: str) -> str:
     return f"{results[key]:.3f} [{results[f'{key}_low']:.3f}, {results[f'{key}_high']:.3f}]"
 
 
+def _subject_section(results: Mapping[str, Any], most: int = 15) -> str:
+    before = groups_of(
+        {key.removeprefix("reference/"): value for key, value in results.items() if key[:10] == "reference/"}
+    )
+    rows = []
+    for name, group in sorted(groups_of(results).items(), key=lambda item: -item[1]["ece_low"])[:most]:
+        ece = f"{group['ece']:.3f} [{group['ece_low']:.3f}, {group['ece_high']:.3f}]"
+        row = [f"{group['n']:,}", *(f"{one['overconfidence']:+.3f}" for one in (before[name], group)), ece]
+        rows.append([name, *row, f"{group['ece_p_value_holm']:.3f}"])
+    text = (
+        f"{results['n_groups_miscalibrated']} of {results['n_groups']} subjects are miscalibrated beyond chance (p below alpha "
+        "after Holm's correction); those whose error is surest first. Where they differ much, no one temperature repairs all."
+    )
+    header = ["subject", "N", f"overconfidence, {BASE}", ALIGNED, f"conf-ECE, {ALIGNED} [95%]", "p (Holm)"]
+    left_out = results["n_groups"] - len(rows)
+    more = [f"and {left_out} more in results.json"] if left_out else []
+    return "\n\n".join(["## Subject by subject", text, _markdown(header, rows), *more])
+
+
 def _order_section(results: Mapping[str, Any]) -> str:
     header = ["measure", BASE, ALIGNED, "what it means"]
     rows = [
@@ -260,6 +284,8 @@ def write_diagnosis(
         "![Where the confidence went](confidence.png)",
         "![Reliability diagrams](reliability.png)",
     ]
+    if "n_groups" in results:
+        sections.append(_subject_section(results))
     if "order/n" in results:
         report = {key.removeprefix("order/"): value for key, value in results.items() if key.startswith("order/")}
         save_figure(order_diagram(report), output_dir / "positions")

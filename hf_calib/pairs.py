@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from .data.mcq import load_rows
@@ -111,7 +114,8 @@ def score_pairs(
     max_length: int | None = None,
 ) -> np.ndarray:
     """
-    Log-likelihood of both completions of every pair.
+    Log-likelihood of both completions of every pair. Under `accelerate launch` the pairs are divided among the processes and
+    every process returns all of them.
 
     Args:
         model ([`~transformers.PreTrainedModel`]), tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -139,12 +143,21 @@ def score_pairs(
     scores = np.full((len(pairs), 2), np.nan)
     if not kept:
         return scores
-    scorer = OptionScorer(model, tokenizer)
+    # Without an accelerator, processes find each other only if told that they run on CPUs.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    share = make_batches(features, range(len(features)), batch_size)[state.process_index :: state.num_processes]
+    scorer, own = OptionScorer(model, tokenizer), {}
     scorer.check_branches(features)
-    with tqdm(total=len(kept), desc="Scoring pairs", unit="pair") as bar:
-        for batch in make_batches(features, range(len(features)), batch_size):
-            scores[[kept[index] for index in batch]] = scorer([features[index] for index in batch])
+    with tqdm(
+        total=sum(map(len, share)), desc="Scoring pairs", unit="pair", disable=not state.is_local_main_process
+    ) as bar:
+        for batch in share:
+            rows = scorer([features[index] for index in batch])
+            own.update(zip((kept[index] for index in batch), rows, strict=True))
             bar.update(len(batch))
+    for part in gather_object([own]):
+        for index, row in part.items():
+            scores[index] = row
     return scores
 
 
