@@ -12,7 +12,7 @@ from ..launch import cpu_training_arguments
 from .parser import command_parser
 
 
-DESCRIPTION = "Train from a recipe: CFT and RCFT, or TRL's SFT and DPO."
+DESCRIPTION = "Train from a recipe: CFT and RCFT, calibrated DPO, or TRL's SFT and DPO."
 
 _EXAMPLES = """\
 examples:
@@ -25,7 +25,8 @@ examples:
       --dataset_name questions.parquet --output_dir my-calibrated-model
 
 A recipe is a YAML file of the arguments above; what stands on the command line wins. A key that no argument bears is an
-error. `trainer: calibrated_sft` (the default) takes option questions; `sft` and `dpo` are TRL's own trainers.
+error. `trainer: calibrated_sft` (the default) takes option questions, `calibrated_dpo` preference pairs
+and option questions; `sft` and `dpo` are TRL's own trainers.
 """
 
 

@@ -23,12 +23,16 @@ from ..data.mcq import load_questions, load_rows
 from ..report import check_output_dir
 from .config import CalibratedSFTConfig
 from .data import TEXT_COLUMNS
+from .dpo import CalibratedDPOTrainer
+from .dpo_config import CalibratedDPOConfig
+from .preference import pair_fault
 from .sft import CalibratedSFTTrainer
 
 
 # Name in a recipe: configuration, trainer, and whether its data are option questions.
 TRAINERS = {
     "calibrated_sft": (CalibratedSFTConfig, CalibratedSFTTrainer, True),
+    "calibrated_dpo": (CalibratedDPOConfig, CalibratedDPOTrainer, False),
     "sft": (SFTConfig, SFTTrainer, False),
     "dpo": (DPOConfig, DPOTrainer, False),
 }
@@ -41,7 +45,7 @@ class TrainArguments(ScriptArguments):
 
     Args:
         trainer (`str`, *optional*, defaults to `"calibrated_sft"`):
-            `"calibrated_sft"` (CFT and RCFT), or TRL's own `"sft"` and `"dpo"`.
+            `"calibrated_sft"` (CFT and RCFT), `"calibrated_dpo"`, or TRL's own `"sft"` and `"dpo"`.
         num_train_examples (`int`, *optional*):
             Train on so many examples, drawn by `data_seed` (or `seed`); all by default.
         eval_dataset_name (`str`, *optional*):
@@ -50,13 +54,20 @@ class TrainArguments(ScriptArguments):
             Evaluate on so many examples.
         text_dataset_name (`str`, *optional*):
             Texts or instruction pairs to mix into the training questions; they count in the likelihood only.
+        option_dataset_name (`str`, *optional*), num_option_examples (`int`, *optional*):
+            For `"calibrated_dpo"`: option questions to interleave with the pairs, and how many of them.
+        eval_option_dataset_name (`str`, *optional*), num_eval_option_examples (`int`, *optional*):
+            For `"calibrated_dpo"`: option questions to evaluate on beside the pairs, and how many of them.
         drop_invalid (`bool`, *optional*, defaults to `False`):
-            Leave out malformed questions instead of stopping at the first.
+            Leave out malformed questions and pairs instead of stopping at the first.
     """
 
     trainer: str = field(
         default="calibrated_sft",
-        metadata={"help": "'calibrated_sft' (CFT, RCFT), or TRL's 'sft' or 'dpo'.", "choices": list(TRAINERS)},
+        metadata={
+            "help": "'calibrated_sft' (CFT, RCFT), 'calibrated_dpo', or TRL's 'sft' or 'dpo'.",
+            "choices": list(TRAINERS),
+        },
     )
     num_train_examples: int | None = field(
         default=None, metadata={"help": "Train on so many examples (default: all)."}
@@ -68,7 +79,17 @@ class TrainArguments(ScriptArguments):
     text_dataset_name: str | None = field(
         default=None, metadata={"help": "Texts to mix into the training questions, for their likelihood only."}
     )
-    drop_invalid: bool = field(default=False, metadata={"help": "Leave out malformed questions instead of stopping."})
+    option_dataset_name: str | None = field(
+        default=None, metadata={"help": "calibrated_dpo: option questions to interleave with the pairs."}
+    )
+    num_option_examples: int | None = field(default=None, metadata={"help": "Take so many of them (default: all)."})
+    eval_option_dataset_name: str | None = field(
+        default=None, metadata={"help": "calibrated_dpo: option questions to evaluate on beside the pairs."}
+    )
+    num_eval_option_examples: int | None = field(default=None, metadata={"help": "Evaluate on so many of them."})
+    drop_invalid: bool = field(
+        default=False, metadata={"help": "Leave out malformed questions and pairs instead of stopping."}
+    )
 
 
 def build_trainer(
@@ -104,12 +125,14 @@ def build_trainer(
     _, trainer_class, questions = TRAINERS[script_args.trainer]
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
 
-    def load(name: str, config: str | None, split: str, limit: int | None) -> Dataset:
+    def load(name: str, config: str | None, split: str, limit: int | None, questions: bool = questions) -> Dataset:
         if Path(name).exists():
             config = None  # a recipe's configuration belongs to its own data set on the Hub
         if questions:
             return load_questions(name, config, split, limit=limit, seed=seed, drop_invalid=script_args.drop_invalid)
         dataset = load_rows(name, config, split)
+        if script_args.drop_invalid and {"chosen", "rejected"} <= set(dataset.column_names):
+            dataset = dataset.filter(lambda row: pair_fault(row) is None, desc="Leaving out rows that are no pairs")
         return dataset if limit is None else dataset.shuffle(seed=seed).select(range(min(limit, len(dataset))))
 
     train_dataset = load(
@@ -138,6 +161,27 @@ def build_trainer(
             script_args.num_eval_examples,
         )
 
+    options = {}
+    for argument, name, split, limit in (
+        (
+            "option_dataset",
+            script_args.option_dataset_name,
+            script_args.dataset_train_split,
+            script_args.num_option_examples,
+        ),
+        (
+            "eval_option_dataset",
+            script_args.eval_option_dataset_name,
+            script_args.dataset_test_split,
+            script_args.num_eval_option_examples,
+        ),
+    ):
+        if name is None:
+            continue
+        if trainer_class is not CalibratedDPOTrainer:
+            raise ValueError(f"{argument}_name is for trainer: calibrated_dpo, not {script_args.trainer}.")
+        options[argument] = load(name, None, split, limit, questions=True)
+
     model, revision = model_args.model_name_or_path, model_args.model_revision
     if find_adapter_config_file(model, revision=revision) is not None:
         raise ValueError(
@@ -162,6 +206,7 @@ def build_trainer(
         ),
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        **options,
     )
 
 
