@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from .binning import (
-    BinSums,
-    OptionBins,
-    ReliabilityBins,
+from .binning import BinSums, OptionBins, ReliabilityBins, bin_edges, reliability_bins, top_label
+from .inputs import (
+    as_examples,
+    as_matrix,
     as_probabilities,
-    bin_edges,
-    reliability_bins,
-    top_label,
+    as_weights,
+    best_option,
+    iterate_columns,
+    iterate_outcomes,
+    iterate_rows,
 )
-from .inputs import as_examples, as_matrix, as_weights, best_option, iterate_columns, iterate_outcomes, iterate_rows
 from .ranking import TieGroups
 from .scores import (
     BrierDecomposition,
@@ -275,7 +276,7 @@ def calibration_report(
     n_bins: int = 10,
     binning: str = "equal_width",
     n_bootstrap: int = 1000,
-    seed: int = 0,
+    seed: int | None = 0,
     sample_weight=None,
 ) -> dict[str, float]:
     """
@@ -296,7 +297,7 @@ def calibration_report(
         n_bootstrap (`int`, *optional*, defaults to `1000`):
             Resamples behind the 95% interval, and simulations behind the noise floor.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of both.
+            Seed of both; `None` for fresh randomness.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row: every mean becomes a weighted one, and noise floor and interval work with
             the effective number of examples, `(sum w)^2 / sum w^2`. Only ratios matter, and a row of weight 0 counts
@@ -344,7 +345,7 @@ def confidence_report(
     n_bins: int = 10,
     binning: str = "equal_width",
     n_bootstrap: int = 1000,
-    seed: int = 0,
+    seed: int | None = 0,
     sample_weight=None,
 ) -> dict[str, float]:
     """
@@ -379,7 +380,7 @@ def _report_by_confidence(
     n_bins: int,
     binning: str,
     n_bootstrap: int,
-    seed: int,
+    seed: int | None,
 ) -> dict[str, float]:
     """Report of checked examples of which none has weight 0."""
     sums = ConfidenceSums(bin_edges(confidences, n_bins, binning, weights))

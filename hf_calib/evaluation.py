@@ -21,6 +21,8 @@ GROUP_KEYS = (
     "ece_noise_floor", "ece_p_value",
 )  # fmt: skip
 
+_MOST_SIMULATIONS = 100_000
+
 
 def evaluate_probabilities(
     probabilities,
@@ -150,7 +152,7 @@ def group_results(
     Among G groups of a calibrated model, G / 20 show a p-value below .05. `ece_p_value_holm` is corrected for that
     (Holm, 1979): a group whose corrected value is below `alpha` would be miscalibrated in a world where at most
     `alpha` of such tables accuse any calibrated group. Where a p-value is as small as the simulations allow, they are
-    repeated with enough of them for the correction to be able to reject.
+    repeated with enough of them, 100,000 at most, for the correction to be able to reject.
 
     Args:
         confidences (array-like of shape `(N,)`):
@@ -184,7 +186,7 @@ def group_results(
             continue
         mine = (confidences[rows], correct[rows])
         report = confidence_report(*mine, n_bootstrap=n_bootstrap, seed=seed, sample_weight=weight, **options)
-        most = ceil(2 * len(names) / alpha)
+        most = min(ceil(2 * len(names) / alpha), _MOST_SIMULATIONS)
         if report["ece_p_value"] * (1 + n_bootstrap) < 1.5 and most > n_bootstrap:
             floor = noise_floor(*mine, n_simulations=most, seed=seed, sample_weight=weight, **options)
             report["ece_p_value"] = floor.p_value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .binning import OptionBins, ReliabilityBins, bin_edges, bins_from_sums
-from .inputs import Rows, as_outcomes, as_weights, iterate_outcomes, iterate_rows
+from .inputs import Rows, as_outcomes, as_weights, check_whole, iterate_outcomes, iterate_rows
 from .ranking import FineTable, TieGroups
 from .scores import ScoreSums, split_brier
 from .uncertainty import CellTable, floor_of_cells, interval_of_cells
@@ -68,7 +68,7 @@ class ConfidenceSums:
     """
 
     def __init__(self, edges: np.ndarray):
-        self.table, self.smooth = CellTable(len(edges) - 1, edges), SmoothGrid()
+        self.table, self.smooth = CellTable(edges), SmoothGrid()
 
     def add(self, confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> None:
         """Add checked examples of which none has weight 0."""
@@ -86,8 +86,9 @@ class ConfidenceSums:
             self.table.edges, counts.sum(axis=1), weights.sum(axis=1), confidences.sum(axis=1), weights[:, 1]
         )
 
-    def report(self, groups: TieGroups, n_bootstrap: int, seed: int) -> dict[str, float]:
+    def report(self, groups: TieGroups, n_bootstrap: int, seed: int | None) -> dict[str, float]:
         """The part of a report that needs no options; `groups` holds the same predictions by confidence."""
+        check_whole(n_bootstrap, "n_bootstrap")
         cells, bins = self.table.cells(), self.bins()
         floor = floor_of_cells(cells, n_bootstrap, seed)
         low, high = interval_of_cells(cells, floor, n_bootstrap, 0.95, seed)
@@ -95,6 +96,7 @@ class ConfidenceSums:
         accuracy, confidence = float(cells.weights[:, 1].sum() / weight), float(cells.confidence_sums.sum() / weight)
         return {
             "n": cells.n,
+            "n_effective": float(weight**2 / cells.squares.sum()),
             "accuracy": accuracy,
             "confidence": confidence,
             "overconfidence": confidence - accuracy,
@@ -229,7 +231,7 @@ class StreamingCalibration:
         """Reliability bins of what has been seen, for a diagram."""
         return self._confidences.bins()
 
-    def report(self, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, float]:
+    def report(self, n_bootstrap: int = 1000, seed: int | None = 0) -> dict[str, float]:
         """
         The measures of everything seen so far; see [`calibration_report`] for the keys and arguments.
 

@@ -32,7 +32,7 @@ from hf_calib.calibration_error import (
 
 
 REPORT_KEYS = (
-    "n accuracy confidence overconfidence ece ece_low ece_high ece_noise_floor ece_noise_floor_p95 ece_p_value "
+    "n n_effective accuracy confidence overconfidence ece ece_low ece_high ece_noise_floor ece_noise_floor_p95 ece_p_value "
     "ece_equal_mass ece_sweep debiased_ece smooth_ece mce auroc aurc cw_ece nll brier brier_calibration "
     "brier_refinement"
 ).split()
@@ -302,7 +302,7 @@ def test_bad_options_are_named():
         expected_calibration_error(*good, binning="equal")
     with pytest.raises(ValueError, match="`norm`"):
         debiased_calibration_error(*good, norm="l3")
-    with pytest.raises(ValueError, match="`n_bootstrap`|at least one"):
+    with pytest.raises(ValueError, match="`n_bootstrap` must be"):
         calibration_report(*good, n_bootstrap=0)
     with pytest.raises(ValueError, match=r"`target_probabilities` has shape \(1, 3\)"):
         target_calibration_error([[0.5, 0.5]], [[0.5, 0.5, 0.0]])
