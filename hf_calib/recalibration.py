@@ -1,4 +1,4 @@
-"""Does a recalibration that keeps the predictions leave only noise? The test of the regime where no target is known."""
+"""Does a recalibration that keeps the order of the confidences leave only noise? Asked where no target is known."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def recalibration_test(
     on N.
 
     In the population the map leaves an error if and only if the least confident predictions, down from some
-    confidence, are right less often than `floor`: Proposition 6 of docs/theory.md.
+    confidence, are right less often than `floor` (Proposition 6 of docs/theory.md). Another recalibration may still leave
+    none then, one that gives the least confident predictions the confidence of surer ones.
 
     Args:
         confidences (array-like of shape `(N,)`):

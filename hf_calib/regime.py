@@ -129,7 +129,7 @@ def classify_regime(
     - none of these: is there a recalibration that keeps the predictions? None is, if the accuracy is below that of
       guessing, 1/K (an exact binomial test). There is one that even keeps the order of the confidences, if an isotonic
       map fitted on a random half of the questions leaves no more ECE on the other half than fitting noise does. In
-      between there is one that gives up the order, such as one confidence for all, and the regime is undetermined.
+      between there is one that gives up the order of the least confident, and the regime is undetermined.
       This is a weak test: it is blind to memorised questions, which only a target or a reference shows.
 
     With a target or a reference the accuracy is also tested against T, the mean probability of the model's predictions
@@ -374,10 +374,8 @@ def _explain(regime: str, test: str, fields: dict, guessing: float | None, memor
             found += "leaves an ECE of {recalibrated_ece:.3f}, within noise"
             advice += ", unless these questions were memorised, which only a target or a reference shows"
         elif fields.get("recalibrated_ece_p_value", 1.0) < fields["alpha"]:
-            found += (
-                "leaves an ECE of {recalibrated_ece:.3f}, where noise leaves up to {recalibrated_ece_p95:.3f}; one "
-            )
-            found += "that gives it up may leave none"
+            found += "leaves an ECE of {recalibrated_ece:.3f}, where noise leaves up to {recalibrated_ece_p95:.3f}; "
+            found += "one that gives up the order of the least confident may leave none"
         else:
             found += "cannot be judged on {n:,} questions"
     else:

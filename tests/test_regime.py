@@ -225,13 +225,13 @@ def unsure_and_wrong(n, seed):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_what_a_single_confidence_repairs_is_not_called_beyond_repair(weighted):
-    """Proposition 4: the order of the confidences is lost, accuracy and ECE 0 are not."""
+    """Proposition 4: only the order of the confidences is in the way of ECE 0 at this accuracy."""
     model, labels, target = unsure_and_wrong(8000 if weighted else 4000, seed=0)
     weights = np.random.default_rng(0).gamma(2.0, size=len(labels)) if weighted else None
     report = classify_regime(model, labels, sample_weight=weights)
     assert (report.regime, report.recommended_method) == ("undetermined", "rcft")
     assert report.p_value > 0.99 and report.recalibrated_ece_p_value < 0.05
-    assert report.recalibrated_ece > report.recalibrated_ece_p95 and "gives it up" in report.explanation
+    assert report.recalibrated_ece > report.recalibrated_ece_p95 and "gives up the order" in report.explanation
     constant = np.full(model.shape, (1 - report.accuracy) / 3)
     constant[:, 0] = report.accuracy  # where this model's predictions are
     assert expected_calibration_error(constant, labels, sample_weight=weights) < 1e-9
