@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .inputs import Rows, as_labels, as_outcomes, as_probabilities, as_weights, iterate_outcomes, iterate_rows
+from .inputs import Rows, as_outcomes, as_weights, check_whole, iterate_outcomes, iterate_rows
 
 
 __all__ = [
@@ -14,10 +14,6 @@ __all__ = [
     "BinSums",
     "OptionBins",
     "ReliabilityBins",
-    "as_labels",
-    "as_outcomes",
-    "as_probabilities",
-    "as_weights",
     "assign_bins",
     "bin_edges",
     "bins_from_sums",
@@ -103,8 +99,7 @@ def bin_edges(
     Returns:
         `np.ndarray` of shape `(n_bins + 1,)`, from 0 to 1.
     """
-    if isinstance(n_bins, bool) or not isinstance(n_bins, (int, np.integer)) or n_bins < 1:
-        raise ValueError(f"`n_bins` must be a whole number of at least 1, got {n_bins!r}.")
+    check_whole(n_bins, "n_bins")
     if binning not in BINNINGS:
         raise ValueError(f"`binning` must be one of {BINNINGS}, got {binning!r}.")
     # b / n_bins, not linspace: the border .3 is then the number 0.3, and a confidence of 0.3 lies to its right

@@ -256,6 +256,12 @@ def iterate_outcomes(
         yield confidences[part], correct[part], None if weights is None else weights[part]
 
 
+def check_whole(value, name: str, least: int = 1) -> None:
+    """Check that an option is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+
+
 def as_weights(sample_weight, n: int, allow_zero: bool = False) -> np.ndarray | None:
     """
     Check importance weights and return them as a float64 array; `None` stays `None`.

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .binning import as_labels
+from .inputs import as_labels
 
 
 _LOG_TEMPERATURE_LIMIT = 7.0  # temperatures from 0.0009 to 1,097

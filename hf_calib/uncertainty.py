@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .binning import as_outcomes, as_weights, assign_bins, bin_edges
+from .binning import assign_bins, bin_edges
+from .inputs import as_outcomes, as_weights, check_whole
 from .intervals import BinGaps, interval_of_bins
 
 
 # Within a cell this narrow the confidences count as equal. That moves one example's gap by less than 1e-3 around the
 # exact mean of its cell, so the resampled ECE is right to a few 1e-4 / sqrt(N): far below what resampling itself adds.
 _CELLS_PER_UNIT = 1000
+_DRAWN_AT_ONCE = 1 << 20  # numbers in a block of simulated models: 8 MB
 
 
 class NoiseFloor(NamedTuple):
@@ -84,10 +86,8 @@ class CellTable:
     binned error, its noise floor and its interval look at, in memory that does not grow with N.
 
     Args:
-        n_bins (`int`):
-            Number of bins of equal width.
-        edges (`np.ndarray` of shape `(n_bins + 1,)`, *optional*):
-            Other borders, from 0 to 1 and not falling.
+        edges (`np.ndarray` of shape `(n_bins + 1,)`):
+            Borders of the bins, from 0 to 1 and not falling.
 
     Attributes:
         sums (`np.ndarray` of shape `(4, n_bins + 1000, 2)`):
@@ -96,10 +96,10 @@ class CellTable:
             First cell of each bin: `np.add.reduceat(table.sums, table.starts, axis=1)` are the sums of the bins.
     """
 
-    def __init__(self, n_bins: int, edges: np.ndarray | None = None):
-        self.edges = bin_edges(np.empty(0), n_bins) if edges is None else edges
+    def __init__(self, edges: np.ndarray):
+        self.edges, n_bins = edges, len(edges) - 1
         # Bin and cell both grow with the confidence, so their sum tells every pair of them apart and stays small.
-        self.starts = np.arange(n_bins) + (self.edges[:-1] * _CELLS_PER_UNIT).astype(np.int64)
+        self.starts = np.arange(n_bins) + (edges[:-1] * _CELLS_PER_UNIT).astype(np.int64)
         self.sums = np.zeros((4, n_bins + _CELLS_PER_UNIT, 2))
 
     def add(self, confidences: np.ndarray, correct: np.ndarray, sample_weight: np.ndarray | None = None) -> None:
@@ -140,7 +140,7 @@ def group_cells(confidences, correct, n_bins: int, binning: str, sample_weight=N
     if not ((correct == 0) | (correct == 1)).all():
         raise ValueError("`correct` must hold zeros and ones: an interval needs outcomes, not probabilities.")
     weights = as_weights(sample_weight, len(confidences))
-    table = CellTable(n_bins, bin_edges(confidences, n_bins, binning, weights))
+    table = CellTable(bin_edges(confidences, n_bins, binning, weights))
     table.add(confidences, correct, weights)
     return table.cells()
 
@@ -151,7 +151,7 @@ def noise_floor(
     n_bins: int = 10,
     binning: str = "equal_width",
     n_simulations: int = 1000,
-    seed: int = 0,
+    seed: int | None = 0,
     sample_weight=None,
 ) -> NoiseFloor:
     """
@@ -172,13 +172,14 @@ def noise_floor(
         n_simulations (`int`, *optional*, defaults to `1000`):
             Number of simulated models. The smallest possible p-value is `1 / (n_simulations + 1)`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the simulation.
+            Seed of the simulation; `None` for fresh randomness.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
 
     Returns:
         [`NoiseFloor`]: `mean`, `p95` and `p_value`.
     """
+    check_whole(n_simulations, "n_simulations")
     return floor_of_cells(group_cells(confidences, correct, n_bins, binning, sample_weight), n_simulations, seed)
 
 
@@ -189,7 +190,7 @@ def bootstrap_interval(
     binning: str = "equal_width",
     n_bootstrap: int = 1000,
     level: float = 0.95,
-    seed: int = 0,
+    seed: int | None = 0,
     sample_weight=None,
 ) -> tuple[float, float]:
     """
@@ -224,7 +225,7 @@ def bootstrap_interval(
         level (`float`, *optional*, defaults to `0.95`):
             Confidence level in (0, 1).
         seed (`int`, *optional*, defaults to `0`):
-            Seed of both.
+            Seed of both; `None` for fresh randomness.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
 
@@ -233,20 +234,23 @@ def bootstrap_interval(
     """
     if not 0 < level < 1:
         raise ValueError(f"`level` must lie in (0, 1), got {level}.")
+    check_whole(n_bootstrap, "n_bootstrap")
     cells = group_cells(confidences, correct, n_bins, binning, sample_weight)
     return interval_of_cells(cells, floor_of_cells(cells, n_bootstrap, seed), n_bootstrap, level, seed)
 
 
-def floor_of_cells(cells: Cells, n_simulations: int, seed: int) -> NoiseFloor:
+def floor_of_cells(cells: Cells, n_simulations: int, seed: int | None) -> NoiseFloor:
     """[`noise_floor`] of cells already made."""
-    if n_simulations < 1:
-        raise ValueError(f"at least one simulation is needed, got {n_simulations}.")
+    rng, size = _generator(seed), max(1, _DRAWN_AT_ONCE // len(cells.counts))
     weights, squares, confidence_sums = (a.sum(axis=1) for a in (cells.weights, cells.squares, cells.confidence_sums))
     confidence = np.minimum(confidence_sums / weights, 1.0)
     # with weights: as many draws as the effective count, scaled so that the variance, squares * c (1 - c), is exact
     counts = np.maximum(np.rint(weights**2 / squares), 1).astype(np.int64)
-    hits = np.random.default_rng(seed).binomial(counts, confidence, size=(n_simulations, len(counts)))
-    simulated = cells.error((counts * confidence - hits) * np.sqrt(squares / counts))
+    simulated = np.empty(n_simulations)
+    for start in range(0, n_simulations, size):
+        block = simulated[start : start + size]
+        hits = rng.binomial(counts, confidence, size=(len(block), len(counts)))
+        block[:] = cells.error((counts * confidence - hits) * np.sqrt(squares / counts))
     # a hair's breadth below: sums in another order must not turn a tie into a difference
     exceeding = int((simulated >= cells.measured - 1e-12).sum())
     p_value = (1 + exceeding) / (1 + n_simulations)
@@ -254,10 +258,15 @@ def floor_of_cells(cells: Cells, n_simulations: int, seed: int) -> NoiseFloor:
 
 
 def interval_of_cells(
-    cells: Cells, floor: NoiseFloor, n_bootstrap: int, level: float, seed: int
+    cells: Cells, floor: NoiseFloor, n_bootstrap: int, level: float, seed: int | None
 ) -> tuple[float, float]:
     """[`bootstrap_interval`] of cells already made."""
-    if n_bootstrap < 1:
-        raise ValueError(f"`n_bootstrap` must be at least 1, got {n_bootstrap}.")
-    rng = np.random.default_rng([seed, 1])  # not the numbers that the noise floor was drawn with
+    rng = _generator(seed, 1)  # not the numbers that the noise floor was drawn with
     return interval_of_bins(cells.bins, floor.p_value, n_bootstrap, level, rng)
+
+
+def _generator(seed: int | None, *stream: int) -> np.random.Generator:
+    if seed is None:
+        return np.random.default_rng()
+    check_whole(seed, "seed", least=0)
+    return np.random.default_rng([seed, *stream])

@@ -1,9 +1,13 @@
 """Noise floor and interval: cells, importance weights, and whether the interval holds the truth as often as it says."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from hf_calib import uncertainty
 from hf_calib.binning import reliability_bins
+from hf_calib.calibration_error import confidence_report
 from hf_calib.intervals import draw_errors, interval_of_bins
 from hf_calib.uncertainty import CellTable, bootstrap_interval, group_cells, noise_floor
 
@@ -35,7 +39,7 @@ def test_cells_know_the_bins_exactly(n_bins):
 def test_a_table_filled_in_parts_and_merged_is_the_table_filled_at_once(weighted):
     confidences, correct = draw()
     weights = np.random.default_rng(1).random(800) if weighted else None
-    whole, *parts = CellTable(10), CellTable(10), CellTable(10)
+    whole, *parts = (CellTable(np.arange(11) / 10) for _ in range(3))
     whole.add(confidences, correct, weights)
     for index, rows in enumerate(np.split(np.arange(800), 8)):
         parts[index % 2].add(confidences[rows], correct[rows], None if weights is None else weights[rows])
@@ -46,9 +50,9 @@ def test_a_table_filled_in_parts_and_merged_is_the_table_filled_at_once(weighted
 
 def test_tables_that_cannot_be_used_say_so():
     with pytest.raises(ValueError, match="differ in their bins: 10 and 15"):
-        CellTable(10).merge(CellTable(15))
+        CellTable(np.arange(11) / 10).merge(CellTable(np.arange(16) / 15))
     with pytest.raises(ValueError, match="no example"):
-        CellTable(10).cells()
+        CellTable(np.arange(11) / 10).cells()
 
 
 # Importance weights
@@ -78,6 +82,41 @@ def test_weighted_noise_floor_against_row_by_row_simulation():
     assert floor.mean == pytest.approx(np.mean(slow), rel=0.03)
     assert floor.p95 == pytest.approx(np.quantile(slow, 0.95), rel=0.04)
     assert floor.mean > 1.2 * noise_floor(confidences, correct).mean  # unequal weights are fewer examples
+
+
+# Draws
+
+
+def test_many_simulations_are_made_in_blocks(monkeypatch):
+    """The same numbers, in memory that does not grow with the number of simulations."""
+    rows = draw(5000)
+    expected = noise_floor(*rows, n_simulations=300)
+    monkeypatch.setattr(uncertainty, "_DRAWN_AT_ONCE", 10_000)  # 7 at a time here
+    assert noise_floor(*rows, n_simulations=300) == expected
+    tracemalloc.start()
+    noise_floor(*rows, n_simulations=2000)
+    assert tracemalloc.get_traced_memory()[1] < 5e6  # at once: more than 40 MB
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("bad", [0, -3, 10.0, "10", True, None])
+def test_bad_numbers_of_draws_are_named(bad):
+    rows = draw(50)
+    with pytest.raises(ValueError, match="`n_simulations` must be a whole number of at least 1"):
+        noise_floor(*rows, n_simulations=bad)
+    for measure in (bootstrap_interval, confidence_report):
+        with pytest.raises(ValueError, match="`n_bootstrap` must be a whole number of at least 1"):
+            measure(*rows, n_bootstrap=bad)
+
+
+def test_a_seed_is_a_whole_number_or_none_for_fresh_randomness():
+    rows = draw(50)
+    for measure in (noise_floor, bootstrap_interval, confidence_report):
+        assert measure(*rows, seed=np.int64(3)) == measure(*rows, seed=3)
+        assert measure(*rows, seed=None) != measure(*rows, seed=None)
+        for bad in (-1, 1.0, "1", True):
+            with pytest.raises(ValueError, match="`seed` must be a whole number of at least 0"):
+                measure(*rows, seed=bad)
 
 
 # Interval
@@ -120,8 +159,6 @@ def test_interval_is_the_same_for_the_same_seed_and_wider_for_a_higher_level():
     assert (np.diff(ends[:, 0]) < 0).all() and (np.diff(ends[:, 1]) > 0).all()
     with pytest.raises(ValueError, match="`level`"):
         bootstrap_interval(*rows, level=1.0)
-    with pytest.raises(ValueError, match="`n_bootstrap`|at least one"):
-        bootstrap_interval(*rows, n_bootstrap=0)
 
 
 def test_interval_is_that_of_the_bins_with_draws_of_its_own():
