@@ -45,7 +45,8 @@ class EMCalibrator:
     >>> labels = np.repeat([0, 1], 50)  # right half of the time, at confidence .9
     >>> calibrator = EMCalibrator(estimator="bins", pseudo_count=0).fit(probabilities, labels)
     >>> calibrator.targets(probabilities[:1]).round(2).tolist()
-    [[0.5, 0.18, 0.16, 0.15]]
+    [[0.5, 0.18, 0.17, 0.15]]
+
     ```
     """
 

@@ -63,6 +63,7 @@ class OptionEncoder:
     >>> features = encoder.encode({"question": "2 + 2 =", "choices": ["3", "4"], "answer": 1})
     >>> len(features["option_tokens"])  # two letters, both read at the end of the prompt
     2
+
     ```
     """
 

@@ -37,6 +37,17 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def evaluate_cache(tmp_path_factory):
+    """Folders of evaluate's own for this session: its modules, imported once, stay where they were first found."""
+    import evaluate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path_factory.mktemp("metrics"))
+        patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
+        yield
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Folder of the real SmolLM2-135M-Instruct, made once and kept under `~/.cache/hf_calib`."""
     if given := os.environ.get("HF_CALIB_SMOLLM2"):

@@ -18,13 +18,7 @@ from hf_calib import calibration_report, classify_regime
 from hf_calib import ece_regime as module
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """Metrics keep their batches in files; these tests have a folder of their own for them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path_factory.mktemp("metrics"))
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
-        yield
+pytestmark = pytest.mark.usefixtures("evaluate_cache")
 
 
 @pytest.fixture

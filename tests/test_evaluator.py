@@ -1,21 +1,17 @@
 """The evaluator: a model and questions in, the metric out."""
 
-import evaluate
 import pytest
 
 from hf_calib import OptionEvaluator, calibration_report, predict_options
 from hf_calib.data.world import World
 
 
+pytestmark = pytest.mark.usefixtures("evaluate_cache")
+
+
 @pytest.fixture(scope="module")
 def world():
     return World()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "metrics")
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
 
 
 def test_evaluator(world, tmp_path):

@@ -141,6 +141,7 @@ class World:
     >>> world = World(WorldConfig(seed=0))
     >>> world.questions(2, seed=0, split="test").column_names
     ['id', 'question', 'choices', 'answer', 'subject', 'target_probabilities']
+
     ```
     """
 
