@@ -204,7 +204,7 @@ def bootstrap_interval(
     noise-floor test does not reject perfect calibration at `1 - level`. Derived in docs/theory.md.
 
     Simulated at level 0.95, N = 500 and 5,000, it covers the truth of eleven kinds of models in 93 to 97% of the cases
-    each, and in 98% where errors lie just above the noise floor; one model there, chosen to be hard, in 82%
+    each, and in 98% where errors lie just above the noise floor; one model there, chosen to be hard, in 86%
     (docs/results/coverage.md).
     It always contains the debiased ECE. It need not contain the measured one, which for a calibrated model may exceed
     all that is plausible for the truth.
