@@ -175,7 +175,7 @@ def test_evaluate_by_a_reference(world_dir, tmp_path, capsys):
     assert results["test"] == "reference" and results["reference_accuracy"] == pytest.approx(results["accuracy"])
     base.select(base.ids[:50]).save(tmp_path / "fewer.npz")
     capsys.readouterr()
-    assert main([*call, str(tmp_path / "aligned"), "--reference", str(tmp_path / "fewer.npz")]) == 1
+    assert main([*call, str(tmp_path / "aligned"), "--reference", str(tmp_path / "fewer.npz")]) == 2
     assert "51 of 101 questions" in capsys.readouterr().err
     assert main([*call, str(tmp_path / "given"), "--critical_accuracy", "0.01"]) == 0
     assert json.loads((tmp_path / "given" / "results.json").read_text())["critical_accuracy"] == 0.01

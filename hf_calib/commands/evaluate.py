@@ -68,6 +68,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     output_dir = check_output_dir(args.output_dir)
     questions = args.questions(args.dataset)
     reference = load_predictions(args.reference) if args.reference else None
+    if reference is not None and not args.drop_too_long:
+        reference.select(questions["id"])  # that it has other questions is better said before the work
     model, tokenizer = args.load(args.model)
     args.check_tokenizer(tokenizer, questions)
 
