@@ -203,8 +203,9 @@ def _subject_section(results: Mapping[str, Any], most: int = 15) -> str:
         row = [f"{group['n']:,}", *(f"{one['overconfidence']:+.3f}" for one in (before[name], group)), ece]
         rows.append([name, *row, f"{group['ece_p_value_holm']:.3f}"])
     text = (
-        f"{results['n_groups_miscalibrated']} of {results['n_groups']} subjects are miscalibrated beyond chance (p below alpha "
-        "after Holm's correction); those whose error is surest first. Where they differ much, no one temperature repairs all."
+        f"{results['n_groups_miscalibrated']} of {results['n_groups']} subjects are miscalibrated beyond chance (p below "
+        f"{results['alpha']:g} after Holm's correction); those whose error is surest first. Where they differ much, no one "
+        "temperature repairs all."
     )
     header = ["subject", "N", f"overconfidence, {BASE}", ALIGNED, f"conf-ECE, {ALIGNED} [95%]", "p (Holm)"]
     left_out = results["n_groups"] - len(rows)
