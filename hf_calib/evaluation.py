@@ -70,8 +70,9 @@ def evaluate_probabilities(
     Returns:
         `dict`: flat; the keys of [`calibration_report`] and of [`RegimeReport`], and those of [`group_results`].
     """
-    probabilities, num_options = as_matrix(probabilities)
-    labels = as_labels(labels, len(probabilities), num_options)  # rows of different lengths know their own
+    matrix, num_options = as_matrix(probabilities)
+    labels = as_labels(labels, len(matrix), num_options)
+    # rows of different lengths go on as they came: they know their own number of options
     regime = classify_regime(
         probabilities, labels, target_probabilities=target_probabilities, critical_accuracy=critical_accuracy,
         reference_probabilities=reference_probabilities, alpha=alpha, n_bins=n_bins, seed=seed,
@@ -85,7 +86,7 @@ def evaluate_probabilities(
     # accuracy that was given goes before the one of the targets.
     results = {**regime.to_dict(), **report, "critical_accuracy": regime.critical_accuracy}
     if groups is not None:
-        confidences, correct = top_label(probabilities, labels)
+        confidences, correct = top_label(matrix, labels)
         results |= group_results(
             confidences, correct, groups, n_bins, binning, alpha, n_bootstrap, seed, sample_weight
         )

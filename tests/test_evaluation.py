@@ -70,3 +70,13 @@ def test_a_given_critical_accuracy_goes_before_the_target():
         target, labels, target_probabilities=target, critical_accuracy=0.3, n_bootstrap=20
     )
     assert results["critical_accuracy"] == 0.3 and results["tce"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_rows_know_their_number_of_options():
+    """Chance is one in two where there are two options, whatever other questions have."""
+    rows = [[0.6, 0.4]] * 400 + [[0.4, 0.2, 0.2, 0.2]]
+    labels = [0] * 150 + [1] * 250 + [0]  # .375 of questions with two options: worse than guessing
+    assert evaluate_probabilities(rows, labels, n_bootstrap=20)["regime"] == "non-calibratable"
+    padded = np.zeros((401, 4))
+    padded[:400, :2], padded[400] = rows[0], rows[400]
+    assert evaluate_probabilities(padded, labels, n_bootstrap=20)["regime"] != "non-calibratable"

@@ -25,7 +25,7 @@ CONFIDENCE = ("confidence", "confidences", "predictions")
 CORRECT = ("correct", "is_correct", "references")
 TARGET = ("target_probabilities", "target_probs")
 REFERENCE = ("reference_probabilities", "reference_probs")
-GROUPS = ("subject", "group", "groups", "category")
+GROUPS = ("subject", "subjects", "group", "groups", "category")
 _PREFIXES = ("p", "prob", "probs", "probability", "probabilities", "prediction", "predictions", "option")
 _WORDS = {"true": 1, "yes": 1, "right": 1, "false": 0, "no": 0, "wrong": 0}
 

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_calib import OptionPredictions
+
 
 PROBABILITIES = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]]
 CSV = "p_0,p_1,p_2,label\n0.7,0.2,0.1,0\n0.1,0.3,0.6,1\n"
@@ -185,3 +187,14 @@ def test_pickles_are_not_opened(reading, tmp_path):
 def test_examples_can_be_read(reading, space_module):
     for text in space_module("examples").EXAMPLES.values():
         assert len(reading.read_text(text).outcomes) >= 100
+
+
+def test_predictions_of_hf_calib_with_subjects(reading, tmp_path):
+    predictions = OptionPredictions(
+        option_logits=np.log([[0.7, 0.3], [0.4, 0.6]]).astype(np.float32),
+        labels=np.array([0, 1]),
+        ids=np.array(["a", "b"]),
+        subjects=np.array(["law", "logic"]),
+    )
+    predictions.save(tmp_path / "predictions.npz")
+    assert reading.read_file(tmp_path / "predictions.npz").groups == ["law", "logic"]
