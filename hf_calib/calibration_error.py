@@ -304,7 +304,8 @@ def calibration_report(
             for nothing.
 
     Returns:
-        `dict[str, float]`: `n` (an `int`), `n_effective` (the same without weights), `accuracy`, `confidence`, `overconfidence` (confidence less accuracy),
+        `dict[str, float]`: `n` (an `int`), `n_effective` (with weights `(sum w)^2 / sum w^2`, else the same), `accuracy`,
+        `confidence`, `overconfidence` (confidence less accuracy),
         `ece` with `ece_low` and `ece_high` (95% interval), `ece_noise_floor`, `ece_noise_floor_p95`, `ece_p_value`,
         `ece_equal_mass`, `ece_sweep`, `debiased_ece`, `smooth_ece`, `mce`, `auroc` (NaN when all or no predictions are
         right), `aurc`, `cw_ece`, `nll`, `brier`, `brier_calibration`, `brier_refinement`; with a target also `tce` and
