@@ -1,5 +1,9 @@
 """CollapseCallback: what it logs is what an evaluation measures, and the training does not notice it."""
 
+import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +12,12 @@ import torch
 from datasets import Dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from hf_calib.collapse import MEANINGS, collapse_report
 from hf_calib.data.mcq import PromptFormat
 from hf_calib.data.world import World
+from hf_calib.paths import recipe_path
 from hf_calib.predictions import OptionPredictions
 from hf_calib.trainers.callbacks import CollapseCallback
 
@@ -78,7 +83,7 @@ def reward(completions, **kwargs):
     return [float(len(completion)) for completion in completions]
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("kind", ["sft", "kto", "grpo"])
 def test_other_trainers(kind, tmp_path):
     tokenizer, options = WORLD.tokenizer(), {**COMMON, "max_steps": 2}
     if kind == "sft":
@@ -87,12 +92,33 @@ def test_other_trainers(kind, tmp_path):
             SFTConfig(output_dir=str(tmp_path), max_length=None, **options),
         )
         trainer = SFTTrainer(WORLD.model(), args=config, train_dataset=data, processing_class=tokenizer)
+    elif kind == "kto":
+        pairs = WORLD.preference_pairs(32)
+        sides = [pairs["chosen"][k] if k % 2 else pairs["rejected"][k] for k in range(32)]
+        data = Dataset.from_dict(
+            {"prompt": pairs["prompt"], "completion": sides, "label": [k % 2 == 1 for k in range(32)]}
+        )
+        config = KTOConfig(output_dir=str(tmp_path), max_length=None, **options)
+        trainer = KTOTrainer(WORLD.model(), WORLD.model(), config, train_dataset=data, processing_class=tokenizer)
     else:
         data = Dataset.from_dict({"prompt": QUESTIONS["question"]})
         config = GRPOConfig(output_dir=str(tmp_path), num_generations=4, max_completion_length=4, **options)
         trainer = GRPOTrainer(WORLD.model(), reward, args=config, train_dataset=data, processing_class=tokenizer)
     watch(trainer, every=1).train()
     assert [entry["step"] for entry in measured(trainer)] == [0, 1, 2]
+
+
+def test_two_processes_measure_together(tmp_path):
+    """This file is the script that both of them run."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command += [str(recipe_path("accelerate_configs/ddp.yaml")), __file__, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    logs = [line.removeprefix("measured ") for line in done.stdout.splitlines() if line.startswith("measured ")]
+    assert len(logs) == 2 and logs[0] == logs[1]
+    assert [entry["step"] for entry in json.loads(logs[0])] == [0, 2, 4]
+    assert len(OptionPredictions.load(tmp_path / "collapse" / "step-000004.npz")) == 40
 
 
 def test_a_resumed_run_keeps_its_reference(tmp_path):
@@ -132,3 +158,9 @@ def test_what_cannot_be_watched_is_refused(options, named):
     trainer = SimpleNamespace(accelerator=SimpleNamespace(state=state), is_fsdp_enabled=options.pop("fsdp", False))
     with pytest.raises(ValueError, match=named):
         CollapseCallback(trainer, QUESTIONS, **options)
+
+
+if __name__ == "__main__":
+    run = watch(dpo(sys.argv[1]))
+    run.train()
+    print("measured", json.dumps(measured(run)), flush=True)
