@@ -143,6 +143,12 @@ def test_wrong_calls_are_named_and_leave_with_two(folder, tmp_path, capsys, argu
     assert named in error and "Traceback" not in error
 
 
+def test_help_teaches_by_example(capsys):
+    assert main(["diagnose", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "examples:" in out and "hf-calib diagnose --base_predictions before" in out and "--order_questions" in out
+
+
 def test_other_questions_are_refused(report, tmp_path, capsys):
     base = OptionPredictions.load(report / "base" / "predictions.npz")
     base.labels = (base.labels + 1) % 4
