@@ -41,7 +41,7 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
 
         Those of [`~hf_calib.data.prompts.PromptArguments`] (`scoring`, `option_normalization`, `prompt_template`,
         `use_chat_template`, `system_prompt`) and of [`~hf_calib.trainers.estep.EMArguments`] (`em_estimator`, `em_n_bins`,
-        `em_pseudo_count`, `em_estep_set`, `em_holdout_fraction`, `em_refresh`, `em_loss`, `em_preset`). The preset
+        `em_pseudo_count`, `em_estep_set`, `em_holdout_fraction`, `em_max_rows`, `em_refresh`, `em_loss`, `em_preset`). The preset
         `"paper"` sets `likelihood` too.
     """
 

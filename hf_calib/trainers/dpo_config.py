@@ -58,6 +58,7 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
     > [!NOTE]
     > These parameters have default values different from [`~hf_calib.trainers.estep.EMArguments`]:
     > - `em_holdout_fraction`: Defaults to `0.1` instead of `0.2`.
+    > - `em_max_rows`: Defaults to `512` instead of none.
     > - `em_refresh`: Defaults to `"25"` steps instead of `"epoch"`. Before training the policy is its reference and every
     >   pair a tie, so that the first map is taken after as many steps.
     """
@@ -85,6 +86,7 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
     em_holdout_fraction: float = field(
         default=0.1, metadata={"help": "Part of the training rows held out for the E-step, in (0, 1)."}
     )
+    em_max_rows: int | None = field(default=512, metadata={"help": "Hold out no more rows than so many."})
     em_refresh: str = field(
         default="25", metadata={"help": "E-step every 'epoch', 'once', or every given number of optimizer steps."}
     )

@@ -47,6 +47,8 @@ class EMArguments:
             choice; memorisation then looks like calibration.
         em_holdout_fraction (`float`, *optional*, defaults to `0.2`):
             Part of the training rows held out for the E-step, in (0, 1).
+        em_max_rows (`int`, *optional*):
+            Hold out no more rows than so many, whatever the fraction.
         em_refresh (`str`, *optional*, defaults to `"epoch"`):
             When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps.
         em_loss (`str`, *optional*, defaults to `"kl"`):
@@ -68,6 +70,7 @@ class EMArguments:
     em_holdout_fraction: float = field(
         default=0.2, metadata={"help": "Part of the training rows held out for the E-step, in (0, 1)."}
     )
+    em_max_rows: int | None = field(default=None, metadata={"help": "Hold out no more rows than so many."})
     em_refresh: str = field(
         default="epoch", metadata={"help": "E-step every 'epoch', 'once', or every given number of optimizer steps."}
     )
@@ -89,6 +92,8 @@ class EMArguments:
         check_weights(self, "em_pseudo_count")
         if not 0 < self.em_holdout_fraction < 1:
             raise ValueError(f"em_holdout_fraction must lie between 0 and 1, got {self.em_holdout_fraction}.")
+        if self.em_max_rows is not None and self.em_max_rows < 1:
+            raise ValueError(f"em_max_rows must be at least 1, got {self.em_max_rows}.")
         if self.em_n_bins < 1:
             raise ValueError(f"em_n_bins must be at least 1, got {self.em_n_bins}.")
         if self.em_refresh not in ("epoch", "once") and not (
@@ -129,6 +134,8 @@ def hold_out(rows: Dataset, args: EMArguments, what: str) -> tuple[Dataset, Data
     if args.em_estep_set == "train":
         return rows, rows
     size = round(len(rows) * args.em_holdout_fraction)
+    if args.em_max_rows is not None:
+        size = min(size, args.em_max_rows)
     if not 0 < size < len(rows):
         raise ValueError(
             f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} leaves {size} for the E-step and "

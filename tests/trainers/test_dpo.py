@@ -209,7 +209,8 @@ def test_accumulation_does_not_change_the_run(pairs, questions, make_trainer, op
 
 
 def test_every_question_comes_once_an_epoch(pairs, questions, make_trainer):
-    trainer = make_trainer(pairs, option_dataset=questions, lambda_options=1.0, option_ratio=0.75)
+    trainer = make_trainer(pairs, option_dataset=questions, lambda_options=1.0, option_ratio=0.75, em_max_rows=5)
+    assert len(trainer.estep_datasets["pairs"]) == 5 and len(trainer.train_dataset) == 59
     assert len(trainer.option_dataset) == 36 and len(trainer.estep_datasets["options"]) == 4
     drawn = []
     for trainer.state.global_step in range(12):
@@ -373,6 +374,7 @@ def test_baselines(world_model, pairs, make_trainer):
         ({"cdpo_smoothing": 0.1, "loss_type": "ipo"}, "not ipo"),
         ({"loss_type": "sft"}, "loss_type=sft compares no"),
         ({"em_holdout_fraction": 1.0}, "em_holdout_fraction"),
+        ({"em_max_rows": 0}, "em_max_rows"),
         ({"scoring": "word"}, "scoring='word'"),
     ],
 )
