@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from .evaluation import evaluate_confidences, evaluate_probabilities
-from .inputs import as_labels, as_matrix, as_outcomes, iterate_columns
+from .inputs import as_labels, as_matrix, as_outcomes, as_probabilities
 
 
 _DESCRIPTION = """\
@@ -181,8 +181,7 @@ class ECERegime(evaluate.Metric):
             confidences, correct = as_outcomes(scores, references, binary=True)
             return "confidences", confidences, np.ones(len(correct), np.int64), correct.astype(np.int64)
         matrix, num_options = as_matrix(scores, self._scores)
-        for _ in iterate_columns(matrix, self._scores):  # checks them
-            pass
+        as_probabilities(matrix, self._scores)
         if matrix.dtype.itemsize < 4:  # rows of half precision sum to 1 only roughly
             matrix = matrix / matrix.sum(axis=1, keepdims=True, dtype=np.float64)
         references = np.asarray(references)

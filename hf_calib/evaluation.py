@@ -123,8 +123,8 @@ def evaluate_confidences(
             As in [`evaluate_probabilities`].
     """
     regime = classify_confidences(
-        confidences, correct, num_options=num_options, critical_accuracy=critical_accuracy, alpha=alpha, n_bins=n_bins, seed=seed,
-        sample_weight=sample_weight,
+        confidences, correct, num_options=num_options, critical_accuracy=critical_accuracy, alpha=alpha,
+        n_bins=n_bins, seed=seed, sample_weight=sample_weight,
     )  # fmt: skip
     options = {"n_bins": n_bins, "binning": binning, "n_bootstrap": n_bootstrap, "seed": seed}
     results = {**regime.to_dict(), **confidence_report(confidences, correct, sample_weight=sample_weight, **options)}
