@@ -121,25 +121,31 @@ class PromptFormat:
             `tuple[str, list[str], str]`: the prompt, chat markup included; the candidates as they follow it verbatim,
             leading space included; and what ends an answer (the end of the assistant's turn, or the EOS token).
         """
+        if self.uses_chat_template(tokenizer):
+            prompt, lead, suffix = self._chat(tokenizer, self.messages(question, choices, subject))
+        else:
+            prompt = self._content(question, choices, subject)
+            prompt = prompt if self.system is None else f"{self.system}\n\n{prompt}"
+            lead, suffix = "" if prompt[-1:].isspace() else " ", tokenizer.eos_token or ""
+        return prompt, [lead + candidate for candidate in self.candidates(choices)], suffix
+
+    def messages(self, question: str, choices: list[str], subject: str | None = None) -> list[dict[str, str]]:
+        """The conversation in which a question is asked, up to the answer; arguments as in [`render`]."""
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*messages, {"role": "user", "content": self._content(question, choices, subject)}]
+
+    def _content(self, question: str, choices: list[str], subject: str | None) -> str:
         if subject is None and "{subject" in self._template:
             raise ValueError(f"template {self.template!r} uses {{subject}}, but a question has no `subject`")
         options = "\n".join(
             f"{letter}. {text}" for letter, text in zip(self.letters(len(choices)), choices, strict=True)
         )
-        prompt = self._template.format(question=question, options=options, subject=subject)
-        if self.uses_chat_template(tokenizer):
-            prompt, lead, suffix = self._chat(tokenizer, prompt)
-        else:
-            prompt = prompt if self.system is None else f"{self.system}\n\n{prompt}"
-            lead, suffix = "" if prompt[-1:].isspace() else " ", tokenizer.eos_token or ""
-        return prompt, [lead + candidate for candidate in self.candidates(choices)], suffix
+        return self._template.format(question=question, options=options, subject=subject)
 
-    def _chat(self, tokenizer: "PreTrainedTokenizerBase", content: str) -> tuple[str, str, str]:
+    def _chat(self, tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> tuple[str, str, str]:
         """Prompt up to the answer, space before the answer, and what follows it, as the chat template has them."""
         from jinja2 import TemplateError
 
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        messages.append({"role": "user", "content": content})
         try:
             prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
@@ -148,8 +154,8 @@ class PromptFormat:
             raise ValueError(
                 f"the chat template refuses the system message ({error}); write it into `template` instead"
             ) from error
-        messages.append({"role": "assistant", "content": _PROBE})
-        answered = tokenizer.apply_chat_template(messages, tokenize=False)
+        answer = {"role": "assistant", "content": _PROBE}
+        answered = tokenizer.apply_chat_template([*messages, answer], tokenize=False)
         if not answered.startswith(prompt) or _PROBE not in answered[len(prompt) :]:
             return prompt, "", tokenizer.eos_token or ""
         before, suffix = answered[len(prompt) :].split(_PROBE, 1)

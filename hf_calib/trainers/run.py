@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoTokenizer, Trainer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
 from transformers.utils import find_adapter_config_file
 from trl import (
     DPOConfig,
@@ -19,22 +19,34 @@ from trl import (
     get_quantization_config,
 )
 
-from ..data.mcq import load_questions, load_rows
+from ..data.prompts import PromptArguments
+from ..options import OptionEncoder
 from ..report import check_output_dir
+from .callbacks import CollapseCallback
 from .config import CalibratedSFTConfig
 from .data import TEXT_COLUMNS
 from .dpo import CalibratedDPOTrainer
 from .dpo_config import CalibratedDPOConfig
-from .preference import pair_fault
 from .sft import CalibratedSFTTrainer
+from .sources import DataSources
 
 
-# Name in a recipe: configuration, trainer, and whether its data are option questions.
+@dataclass
+class RecipeSFTConfig(PromptArguments, SFTConfig):
+    """TRL's [`~trl.SFTConfig`], and how the questions of `collapse_dataset_name` are asked."""
+
+
+@dataclass
+class RecipeDPOConfig(PromptArguments, DPOConfig):
+    """TRL's [`~trl.DPOConfig`], and how questions are asked: those made into pairs, and those of `collapse_dataset_name`."""
+
+
+# Name in a recipe: configuration, trainer, and what it trains on.
 TRAINERS = {
-    "calibrated_sft": (CalibratedSFTConfig, CalibratedSFTTrainer, True),
-    "calibrated_dpo": (CalibratedDPOConfig, CalibratedDPOTrainer, False),
-    "sft": (SFTConfig, SFTTrainer, False),
-    "dpo": (DPOConfig, DPOTrainer, False),
+    "calibrated_sft": (CalibratedSFTConfig, CalibratedSFTTrainer, "questions"),
+    "calibrated_dpo": (CalibratedDPOConfig, CalibratedDPOTrainer, "pairs"),
+    "sft": (RecipeSFTConfig, SFTTrainer, "rows"),
+    "dpo": (RecipeDPOConfig, DPOTrainer, "pairs"),
 }
 
 
@@ -43,21 +55,34 @@ class TrainArguments(ScriptArguments):
     """
     What `hf-calib train` trains on, beside [`~trl.ScriptArguments`].
 
+    Every `..._dataset_name`, and `dataset_name` itself, takes one name or several: files, folders, or data sets on the Hub,
+    these perhaps with their configuration, as in `allenai/ai2_arc:ARC-Easy`. Several are mixed; a split such as
+    `train[:2000]` takes so many rows of each.
+
     Args:
         trainer (`str`, *optional*, defaults to `"calibrated_sft"`):
             `"calibrated_sft"` (CFT and RCFT), `"calibrated_dpo"`, or TRL's own `"sft"` and `"dpo"`.
+        dataset_name (`list[str]`):
+            Training data. For DPO preference pairs, or option questions, which become pairs: the right option is chosen,
+            another one rejected; see [`~hf_calib.data.pairs.pairs_from_questions`].
         num_train_examples (`int`, *optional*):
             Train on so many examples, drawn by `data_seed` (or `seed`); all by default.
-        eval_dataset_name (`str`, *optional*):
+        eval_dataset_name (`list[str]`, *optional*):
             Evaluation data, if they are not the `dataset_test_split` of `dataset_name`.
         num_eval_examples (`int`, *optional*):
             Evaluate on so many examples.
-        text_dataset_name (`str`, *optional*):
+        text_dataset_name (`list[str]`, *optional*):
             Texts or instruction pairs to mix into the training questions; they count in the likelihood only.
-        option_dataset_name (`str`, *optional*), num_option_examples (`int`, *optional*):
+        option_dataset_name (`list[str]`, *optional*), num_option_examples (`int`, *optional*):
             For `"calibrated_dpo"`: option questions to interleave with the pairs, and how many of them.
-        eval_option_dataset_name (`str`, *optional*), num_eval_option_examples (`int`, *optional*):
+        eval_option_dataset_name (`list[str]`, *optional*), num_eval_option_examples (`int`, *optional*):
             For `"calibrated_dpo"`: option questions to evaluate on beside the pairs, and how many of them.
+        collapse_dataset_name (`list[str]`, *optional*), num_collapse_examples (`int`, *optional*, defaults to `500`):
+            For every trainer: option questions on which preference collapse is measured during training, and how many of
+            them; of the split `dataset_test_split`. They are asked as the trainer asks its own; see
+            [`~hf_calib.trainers.callbacks.CollapseCallback`].
+        collapse_steps (`int`, *optional*, defaults to `100`):
+            Measure it every so many optimizer steps, before the first and after the last.
         drop_invalid (`bool`, *optional*, defaults to `False`):
             Leave out malformed questions and pairs instead of stopping at the first.
     """
@@ -69,27 +94,54 @@ class TrainArguments(ScriptArguments):
             "choices": list(TRAINERS),
         },
     )
+    dataset_name: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training data, one name or several: files, folders, or data sets on the Hub (ID or ID:CONFIGURATION). "
+            "For DPO preference pairs, or option questions, which become pairs."
+        },
+    )
     num_train_examples: int | None = field(
         default=None, metadata={"help": "Train on so many examples (default: all)."}
     )
-    eval_dataset_name: str | None = field(
+    eval_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "Evaluation data, if not the test split of dataset_name."}
     )
     num_eval_examples: int | None = field(default=None, metadata={"help": "Evaluate on so many examples."})
-    text_dataset_name: str | None = field(
+    text_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "Texts to mix into the training questions, for their likelihood only."}
     )
-    option_dataset_name: str | None = field(
+    option_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "calibrated_dpo: option questions to interleave with the pairs."}
     )
     num_option_examples: int | None = field(default=None, metadata={"help": "Take so many of them (default: all)."})
-    eval_option_dataset_name: str | None = field(
+    eval_option_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "calibrated_dpo: option questions to evaluate on beside the pairs."}
     )
     num_eval_option_examples: int | None = field(default=None, metadata={"help": "Evaluate on so many of them."})
+    collapse_dataset_name: list[str] | None = field(
+        default=None,
+        metadata={"help": "Option questions to measure preference collapse on during training, with any trainer."},
+    )
+    num_collapse_examples: int | None = field(default=500, metadata={"help": "Measure it on so many of them."})
+    collapse_steps: int = field(default=100, metadata={"help": "Measure it every so many optimizer steps."})
     drop_invalid: bool = field(
         default=False, metadata={"help": "Leave out malformed questions and pairs instead of stopping."}
     )
+
+    def __post_init__(self):
+        for name in (
+            "dataset_name",
+            *(f"{kind}_dataset_name" for kind in ("eval", "text", "option", "eval_option", "collapse")),
+        ):
+            value = getattr(self, name)
+            # A recipe may name one data set without a list around it.
+            setattr(self, name, [value] if isinstance(value, str) else value)
+        if self.collapse_steps < 1:
+            raise ValueError(f"collapse_steps must be at least 1, got {self.collapse_steps}.")
+        for name in ("train", "eval", "option", "eval_option", "collapse"):
+            if (value := getattr(self, f"num_{name}_examples")) is not None and value < 1:
+                raise ValueError(f"num_{name}_examples must be at least 1, got {value}.")
 
 
 def build_trainer(
@@ -101,7 +153,7 @@ def build_trainer(
     Args:
         script_args ([`TrainArguments`]):
             Trainer and data.
-        training_args ([`CalibratedSFTConfig`], [`~trl.SFTConfig`] or [`~trl.DPOConfig`]):
+        training_args ([`CalibratedSFTConfig`], [`CalibratedDPOConfig`], [`RecipeSFTConfig`] or [`RecipeDPOConfig`]):
             Training arguments of that trainer.
         model_args ([`~trl.ModelConfig`]):
             Model, PEFT and quantisation.
@@ -122,92 +174,89 @@ def build_trainer(
     if str(training_args.resume_from_checkpoint).lower() in ("true", "false"):
         # On the command line the argument is text.
         training_args.resume_from_checkpoint = str(training_args.resume_from_checkpoint).lower() == "true"
-    _, trainer_class, questions = TRAINERS[script_args.trainer]
-    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-
-    def load(name: str, config: str | None, split: str, limit: int | None, questions: bool = questions) -> Dataset:
-        if Path(name).exists():
-            config = None  # a recipe's configuration belongs to its own data set on the Hub
-        if questions:
-            return load_questions(name, config, split, limit=limit, seed=seed, drop_invalid=script_args.drop_invalid)
-        dataset = load_rows(name, config, split)
-        if script_args.drop_invalid and {"chosen", "rejected"} <= set(dataset.column_names):
-            dataset = dataset.filter(lambda row: pair_fault(row) is None, desc="Leaving out rows that are no pairs")
-        return dataset if limit is None else dataset.shuffle(seed=seed).select(range(min(limit, len(dataset))))
-
-    train_dataset = load(
-        script_args.dataset_name,
-        script_args.dataset_config,
-        script_args.dataset_train_split,
-        script_args.num_train_examples,
-    )
-    if script_args.text_dataset_name:
-        texts = load_rows(script_args.text_dataset_name, None, "train")
-        if questions:
-            # Their other columns (ids, say) need not be of the same type as the questions'.
-            texts = texts.select_columns([name for name in TEXT_COLUMNS if name in texts.column_names])
-        train_dataset = concatenate_datasets([train_dataset, texts])
-    eval_dataset = None
-    if script_args.eval_dataset_name or training_args.eval_strategy != "no":
-        if not script_args.eval_dataset_name and Path(script_args.dataset_name).is_file():
-            raise ValueError(
-                f"eval_strategy={training_args.eval_strategy.value!r} wants evaluation data, but dataset_name is a single "
-                "file, the training data: name another file with eval_dataset_name."
-            )
-        eval_dataset = load(
-            script_args.eval_dataset_name or script_args.dataset_name,
-            None if script_args.eval_dataset_name else script_args.dataset_config,
-            script_args.dataset_test_split,
-            script_args.num_eval_examples,
-        )
-
-    options = {}
-    for argument, name, split, limit in (
-        (
-            "option_dataset",
-            script_args.option_dataset_name,
-            script_args.dataset_train_split,
-            script_args.num_option_examples,
-        ),
-        (
-            "eval_option_dataset",
-            script_args.eval_option_dataset_name,
-            script_args.dataset_test_split,
-            script_args.num_eval_option_examples,
-        ),
-    ):
-        if name is None:
-            continue
-        if trainer_class is not CalibratedDPOTrainer:
-            raise ValueError(f"{argument}_name is for trainer: calibrated_dpo, not {script_args.trainer}.")
-        options[argument] = load(name, None, split, limit, questions=True)
-
     model, revision = model_args.model_name_or_path, model_args.model_revision
     if find_adapter_config_file(model, revision=revision) is not None:
         raise ValueError(
             f"{model} is an adapter, not a model: merge it into its base model first "
             "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)`)."
         )
+    tokenizer = AutoTokenizer.from_pretrained(
+        model, revision=revision, trust_remote_code=training_args.trust_remote_code
+    )
+    datasets, collapse_questions = _load_data(script_args, training_args, tokenizer)
     training_args.model_init_kwargs = {
         "revision": revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
-    return trainer_class(
+    trainer = TRAINERS[script_args.trainer][1](
         model=model,
         args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=AutoTokenizer.from_pretrained(
-            model,
-            revision=revision,
-            trust_remote_code=training_args.trust_remote_code,
-        ),
+        processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
-        **options,
+        **datasets,
     )
+    if collapse_questions is not None:
+        trainer.add_callback(
+            CollapseCallback(
+                trainer,
+                collapse_questions,
+                script_args.collapse_steps,
+                prompt_format=training_args.prompt_format(),
+                normalization=training_args.option_normalization,
+                batch_size=training_args.per_device_eval_batch_size,
+            )
+        )
+    return trainer
+
+
+def _load_data(
+    script_args: TrainArguments, training_args: SFTConfig | DPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Dataset], Dataset | None]:
+    """The data sets of the trainer, by argument, and the questions of the collapse callback."""
+    _, trainer_class, kind = TRAINERS[script_args.trainer]
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    sources = DataSources(seed, script_args.drop_invalid)
+    train_split, test_split = script_args.dataset_train_split, script_args.dataset_test_split
+    names, config = script_args.dataset_name, script_args.dataset_config
+    if config:  # a recipe's configuration belongs to its own data set on the Hub
+        names = [name if ":" in name or Path(name).exists() else f"{name}:{config}" for name in names]
+
+    def load(names: list[str], split: str, limit: int | None) -> Dataset:
+        if kind == "pairs":
+            return sources.pairs(names, split, limit, tokenizer, training_args.prompt_format())
+        return getattr(sources, kind)(names, split, limit)
+
+    datasets = {"train_dataset": load(names, train_split, script_args.num_train_examples)}
+    if script_args.text_dataset_name:
+        texts = sources.rows(script_args.text_dataset_name, "train")
+        if kind == "questions":
+            # Their other columns (ids, say) need not be of the same type as the questions'.
+            texts = texts.select_columns([name for name in TEXT_COLUMNS if name in texts.column_names])
+        datasets["train_dataset"] = concatenate_datasets([datasets["train_dataset"], texts])
+    if script_args.eval_dataset_name or training_args.eval_strategy != "no":
+        if not script_args.eval_dataset_name and any(Path(name).is_file() for name in names):
+            raise ValueError(
+                f"eval_strategy={training_args.eval_strategy.value!r} wants evaluation data, but dataset_name is a "
+                "file, the training data: name another file with eval_dataset_name."
+            )
+        datasets["eval_dataset"] = load(
+            script_args.eval_dataset_name or names, test_split, script_args.num_eval_examples
+        )
+    for prefix, split in (("option", train_split), ("eval_option", test_split)):
+        if asked := getattr(script_args, f"{prefix}_dataset_name"):
+            if trainer_class is not CalibratedDPOTrainer:
+                raise ValueError(f"{prefix}_dataset_name is for trainer: calibrated_dpo, not {script_args.trainer}.")
+            limit = getattr(script_args, f"num_{prefix}_examples")
+            datasets[f"{prefix}_dataset"] = sources.questions(asked, split, limit)
+    if not script_args.collapse_dataset_name:
+        return datasets, None
+    questions = sources.questions(script_args.collapse_dataset_name, test_split, script_args.num_collapse_examples)
+    # Letters that are no tokens of their own show at the first question, before the model is loaded.
+    OptionEncoder(tokenizer, training_args.prompt_format()).encode(questions[0])
+    return datasets, questions
 
 
 def run_training(trainer: Trainer) -> None:

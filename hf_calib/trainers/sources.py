@@ -1,0 +1,90 @@
+"""The data that a recipe names: questions, preference pairs or texts, of one data set or of several mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import maybe_extract_prompt
+
+from ..data.mcq import PromptFormat, adapt_questions, load_questions, load_rows
+from ..data.pairs import pairs_from_questions
+from .preference import PREFERENCE_COLUMN, pair_fault
+
+
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", PREFERENCE_COLUMN)
+
+
+class DataSources:
+    """
+    Loads the data sets of a recipe.
+
+    A name is a file, a folder, or a data set on the Hub, with its configuration as in `"allenai/ai2_arc:ARC-Easy"`.
+
+    Args:
+        seed (`int`):
+            Seed of all draws.
+        drop_invalid (`bool`):
+            Whether to leave out malformed questions and pairs instead of stopping at the first.
+    """
+
+    def __init__(self, seed: int, drop_invalid: bool):
+        self.seed, self.drop_invalid = seed, drop_invalid
+
+    def questions(self, names: Sequence[str], split: str, limit: int | None = None) -> Dataset:
+        """Questions in the unified columns, shuffled; `limit` of them at most."""
+        parts = [load_questions(name, split=split, drop_invalid=self.drop_invalid) for name in names]
+        return _draw(concatenate_datasets(parts).shuffle(seed=self.seed), limit)
+
+    def pairs(
+        self,
+        names: Sequence[str],
+        split: str,
+        limit: int | None,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_format: PromptFormat,
+    ) -> Dataset:
+        """
+        Preference pairs in TRL's layout; `limit` of them at most. Option questions become pairs on the way; see
+        [`~hf_calib.data.pairs.pairs_from_questions`].
+        """
+        parts = {}
+        for name in names:
+            rows = load_rows(name, split=split)
+            if not {"chosen", "rejected"} & set(rows.column_names):
+                try:
+                    rows = adapt_questions(rows, drop_invalid=self.drop_invalid, source=name)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{name} holds neither preference pairs (`chosen`, `rejected`) nor option questions: {error}"
+                    ) from error
+                rows = pairs_from_questions(rows, tokenizer, prompt_format, self.seed)
+            elif self.drop_invalid:
+                rows = rows.filter(lambda row: pair_fault(row) is None, desc="Leaving out rows that are no pairs")
+            parts[name] = rows
+        mixed = next(iter(parts.values())) if len(parts) == 1 else _mix(parts)
+        return mixed if limit is None else _draw(mixed.shuffle(seed=self.seed), limit)
+
+    def rows(self, names: Sequence[str], split: str, limit: int | None = None) -> Dataset:
+        """Rows as they are; `limit` of them at most, drawn."""
+        mixed = concatenate_datasets([load_rows(name, split=split) for name in names])
+        return mixed if limit is None else _draw(mixed.shuffle(seed=self.seed), limit)
+
+
+def _draw(rows: Dataset, limit: int | None) -> Dataset:
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def _mix(parts: dict[str, Dataset]) -> Dataset:
+    """Pairs of several data sets in the columns that all have, provided that all are texts or all are messages."""
+    parts = {name: rows.map(maybe_extract_prompt, desc="Extracting prompts") for name, rows in parts.items()}
+    columns = [column for column in PAIR_COLUMNS if all(column in rows.column_names for rows in parts.values())]
+    layouts = {name: "texts" if isinstance(rows[0]["chosen"], str) else "messages" for name, rows in parts.items()}
+    if len(set(layouts.values())) > 1:
+        raise ValueError(
+            f"The pairs are of different layouts: {', '.join(f'{name} {layout}' for name, layout in layouts.items())}. Pairs "
+            "made of option questions are messages with use_chat_template: true, and texts with false."
+        )
+    parts = [rows.select_columns(columns) for rows in parts.values()]
+    return concatenate_datasets([parts[0], *(rows.cast(parts[0].features) for rows in parts[1:])])
