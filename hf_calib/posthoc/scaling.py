@@ -1,0 +1,350 @@
+"""Calibrators that scale: one temperature, with or without labels, three mixed, one scale per option, a matrix of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar
+
+import numpy as np
+
+from .base import PostHocCalibrator, check_option_logits, folds, log_softmax, softmax
+
+
+_LOG_TEMPERATURE_LIMIT = 7.0  # temperatures from 0.0009 to 1,097
+
+
+def best_log_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """
+    Logarithm of the T for which `softmax(logits / T)` has the least cross-entropy to the targets.
+
+    In `1 / T` that is convex, so the optimum is where its derivative is zero, and the root is found to machine precision:
+    no step size, no early end. Plus or minus 7 where there is none.
+
+    Args:
+        logits (`np.ndarray` of shape `(N, K)`):
+            Option logits, `-inf` as padding.
+        targets (`np.ndarray` of shape `(N, K)`):
+            Target distributions, 0 where there is padding.
+    """
+    from scipy.optimize import brentq
+
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    values = np.where(np.isneginf(shifted), 0.0, shifted)  # padding has weight 0, and 0 * -inf would be NaN
+    wanted = (targets * values).sum(axis=1).mean()
+
+    def slope(log_temperature: float) -> float:
+        """Derivative of the cross-entropy in 1 / T."""
+        weights = np.exp(shifted * np.exp(-log_temperature))
+        return float(np.mean((weights * values).sum(axis=1) / weights.sum(axis=1)) - wanted)
+
+    limit = _LOG_TEMPERATURE_LIMIT
+    if slope(limit) >= 0:  # flat is best
+        return limit
+    if slope(-limit) <= 0:  # sharper is always better
+        return -limit
+    return brentq(slope, -limit, limit, xtol=1e-12)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """The temperature `(1,)` of [`TemperatureScaling`], and what the logits are where there is no best one."""
+    targets, doubt = np.eye(logits.shape[1])[labels], 1 / (len(labels) + 2)
+    log_temperature, problem = best_log_temperature(logits, targets), None
+    if log_temperature == _LOG_TEMPERATURE_LIMIT:
+        problem = "no better than uniform"
+    elif softmax(logits / np.exp(log_temperature)).max(axis=1).mean() > 1 - doubt:
+        problem = "never or hardly wrong"
+        others = np.isfinite(logits) & (targets == 0)
+        targets = targets * (1 - doubt) + doubt * others / others.sum(axis=1, keepdims=True)
+        log_temperature = best_log_temperature(logits, targets)
+    return np.exp([log_temperature]), problem
+
+
+class TemperatureScaling(PostHocCalibrator):
+    """
+    Temperature scaling (Guo et al., arXiv 1706.04599): `softmax(z / T)`, with the T of least negative log-likelihood.
+
+    Where every calibration example is right, sharper is always better and no T is best. Wherever that T comes to a mean
+    confidence above `1 - 1 / (n + 2)`, more than n examples can vouch for, it is the best for targets of that size instead
+    of 1. Where the logits say less than nothing, T stops at 1,097, next to uniform. Both come with a warning.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_calib.posthoc import TemperatureScaling
+    >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+    >>> calibrator = TemperatureScaling().fit(logits, [0, 0, 0, 0])
+    >>> round(float(calibrator.transform(logits)[0, 0]), 4)
+    0.75
+
+    ```
+    """
+
+    method = "temperature"
+    title = "temperature scaling"
+    parameters = ("temperature",)
+
+    def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        self.temperature, problem = fit_temperature(logits, labels)
+        if problem:
+            warnings.warn(
+                f"The logits are {problem} on these {len(labels)} examples, so no temperature can be trusted: it is set "
+                f"to {self.temperature.item():.4g}. Use more calibration examples.",
+                stacklevel=3,
+            )
+
+    def _transform(self, logits: np.ndarray) -> np.ndarray:
+        return softmax(logits / self.temperature)
+
+
+class AgreementTemperature(PostHocCalibrator):
+    """
+    A temperature without labels, from the model before its alignment (DACA, Luo et al., arXiv 2505.16690).
+
+    On the questions that both models answer alike, T minimises the mean KL divergence of `softmax(z / T)` from the reference's
+    option probabilities. Questions that they answer differently are left out: there the reference's confidence is in another
+    answer and lies below the aligned model's accuracy, so that T would come out too large. As good as the reference is calibrated.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_calib.posthoc import AgreementTemperature
+    >>> reference = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
+    >>> aligned = np.array([[4.0, 0.0], [0.0, 8.0], [0.0, 1.0]])  # four times too sure, and the last answer is another
+    >>> round(AgreementTemperature().fit(aligned, reference).temperature.item(), 4)
+    4.0
+
+    ```
+    """
+
+    method = "agreement"
+    title = "agreement temperature"
+    parameters = ("temperature",)
+    supervised = False
+
+    def fit(self, option_logits, reference_option_logits) -> AgreementTemperature:
+        """
+        Learn the temperature.
+
+        Args:
+            option_logits (array-like of shape `(N, K)`):
+                Option logits of the aligned model, `-inf` as padding.
+            reference_option_logits (array-like of shape `(N, K)`):
+                Those of the model before its alignment, for the same questions.
+
+        Raises:
+            `ValueError`: if the models never agree, or were asked different questions.
+        """
+        logits, reference = check_option_logits(option_logits), check_option_logits(reference_option_logits)
+        if logits.shape != reference.shape or (np.isneginf(logits) != np.isneginf(reference)).any():
+            raise ValueError(
+                f"`option_logits` {logits.shape} and `reference_option_logits` {reference.shape} have other numbers of "
+                "options: both models must be asked the same questions."
+            )
+        agree = logits.argmax(axis=1) == reference.argmax(axis=1)
+        if not agree.any():
+            raise ValueError(f"The two models agree on none of {len(logits)} questions: there is nothing to fit on.")
+        self.temperature = np.exp([best_log_temperature(logits[agree], softmax(reference[agree]))])
+        return self
+
+    def _transform(self, logits: np.ndarray) -> np.ndarray:
+        return softmax(logits / self.temperature)
+
+
+class EnsembleTemperatureScaling(PostHocCalibrator):
+    """
+    Ensemble temperature scaling (Zhang et al., arXiv 2003.07329): `w1 softmax(z / T) + w2 softmax(z) + w3 uniform`.
+
+    T is that of temperature scaling, the weights then have the least negative log-likelihood. No weight above
+    `1 - 1 / (n + 2)` goes to the uniform part, so that the order of the options is never lost.
+    """
+
+    method = "ensemble_temperature"
+    title = "ensemble temperature scaling"
+    parameters = ("temperature", "weights")
+
+    def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        from scipy.optimize import minimize
+
+        self.temperature, _ = fit_temperature(logits, labels)
+        right = self._parts(logits)[:, np.arange(len(labels)), labels]
+
+        def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+            likelihood = np.maximum(weights @ right, np.finfo(float).tiny)
+            return -np.log(likelihood).mean(), -(right / likelihood).mean(axis=1)
+
+        scaled = np.array([1.0, 0.0, 0.0])
+        found = minimize(
+            loss,
+            [0.9, 0.05, 0.05],
+            jac=True,
+            method="SLSQP",
+            bounds=[(0, 1), (0, 1), (0, 1 - 1 / (len(labels) + 2))],
+            constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1, "jac": np.ones_like},
+        )
+        weights = np.maximum(found.x, 0) / np.maximum(found.x, 0).sum()
+        self.weights = weights if loss(weights)[0] < loss(scaled)[0] else scaled
+
+    def _parts(self, logits: np.ndarray) -> np.ndarray:
+        """The three distributions, `(3, N, K)`."""
+        present = np.isfinite(logits)
+        uniform = present / present.sum(axis=1, keepdims=True)
+        return np.stack([softmax(logits / self.temperature), softmax(logits), uniform])
+
+    def _transform(self, logits: np.ndarray) -> np.ndarray:
+        return np.tensordot(self.weights, self._parts(logits), axes=1)
+
+
+class _LinearScaling(PostHocCalibrator):
+    """
+    `softmax(W log p + b)` with p the option probabilities as they are and `W = I / T + V`: temperature scaling, and
+    a deviation from it that costs.
+
+    The penalty is `penalty * (|V|^2 + |b|^2)`, in units in which the logits have variance 1, on top of the mean negative
+    log-likelihood; T itself is free. Its strength is chosen by cross-validation as the largest that is worse than the best by
+    no more than one standard error of the difference, and infinity, which is temperature scaling, is among the choices. So
+    a few labels cannot make it explode.
+    """
+
+    keeps_order = False
+    parameters = ("weight", "bias", "penalty")
+    penalties: ClassVar[tuple[float, ...]] = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
+    n_folds: ClassVar[int] = 5
+
+    def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        n, penalty = len(labels), np.inf
+        if n >= 2 * self.n_folds:
+            fold = folds(n, self.n_folds, seed=0)
+            losses = np.empty((len(self.penalties), n))
+            for k in range(self.n_folds):
+                train, held = fold != k, fold == k
+                for row, solution in enumerate(self._path(logits[train], labels[train], self.penalties)):
+                    log_probabilities = self._log_probabilities(logits[held], *solution)
+                    losses[row, held] = -log_probabilities[range(held.sum()), labels[held]]
+            excess = losses - losses[losses.mean(axis=1).argmin()]
+            within = excess.mean(axis=1) <= excess.std(axis=1, ddof=1) / np.sqrt(n)
+            penalty = self.penalties[int(np.argmax(within))]
+        ((self.weight, self.bias),) = self._path(logits, labels, (penalty,))
+        self.penalty = np.array([penalty])
+
+    def _path(self, logits: np.ndarray, labels: np.ndarray, penalties) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Weight and bias for each penalty; the first search begins at temperature scaling, each other where the last ended."""
+        from scipy.optimize import minimize
+
+        n, num_options = logits.shape
+        present = np.isfinite(logits)
+        inputs = _inputs(logits)
+        unit = max(inputs[present].std(), 1e-12)
+        inputs = inputs / unit
+        targets, shape = np.eye(num_options)[labels], self._shape(num_options)
+        temperature, _ = fit_temperature(logits, labels)
+        theta, solutions = np.zeros(1 + int(np.prod(shape)) + num_options), []
+        theta[0] = unit / temperature.item()
+
+        def split(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self._weight(theta[0], theta[1:-num_options].reshape(shape)), theta[-num_options:]
+
+        def loss(theta: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+            log_probabilities = log_softmax(np.where(present, self._scores(inputs, *split(theta)), -np.inf))
+            residual = (np.exp(log_probabilities) - targets) / n
+            parts = [[(residual * inputs).sum()], self._gradient(residual, inputs).ravel(), residual.sum(axis=0)]
+            cost = np.concatenate([[0.0], 2 * penalty * theta[1:]])
+            value = penalty * theta[1:] @ theta[1:] - log_probabilities[range(n), labels].mean()
+            return value, np.concatenate(parts) + cost
+
+        for penalty in penalties:
+            if np.isfinite(penalty):
+                theta = minimize(loss, theta, args=(penalty,), jac=True, method="L-BFGS-B").x
+            weight, bias = split(theta)
+            solutions.append((weight / unit, bias))
+        return solutions
+
+    def _log_probabilities(self, logits: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return log_softmax(np.where(np.isneginf(logits), -np.inf, self._scores(_inputs(logits), weight, bias)))
+
+    def _transform(self, logits: np.ndarray) -> np.ndarray:
+        num_options, width = len(self.bias), logits.shape[1]
+        if np.isfinite(logits[:, num_options:]).any():
+            raise ValueError(
+                f"This {self.title} was fitted on questions with at most {num_options} options and cannot be applied to "
+                "more: fit it on such questions, or use temperature scaling."
+            )
+        missing = max(0, num_options - width)
+        logits = np.pad(logits[:, :num_options], ((0, 0), (0, missing)), constant_values=-np.inf)
+        probabilities = np.exp(self._log_probabilities(logits, self.weight, self.bias))[:, :width]
+        return np.pad(probabilities, ((0, 0), (0, width - probabilities.shape[1])))
+
+
+def _inputs(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities, 0 where there is padding."""
+    log_probabilities = log_softmax(logits)
+    return np.where(np.isneginf(log_probabilities), 0.0, log_probabilities)
+
+
+class VectorScaling(_LinearScaling):
+    """
+    Vector scaling (Guo et al., arXiv 1706.04599) as a penalised deviation from temperature scaling: a scale and a bias for
+    every place among the options. It repairs a taste for letters or places, and may change answers; where the order of the
+    options means nothing, it is temperature scaling.
+
+    Questions with fewer options than others are taken: the places that they have count.
+    """
+
+    method = "vector"
+    title = "vector scaling"
+
+    def _shape(self, num_options: int) -> tuple[int, ...]:
+        return (num_options,)
+
+    def _weight(self, scale, deviation):
+        return scale + deviation
+
+    def _scores(self, inputs, weight, bias):
+        return inputs * weight + bias
+
+    def _gradient(self, residual, inputs):
+        return (residual * inputs).sum(axis=0)
+
+
+class MatrixScaling(_LinearScaling):
+    """
+    Matrix scaling of log-probabilities (Guo et al., arXiv 1706.04599; as Dirichlet calibration, Kull et al., arXiv
+    1910.12656), as a penalised deviation from temperature scaling. It may change answers.
+
+    Every option's score depends on all options' log-probabilities, so all questions must have the same number of options.
+    """
+
+    method = "matrix"
+    title = "matrix scaling"
+
+    def _fit(self, logits, labels):
+        _check_full(logits)
+        super()._fit(logits, labels)
+
+    def _transform(self, logits):
+        _check_full(logits, len(self.bias))
+        return super()._transform(logits)
+
+    def _shape(self, num_options: int) -> tuple[int, ...]:
+        return (num_options, num_options)
+
+    def _weight(self, scale, deviation):
+        return scale * np.eye(len(deviation)) + deviation
+
+    def _scores(self, inputs, weight, bias):
+        return inputs @ weight.T + bias
+
+    def _gradient(self, residual, inputs):
+        return residual.T @ inputs
+
+
+def _check_full(logits: np.ndarray, num_options: int | None = None) -> None:
+    counts = np.isfinite(logits).sum(axis=1)
+    num_options = logits.shape[1] if num_options is None else num_options
+    if (counts < num_options).any():
+        row = int(np.argmax(counts < num_options))
+        raise ValueError(
+            f"Matrix scaling needs the same number of options everywhere: row {row} has {counts[row]}, not {num_options}. Use "
+            "vector scaling, or leave these questions out."
+        )
