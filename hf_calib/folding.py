@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from .loading import load_model
 from .option_head import unwrap_causal_lm
 
 
@@ -14,14 +17,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def save_folded(name_or_path: str, temperature: float, output_dir: str | Path, **loading) -> None:
+    """
+    Write a checkpoint whose logits are those of another, divided by a temperature.
+
+    Weights, tokenizer and generation settings are those of the model; an adapter is merged into its base model.
+    `config.json` tells the temperature as `calibration_temperature`, all of them multiplied where it is not the first.
+
+    Args:
+        name_or_path (`str`):
+            A local folder or a name on the Hub, of a model or of a PEFT adapter.
+        temperature (`float`):
+            See [`fold_temperature`].
+        output_dir (`str` or `Path`):
+            Folder to write.
+        loading:
+            Options of [`~hf_calib.loading.load_model`], e.g. `dtype`.
+    """
+    model, tokenizer = load_model(name_or_path, **loading)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    fold_temperature(model, temperature)
+    model.config.calibration_temperature = temperature * getattr(model.config, "calibration_temperature", 1.0)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+
+
 @torch.no_grad()
 def fold_temperature(model: PreTrainedModel, temperature: float) -> None:
     """
     Divide a model's logits by a temperature, in place, by its weights alone.
 
-    The output embeddings are divided; where they are tied to the input embeddings, the last norm before them is. Option
-    probabilities read at one position (letters, single-token texts) then are those of temperature scaling. The same
-    temperature acts on everything else the model writes: sampled text becomes more varied, greedy text stays as it is.
+    The output embeddings are divided; where they are tied to the input embeddings, the last norm before them is (one that
+    stores its weight less 1, too), and a soft cap of the logits moves along in the config. Option probabilities read at one
+    position (letters, single-token texts) then are those of temperature scaling. The same temperature acts on everything
+    else the model writes: sampled text becomes more varied, greedy text stays as it is.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -36,23 +66,36 @@ def fold_temperature(model: PreTrainedModel, temperature: float) -> None:
     if not 0 < temperature < float("inf"):
         raise ValueError(f"A temperature must be positive and finite, got {temperature}.")
     model = unwrap_causal_lm(model)
+    config = model.config.get_text_config()
     head = model.get_output_embeddings()
     tied = head.weight is model.get_input_embeddings().weight
     scaled = _last_norm(model) if tied else head
-    parameters = [p for p in (scaled.weight, getattr(scaled, "bias", None)) if p is not None]
+    weight, bias = scaled.weight, getattr(scaled, "bias", None)
+    cap = getattr(config, "final_logit_softcapping", None)
     before = _probe_logits(model)
-    kept = [p.detach().clone() for p in parameters]
-    for parameter in parameters:
-        parameter.div_(temperature)
-    error = (_probe_logits(model) * temperature - before).abs().max()
-    # Float types round by their own measure; a wrong place (a weight stored as 1 + w, a soft cap after it) errs grossly.
-    if not error <= 8 * torch.finfo(parameters[0].dtype).eps * before.abs().max() * max(temperature, 1.0):
-        for parameter, original in zip(parameters, kept, strict=True):
-            parameter.copy_(original)
-        raise ValueError(
-            f"{type(model).__name__} does not divide its logits by {temperature:.3g} when its "
-            f"{'last norm' if tied else 'head'} is divided; use the temperature beside the model instead."
-        )
+    kept = weight.detach().clone(), None if bias is None else bias.detach().clone()
+    # Float types round by their own measure; a wrong place (a scale that is learnt elsewhere) errs grossly.
+    tolerance = 8 * torch.finfo(weight.dtype).eps * before.abs().max() * max(temperature, 1.0)
+    divisions: list[Callable] = [lambda weight: weight / temperature]
+    if tied:
+        divisions.append(lambda weight: (1 + weight) / temperature - 1)
+    for divide in divisions:
+        weight.copy_(divide(kept[0].float()))
+        if bias is not None:
+            bias.copy_(kept[1] / temperature)
+        if cap is not None:
+            config.final_logit_softcapping = cap / temperature
+        if (_probe_logits(model) * temperature - before).abs().max() <= tolerance:
+            return
+    weight.copy_(kept[0])
+    if bias is not None:
+        bias.copy_(kept[1])
+    if cap is not None:
+        config.final_logit_softcapping = cap
+    raise ValueError(
+        f"{type(model).__name__} does not divide its logits by {temperature:.3g} when its "
+        f"{'last norm' if tied else 'head'} is divided; use the temperature beside the model instead."
+    )
 
 
 def _last_norm(model: PreTrainedModel) -> nn.Module:

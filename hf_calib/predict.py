@@ -115,6 +115,8 @@ def predict_options(
         "model": model.name_or_path,
         "prompt_format": asdict(prompt_format),
         "normalization": normalization,
+        # Then a temperature of the options is one of the model's logits.
+        "single_tokens": all(len(feature["option_tokens"]) == feature["num_options"] for feature in features),
         "too_long": len(dataset) - len(kept),
         "fingerprint": fingerprint,
     }

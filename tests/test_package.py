@@ -26,7 +26,8 @@ PACKAGE = ROOT / "hf_calib"
 FLOORS = {
     0: ("binning", "calibration_error", "data", "inputs", "intervals", "launch", "loading", "option_head", "option_scorer",
         "options", "paths", "ranking", "resampling", "scores", "streaming", "uncertainty"),
-    1: ("border", "collapse", "em_ece", "folding", "option_order", "plots", "posthoc", "recalibration", "regime"),
+    1: ("border", "collapse", "em_ece", "folding", "option_order", "plots", "posthoc", "processor",
+        "recalibration", "regime"),
     2: ("diagnosis", "ece_regime", "evaluation", "evaluator", "hub", "pairs", "predict", "predictions", "registration", "report"),
     3: ("trainers",),
     4: ("cli", "commands", "quickstart"),
