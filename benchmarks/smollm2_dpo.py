@@ -1,0 +1,227 @@
+"""DPO of SmolLM2-135M-Instruct on real questions: plain, calibrated, and the baselines, on the same labels.
+
+    python benchmarks/smollm2_dpo.py --seeds 0 1 2 --output_dir smollm2-dpo
+
+    # with a local model folder and local parquet files
+    python benchmarks/smollm2_dpo.py --seeds 0 --output_dir smollm2-dpo --model ./smollm2 \\
+        --train arc_easy_train.parquet arc_challenge_train.parquet openbookqa_train.parquet --test arc_easy_test.parquet
+
+    # settings are tried on other questions of the training split; the test questions are for the figures alone
+    python benchmarks/smollm2_dpo.py --evaluate_on validation --only DPO "calibrated DPO" --output_dir tried
+
+The recipes are those of recipes/smollm2-135m: the pairs (right answer, distractor) are made of `--num_train` questions, and
+calibrated DPO has these questions and no more: a part of them is its E-step set. Other questions make the held-out pairs. Every
+seed draws its own questions of each kind. All is kept: a run that was cut off goes on where it stopped. Writes report.md and
+results.json; prints tables and, last, one line of JSON.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from hf_calib import calibration_report, load_questions, predict_options
+from hf_calib.cli import main as hf_calib
+from hf_calib.data.mcq import PromptFormat, split_questions
+from hf_calib.data.pairs import pairs_from_questions
+from hf_calib.loading import load_model
+from hf_calib.pairs import preference_probabilities, score_pairs
+from hf_calib.paths import recipe_path
+from hf_calib.report import write_json
+
+
+ON_PAIRS_ALONE = {"trainer": "calibrated_dpo", "lambda_pref": 0}
+# Recipe of each method, and what it changes there.
+METHODS = {
+    "DPO": ("dpo", {}),
+    "calibrated DPO": ("dpo_calibrated", {}),
+    "cDPO": ("dpo", {**ON_PAIRS_ALONE, "cdpo_smoothing": 0.1}),
+    "robust DPO": ("dpo", {"loss_type": "robust", "label_smoothing": 0.1}),
+    "IPO": ("dpo", {"loss_type": "ipo"}),
+    "CATTO term": ("dpo", {**ON_PAIRS_ALONE, "catto_weight": 1.0}),
+    "entropy bonus": ("dpo", {**ON_PAIRS_ALONE, "entropy_weight": 0.1}),
+}
+BASE = "before"
+COLUMNS = ["id", "question", "choices", "answer"]
+BETA = 0.1  # that of the recipes
+PROMPT_FORMAT = PromptFormat("text", chat_template=False)
+
+MEASURES = {
+    "pair_accuracy": "pair accuracy", "pair_ece": "pair-ECE", "accuracy": "accuracy", "confidence": "confidence",
+    "ece": "conf-ECE", "debiased_ece": "debiased", "nll": "NLL",
+}  # fmt: skip
+
+
+def make_data(args: argparse.Namespace, seed: int, folder: Path) -> tuple[Dataset, Dataset]:
+    """Write the training questions of a seed; returns those of the held-out pairs, and those to evaluate on."""
+    known = concatenate_datasets(
+        [load_questions(name, split="train", drop_invalid=True).select_columns(COLUMNS) for name in args.train]
+    )
+    sizes = {"train": args.num_train, "calibration": args.num_pairs, "test": args.num_questions}
+    parts = split_questions(known, **sizes, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts["train"].to_parquet(folder / "train.parquet")
+    if args.evaluate_on == "validation":
+        return parts["calibration"], parts["test"]
+    test = [load_questions(name, split="test", drop_invalid=True).select_columns(COLUMNS) for name in args.test]
+    test = concatenate_datasets(test).shuffle(seed=seed)
+    return parts["calibration"], test.select(range(min(args.num_questions, len(test))))
+
+
+def train(method: str, args: argparse.Namespace, seed: int, folder: Path) -> None:
+    recipe, changes = METHODS[method]
+    data, count = str(folder.parent / "train.parquet"), str(args.num_train)
+    call = ["train", "--config", str(recipe_path(f"smollm2-135m/{recipe}.yaml")), "--model_name_or_path", args.model]
+    call += ["--dataset_name", data, "--num_train_examples", count, "--seed", str(seed), "--output_dir", str(folder)]
+    if recipe == "dpo_calibrated":
+        call += ["--option_dataset_name", data, "--num_option_examples", count]
+    for name, value in changes.items():
+        call += [f"--{name}", str(value)]
+    if status := hf_calib([*call, *args.change]):
+        raise SystemExit(status)
+
+
+def measure(model: str, folder: Path, pairs: Dataset, questions: Dataset, reference: np.ndarray | None) -> dict:
+    """The measures of a model (`pair_...` those of the pairs), and what it gives to both completions of each pair."""
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded, tokenizer = load_model(model, dtype="float32")
+    predictions = predict_options(
+        loaded,
+        tokenizer,
+        questions,
+        prompt_format=PROMPT_FORMAT,
+        normalization="mean",
+        output_path=folder / "predictions.npz",
+    )
+    scores = score_pairs(loaded, tokenizer, pairs)
+    report = calibration_report(predictions.probabilities, predictions.labels)
+    if reference is not None:
+        chosen = preference_probabilities(scores, reference, BETA)
+        # In every second row the rejected one stands first: a tie is then decided rightly half of the time.
+        columns = np.stack([chosen, 1 - chosen], axis=1)
+        columns[1::2] = columns[1::2, ::-1]
+        paired = calibration_report(columns, np.arange(len(chosen)) % 2)
+        report |= {f"pair_{name}": value for name, value in paired.items()}
+    return {**report, "scores": scores.tolist()}
+
+
+def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
+    """All methods of a seed, by name."""
+    folder = args.output_dir / f"seed-{seed}"
+    held_out, questions = make_data(args, seed, folder)
+    results = {}
+    for method in (BASE, *args.only):
+        place = folder / method.replace(" ", "-")
+        done = place / "measured.json"
+        if not done.exists():
+            start = time.perf_counter()
+            if method == BASE:
+                pairs = pairs_from_questions(held_out, load_model(args.model)[1], PROMPT_FORMAT, seed)
+                pairs.to_parquet(folder / "pairs.parquet")
+            elif not (place / "trainer_state.json").exists():
+                train(method, args, seed, place)
+            seconds = time.perf_counter() - start
+            pairs = Dataset.from_parquet(str(folder / "pairs.parquet"))
+            reference = None if method == BASE else np.array(results[BASE]["scores"])
+            model = args.model if method == BASE else str(place)
+            measured = measure(model, place, pairs, questions, reference)
+            write_json(
+                done, {**measured, "train_seconds": round(seconds), "seconds": round(time.perf_counter() - start)}
+            )
+        results[method] = json.loads(done.read_text())
+    return results
+
+
+def mean_and_interval(values: list[float]) -> tuple[float, float]:
+    """Mean over the seeds, and half the width of its 95% t interval (NaN for one seed)."""
+    spread = np.std(values, ddof=1) if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1) * spread / np.sqrt(len(values)))
+
+
+def cell(values: list[float], sign: str = "") -> str:
+    mean, half = mean_and_interval(values)
+    return f"{mean:{sign}.3f}" + (f" ± {half:.3f}" if np.isfinite(half) else "")
+
+
+def tables(runs: dict[int, dict]) -> dict[str, list[list[str]]]:
+    """The tables of the report by title, each with its heading row first."""
+    methods = list(next(iter(runs.values())))
+    means = [["method", *MEASURES.values()]]
+    changes = [["less plain DPO", *MEASURES.values()]]
+    seeds = [["method", "seed", "pair-ECE [95%]", "noise floor", "conf-ECE [95%]", "noise floor", "training"]]
+    for method in methods:
+        values = {name: [run[method].get(name, np.nan) for run in runs.values()] for name in MEASURES}
+        means.append([method, *(cell(v) for v in values.values())])
+        if method not in (BASE, "DPO") and "DPO" in methods:
+            gaps = [np.subtract(v, [run["DPO"][name] for run in runs.values()]) for name, v in values.items()]
+            changes.append([method, *(cell(gap, "+") for gap in gaps)])
+        for seed, run in runs.items():
+            row = [method, str(seed)]
+            for kind in ("pair_", ""):
+                figures = [
+                    run[method].get(kind + name, np.nan) for name in ("ece", "ece_low", "ece_high", "ece_noise_floor")
+                ]
+                row += ["{:.3f} [{:.3f}, {:.3f}]".format(*figures), f"{figures[3]:.3f}"]
+            seeds.append([*row, f"{run[method]['train_seconds']} s"])
+    found = {"Mean over the seeds": means, "Paired differences": changes, "Each seed": seeds}
+    return {title: rows for title, rows in found.items() if len(rows) > 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--train",
+        nargs="+",
+        default=["allenai/ai2_arc:ARC-Easy", "allenai/ai2_arc:ARC-Challenge", "allenai/openbookqa:main"],
+        help="questions for the training and held-out pairs: files or data sets",
+    )
+    parser.add_argument("--test", nargs="+", default=["allenai/ai2_arc:ARC-Easy"], help="test questions")
+    parser.add_argument("--num_train", type=int, default=160, help="training questions")
+    parser.add_argument("--num_pairs", type=int, default=150, help="held-out pairs")
+    parser.add_argument("--num_questions", type=int, default=200, help="questions to evaluate on")
+    parser.add_argument("--evaluate_on", choices=["test", "validation"], default="test")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    args, args.change = parser.parse_known_args()  # what is left goes to every recipe
+
+    runs = {seed: run_seed(args, seed) for seed in args.seeds}
+    found = tables(runs)
+    notes = (
+        f"SmolLM2-135M-Instruct; {args.num_train} training questions, {args.num_pairs} held-out pairs and "
+        f"{args.num_questions} {args.evaluate_on} questions for each of {len(runs)} seeds. ± is half a 95% t interval over "
+        "the seeds; the intervals of single seeds are those of their questions. A preference is sigmoid(beta * margin) "
+        "for every method."
+    )
+    lines = ["# DPO and its calibration on real questions", notes]
+    for title, rows in found.items():
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+        for heading in rows[0]:
+            table.add_column(heading, justify="left" if heading == rows[0][0] else "right", no_wrap=True)
+        for row in rows[1:]:
+            table.add_row(*row)
+        Console(width=150).print(table)
+        ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+        lines += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in ruled)]
+    (args.output_dir / "report.md").write_text("\n\n".join(lines) + "\n")
+    figures = {}
+    for method in (BASE, *args.only):
+        names = [name for name in MEASURES if method != BASE or not name.startswith("pair_")]
+        figures[method] = {name: [round(run[method][name], 4) for run in runs.values()] for name in names}
+    write_json(args.output_dir / "results.json", {"seeds": args.seeds, **figures})
+    means = {
+        f"{method} {name}": round(float(np.mean(v)), 4) for method, row in figures.items() for name, v in row.items()
+    }
+    print(json.dumps(means))
+
+
+if __name__ == "__main__":
+    main()
