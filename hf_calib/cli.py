@@ -10,13 +10,15 @@ from collections.abc import Sequence
 import yaml
 
 from . import __version__
-from .commands import diagnose, evaluate, quickstart, register, train
+from .commands import calibrate, diagnose, evaluate, quickstart, register, train
+from .launch import leave_process_group
 
 
 # Each reads its arguments and checks the call, and returns the work.
 _COMMANDS = {
     "evaluate": evaluate,
     "diagnose": diagnose,
+    "calibrate": calibrate,
     "train": train,
     "quickstart": quickstart,
     "register": register,
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         work()
+        leave_process_group()
     except KeyboardInterrupt:
         again = "the same command with --resume_from_checkpoint true" if command == "train" else "the same command"
         print(f"hf-calib {command}: interrupted; {again} goes on from what is saved", file=sys.stderr)

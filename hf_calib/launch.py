@@ -1,6 +1,7 @@
-"""What `accelerate launch` leaves unsaid on a machine without an accelerator."""
+"""The two ends of a run under `accelerate launch`: what it leaves unsaid about CPUs, and how its processes part."""
 
 import os
+import sys
 
 
 def cpu_training_arguments() -> list[str]:
@@ -22,3 +23,17 @@ def cpu_training_arguments() -> list[str]:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         return ["--ddp_backend", "gloo", "--bf16", "false"]
     return ["--use_cpu", "true"]
+
+
+def leave_process_group() -> None:
+    """
+    Part from the other processes, once there is nothing more to say to them.
+
+    The last act of a script that ran under `accelerate launch`, where no [`~transformers.Trainer`] does it by its
+    `end()`. A process that ends without it, while a thread of gloo still lets go of Python objects, now and then dies of
+    SIGABRT after all its work ("terminate called without an active exception"), and the launcher reports a failure.
+    Alone, or called again, it does nothing.
+    """
+    distributed = sys.modules.get("torch.distributed")  # not imported: no group was joined
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

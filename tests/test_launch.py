@@ -11,12 +11,16 @@ from hf_calib import recipe_path
 
 REPORT = """
 import os, sys
+import torch.distributed
 from transformers import HfArgumentParser, TrainingArguments
-from hf_calib.launch import cpu_training_arguments
+from hf_calib.launch import cpu_training_arguments, leave_process_group
 
 (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(cpu_training_arguments())
 with open(f"{sys.argv[1]}/rank-{os.environ.get('RANK', 0)}", "w") as file:
     file.write(f"{args.world_size} by {args.distributed_state.distributed_type.value}")
+leave_process_group()
+leave_process_group()  # done already
+assert not torch.distributed.is_initialized()
 """
 
 

@@ -213,6 +213,7 @@ import os, signal, sys
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_calib import predict
+from hf_calib.launch import leave_process_group
 
 folder, kill_after = sys.argv[1], int(sys.argv[2])
 predict.SAVE_INTERVAL = 0
@@ -232,6 +233,7 @@ predictions = predict.predict_options(
 )
 assert len(predictions) == 40
 print(f"rank {os.environ.get('RANK')}: {passes} passes")
+leave_process_group()
 """
 
 

@@ -166,3 +166,4 @@ if __name__ == "__main__":
     run.train()
     # A file each: on one pipe the lines of two processes run into each other.
     Path(sys.argv[1], f"measured-{run.args.process_index}.json").write_text(json.dumps(measured(run)))
+    run.end()
