@@ -30,11 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """A training run: the recipe of that name, from a model to a model, on data of the world."""
+    """A training run: the recipe of that name, from a model to a model, on data (and option questions) of the world."""
 
     name: str
     parent: str
     data: str
+    options: str | None = None
 
 
 STAGES = (
@@ -42,9 +43,10 @@ STAGES = (
     Stage("dpo", "pretrain", "pairs"),
     Stage("cft", "dpo", "train"),
     Stage("rcft", "dpo", "train"),
+    Stage("dpo_calibrated", "pretrain", "pairs", options="train"),
 )
 # Name of each trained model in the report, and of the post-hoc repairs of the aligned one.
-ROWS = {"pretrain": "base", "dpo": "dpo", "cft": "cft", "rcft": "rcft"}
+ROWS = {"pretrain": "base", "dpo": "dpo", "cft": "cft", "rcft": "rcft", "dpo_calibrated": "calibrated dpo"}
 POST_HOC = {"dpo + TS": TemperatureScaling, "dpo + TS-IR": TemperatureIsotonic}
 
 PROMPT_FORMAT = PromptFormat(scoring="text", template=World.prompt_template, chat_template=False)
@@ -76,6 +78,8 @@ def train_stage(stage: Stage, output_dir: Path, seed: int) -> float:
     command += ["--config_file", str(recipe_path("accelerate_configs/cpu.yaml")), str(recipe_path("train.py"))]
     command += ["--config", str(recipe_path(f"quickstart/{stage.name}.yaml"))]
     command += ["--model_name_or_path", str(parent), "--dataset_name", str(world / f"{stage.data}.parquet")]
+    if stage.options:
+        command += ["--option_dataset_name", str(world / f"{stage.options}.parquet")]
     command += ["--output_dir", str(output_dir / stage.name), "--seed", str(seed)]
     start = time.perf_counter()
     log = output_dir / f"{stage.name}.log"
@@ -138,7 +142,7 @@ def run_quickstart(output_dir: Path, seed: int = 0, num_test_questions: int = 10
 
     title = "Quickstart: restoring the calibration of an aligned model"
     notes = (
-        f"Synthetic world, seed {seed}; {NUM_TRAIN_QUESTIONS:,} labelled questions for every repair; "
+        f"Synthetic world, seed {seed}; {NUM_TRAIN_QUESTIONS:,} labelled questions for every repair and for calibrated DPO; "
         f"{num_test_questions:,} test questions; {time.perf_counter() - start:.0f} s in all.\n\n"
         "Made by `hf-calib quickstart`; the recipes are in recipes/quickstart/."
     )
