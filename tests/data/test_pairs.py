@@ -1,0 +1,77 @@
+"""Pairs made of questions: TRL's DPOTrainer reads the tokens that the option scorer scores; the draws are fair and fixed."""
+
+from collections import Counter
+
+import pytest
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from hf_calib.data.mcq import PromptFormat, load_questions, shuffle_options
+from hf_calib.data.pairs import pairs_from_questions
+from hf_calib.options import OptionEncoder
+
+
+QUESTIONS = Dataset.from_list(
+    [
+        {"id": "sky", "question": "What colour is the sky?", "choices": ["green", "blue", "red"], "answer": 1},
+        {"id": "ice", "question": "Ice is the solid form of", "choices": ["water", "gas"], "answer": 0},
+        {"id": "big", "question": "The largest planet is", "choices": ["Mars", "Earth", "Jupiter", "X"], "answer": 2},
+    ]
+)
+MANY = Dataset.from_list(
+    [{"id": str(n), "question": f"{n}?", "choices": ["a", "b", "c", "d"], "answer": 0} for n in range(400)]
+)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen", "word_level"])
+@pytest.mark.parametrize("scoring", ["text", "letter"])
+def test_dpo_reads_the_tokens_that_are_scored(kind, scoring, tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer = tiny_tokenizers[kind]
+    template = (
+        None if kind != "qwen" else "{question}\n{options}\nAnswer with a letter." * (scoring == "letter") or None
+    )
+    prompt_format = PromptFormat(scoring, template, system="Be right." if kind == "qwen" else None)
+    pairs = pairs_from_questions(QUESTIONS, tokenizer, prompt_format, seed=3)
+    assert isinstance(pairs[0]["prompt"], list) == (kind == "qwen")
+    config = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
+    model = tiny_llama(tokenizer)
+    trainer = DPOTrainer(model, tiny_llama(tokenizer), config, train_dataset=pairs, processing_class=tokenizer)
+
+    encoder = OptionEncoder(tokenizer, prompt_format)
+    for row, read in zip(shuffle_options(QUESTIONS, seed=3), trainer.train_dataset, strict=True):
+        _, candidates, suffix = prompt_format.render(tokenizer, row["question"], row["choices"])
+        ending = tokenizer(suffix, add_special_tokens=False)["input_ids"]
+        scored = encoder.encode(row)
+        options = [[] for _ in candidates]
+        for token, k in zip(scored["option_tokens"], scored["option_index"], strict=True):
+            options[k].append(token)
+        context = scored["input_ids"][: scored["option_positions"][0] + 1]
+        assert read["prompt_ids"] == context
+        assert read["chosen_ids"] == options[row["answer"]] + ending
+        wrong = [option + ending for k, option in enumerate(options) if k != row["answer"]]
+        assert read["rejected_ids"] in wrong
+
+
+def test_letters_carry_no_prior(tiny_tokenizers):
+    pairs = pairs_from_questions(MANY, tiny_tokenizers["gpt2"], PromptFormat("letter", chat_template=False))
+    for side in ("chosen", "rejected"):
+        counts = Counter(pairs[side])
+        assert counts.keys() == {" A", " B", " C", " D"} and min(counts.values()) > 70
+
+
+def test_every_distractor_is_drawn_and_rows_around_do_not_matter(tiny_tokenizers):
+    make = {"tokenizer": tiny_tokenizers["gpt2"], "prompt_format": PromptFormat("text", chat_template=False)}
+    pairs = pairs_from_questions(MANY, **make)
+    assert set(pairs["chosen"]) == {" a"} and set(pairs["rejected"]) == {" b", " c", " d"}
+    assert pairs_from_questions(MANY.select([7, 3]), **make).to_list() == pairs.select([7, 3]).to_list()
+    other = pairs_from_questions(MANY, **make, seed=1)["rejected"]
+    assert 0.2 < sum(one == two for one, two in zip(pairs["rejected"], other, strict=True)) / len(MANY) < 0.5
+
+
+def test_real_questions_with_the_real_chat_template(smollm2_tokenizer, shared_data):
+    questions = load_questions(shared_data / "arc_challenge_train.parquet", limit=20)
+    pairs = pairs_from_questions(questions, smollm2_tokenizer, PromptFormat("text"))
+    for row, pair in zip(questions, pairs, strict=True):
+        assert pair["prompt"] == [{"role": "user", "content": row["question"]}]
+        chosen, rejected = (pair[side][0]["content"] for side in ("chosen", "rejected"))
+        assert chosen == row["choices"][row["answer"]] != rejected in row["choices"]
