@@ -49,7 +49,7 @@ class DataSources:
         Preference pairs in TRL's layout; `limit` of them at most. Option questions become pairs on the way; see
         [`~hf_calib.data.pairs.pairs_from_questions`].
         """
-        parts = {}
+        parts = []
         for name in names:
             rows = load_rows(name, split=split)
             if not {"chosen", "rejected"} & set(rows.column_names):
@@ -62,8 +62,8 @@ class DataSources:
                 rows = pairs_from_questions(rows, tokenizer, prompt_format, self.seed)
             elif self.drop_invalid:
                 rows = rows.filter(lambda row: pair_fault(row) is None, desc="Leaving out rows that are no pairs")
-            parts[name] = rows
-        mixed = next(iter(parts.values())) if len(parts) == 1 else _mix(parts)
+            parts.append(rows)
+        mixed = parts[0] if len(parts) == 1 else _mix(names, parts)
         return mixed if limit is None else _draw(mixed.shuffle(seed=self.seed), limit)
 
     def rows(self, names: Sequence[str], split: str, limit: int | None = None) -> Dataset:
@@ -76,15 +76,16 @@ def _draw(rows: Dataset, limit: int | None) -> Dataset:
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
-def _mix(parts: dict[str, Dataset]) -> Dataset:
+def _mix(names: Sequence[str], parts: Sequence[Dataset]) -> Dataset:
     """Pairs of several data sets in the columns that all have, provided that all are texts or all are messages."""
-    parts = {name: rows.map(maybe_extract_prompt, desc="Extracting prompts") for name, rows in parts.items()}
-    columns = [column for column in PAIR_COLUMNS if all(column in rows.column_names for rows in parts.values())]
-    layouts = {name: "texts" if isinstance(rows[0]["chosen"], str) else "messages" for name, rows in parts.items()}
-    if len(set(layouts.values())) > 1:
+    parts = [rows.map(maybe_extract_prompt, desc="Extracting prompts") for rows in parts]
+    columns = [column for column in PAIR_COLUMNS if all(column in rows.column_names for rows in parts)]
+    layouts = ["texts" if isinstance(rows[0]["chosen"], str) else "messages" for rows in parts]
+    if len(set(layouts)) > 1:
+        held = ", ".join(f"{name} holds {layout}" for name, layout in zip(names, layouts, strict=True))
         raise ValueError(
-            f"The pairs are of different layouts: {', '.join(f'{name} {layout}' for name, layout in layouts.items())}. Pairs "
-            "made of option questions are messages with use_chat_template: true, and texts with false."
+            f"Pairs of different layouts cannot be mixed: {held}. Pairs made of option questions are messages with "
+            "use_chat_template: true, and texts with false."
         )
-    parts = [rows.select_columns(columns) for rows in parts.values()]
+    parts = [rows.select_columns(columns) for rows in parts]
     return concatenate_datasets([parts[0], *(rows.cast(parts[0].features) for rows in parts[1:])])

@@ -27,10 +27,7 @@ MANY = Dataset.from_list(
 @pytest.mark.parametrize("scoring", ["text", "letter"])
 def test_dpo_reads_the_tokens_that_are_scored(kind, scoring, tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer = tiny_tokenizers[kind]
-    template = (
-        None if kind != "qwen" else "{question}\n{options}\nAnswer with a letter." * (scoring == "letter") or None
-    )
-    prompt_format = PromptFormat(scoring, template, system="Be right." if kind == "qwen" else None)
+    prompt_format = PromptFormat(scoring, system="Be right." if kind == "qwen" else None)
     pairs = pairs_from_questions(QUESTIONS, tokenizer, prompt_format, seed=3)
     assert isinstance(pairs[0]["prompt"], list) == (kind == "qwen")
     config = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)

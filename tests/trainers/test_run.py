@@ -1,25 +1,40 @@
-"""From a recipe to calibrated DPO."""
+"""From a recipe to calibrated DPO: the data that it names, pairs made of questions, collapse measured on the way."""
 
 import json
+import pickle
 
 import pytest
-from datasets import concatenate_datasets
+import yaml
+from datasets import Dataset, concatenate_datasets
 
 from hf_calib.cli import main
+from hf_calib.collapse import MEANINGS
+from hf_calib.data.mcq import PromptFormat
 from hf_calib.paths import recipe_path
+from hf_calib.predictions import OptionPredictions
+from hf_calib.trainers.run import RecipeDPOConfig, TrainArguments
+from hf_calib.trainers.sources import DataSources
 
 
 @pytest.fixture
-def call(world, world_model, tmp_path):
+def files(world, tmp_path):
     pairs = world.preference_pairs(40)
     broken = pairs.select([0]).map(lambda row: {"rejected": row["chosen"]})
     concatenate_datasets([pairs, broken]).to_parquet(tmp_path / "pairs.parquet")
     world.questions(30, split="train").to_parquet(tmp_path / "questions.parquet")
-    pair_file, question_file = str(tmp_path / "pairs.parquet"), str(tmp_path / "questions.parquet")
-    arguments = ["train", "--config", str(recipe_path("quickstart/dpo_calibrated.yaml"))]
-    arguments += ["--model_name_or_path", world_model, "--output_dir", str(tmp_path / "out"), "--max_steps", "2"]
-    arguments += ["--dataset_name", pair_file, "--option_dataset_name", question_file]
-    arguments += ["--eval_dataset_name", pair_file, "--eval_option_dataset_name", question_file]
+    return {name: str(tmp_path / f"{name}.parquet") for name in ("pairs", "questions")}
+
+
+@pytest.fixture
+def start(world_model, tmp_path):
+    return ["--model_name_or_path", world_model, "--output_dir", str(tmp_path / "out"), "--max_steps", "2"]
+
+
+@pytest.fixture
+def call(start, files):
+    arguments = ["train", "--config", str(recipe_path("quickstart/dpo_calibrated.yaml")), *start]
+    arguments += ["--dataset_name", files["pairs"], "--option_dataset_name", files["questions"]]
+    arguments += ["--eval_dataset_name", files["pairs"], "--eval_option_dataset_name", files["questions"]]
     return arguments
 
 
@@ -32,7 +47,90 @@ def test_a_recipe_trains_and_evaluates_pairs_and_options(call, tmp_path, capsys)
     assert {"eval_pair_ece", "eval_pair_tce", "eval_option_ece"} <= measured.keys()
 
 
-def test_options_are_for_calibrated_dpo(call, capsys):
-    recipe = str(recipe_path("quickstart/dpo.yaml"))
-    assert main([*call[:1], "--config", recipe, *call[3:11], "--option_dataset_name", call[12]]) == 2
+def test_options_are_for_calibrated_dpo(start, files, capsys):
+    recipe = ["train", "--config", str(recipe_path("quickstart/dpo.yaml")), "--dataset_name", files["questions"]]
+    assert main([*recipe, *start, "--option_dataset_name", files["questions"]]) == 2
     assert "option_dataset_name is for trainer: calibrated_dpo, not dpo" in capsys.readouterr().err
+
+
+def test_questions_become_pairs_and_join_real_ones(call, files, tmp_path):
+    split = ["--dataset_train_split", "train[:20]", "--dataset_test_split", "train[:20]"]
+    assert (
+        main([*call, "--dataset_name", files["questions"], files["pairs"], *split, "--num_eval_examples", "15"]) == 0
+    )
+    measured = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert measured["eval_pair_n"] == 15 and measured["eval_option_n"] == 20
+
+
+def test_plain_dpo_takes_questions_and_is_watched(world, start, files, tmp_path):
+    recipe = yaml.safe_load(recipe_path("quickstart/dpo.yaml").read_text())
+    recipe |= {"dataset_name": [files["questions"]], "collapse_dataset_name": files["questions"], "collapse_steps": 2}
+    recipe |= {"scoring": "text", "prompt_template": world.prompt_template, "num_collapse_examples": 12}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml"), *start, "--max_steps", "3"]) == 0
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    measured = [entry for entry in log if "collapse/ece" in entry]
+    assert [entry["step"] for entry in measured] == [0, 2, 3]
+    assert {f"collapse/{name}" for name in MEANINGS} <= measured[0].keys()
+    predictions = OptionPredictions.load(tmp_path / "out" / "collapse" / "step-000003.npz")
+    # Asked as the recipe says.
+    assert len(predictions.labels) == 12 and predictions.metadata["prompt_format"]["scoring"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--collapse_steps", "0", "--collapse_dataset_name", "x.parquet"], "collapse_steps must be at least 1, got 0"),
+        (["--num_collapse_examples", "0"], "num_collapse_examples must be at least 1, got 0"),
+        (["--collapse_dataset_name", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["--collapse_dataset_name", "nowhere.parquet:ARC"], "nowhere.parquet: no such file"),
+        (["--dataset_name", "{questions}", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["--dataset_name", "{texts}"], "neither preference pairs (`chosen`, `rejected`) nor option questions"),
+        (["--dataset_name", "{questions}", "{chats}"], "chats.jsonl holds messages"),
+        (["--collapse_dataset_name", "{questions}", "--scoring", "letter", "--prompt_template", "{{question}}{{options}}"],
+         "Letter scoring needs every letter"),
+    ],
+)  # fmt: skip
+def test_wrong_data_are_named_before_any_training(change, named, call, files, chats, tmp_path, capsys):
+    Dataset.from_dict({"text": ["a", "b"]}).to_json(tmp_path / "texts.jsonl")
+    places = {**files, "texts": tmp_path / "texts.jsonl", "chats": chats}
+    assert main([*call, "--drop_invalid", "true", *(part.format(**places) for part in change)]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """Pairs as in trl-lib/ultrafeedback_binarized: both sides begin with the prompt, and have scores."""
+    ask = {"content": "What colour is the sky?", "role": "user"}
+    rows = [
+        {side: [ask, {"content": f"{side} {n}", "role": "assistant"}] for side in ("chosen", "rejected")}
+        | {"score_chosen": 7.0}
+        for n in range(30)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "chats.jsonl")
+    return str(tmp_path / "chats.jsonl")
+
+
+def test_conversations_and_questions_are_mixed(chats, files, tiny_tokenizers):
+    sources = DataSources(seed=0, drop_invalid=True)
+    names, tokenizer = [files["questions"], chats], tiny_tokenizers["qwen"]
+    pairs = sources.pairs(names, "train[:20]", None, tokenizer, PromptFormat("text"))
+    assert pairs.column_names == ["prompt", "chosen", "rejected"] and len(pairs) == 40
+    assert pairs[39]["prompt"] == [{"role": "user", "content": "What colour is the sky?"}]
+    assert pairs[0]["chosen"][0]["role"] == pairs[39]["chosen"][0]["role"] == "assistant"
+    drawn = sources.pairs(names, "train[:20]", 15, tokenizer, PromptFormat("text"))
+    assert len(drawn) == 15 and {len(row["prompt"]) for row in drawn} == {1}
+
+
+def test_the_questions_of_the_pairs_are_the_option_questions(files, tiny_tokenizers):
+    """One seed draws the same ones of the same data: calibrated DPO needs no more labels than DPO."""
+    sources, names = DataSources(seed=3, drop_invalid=False), [files["questions"]] * 2
+    questions = sources.questions(names, "train", 10)
+    pairs = sources.pairs(names, "train", 10, tiny_tokenizers["word_level"], PromptFormat("text"))
+    assert pairs["prompt"] == questions["question"]
+
+
+def test_one_name_needs_no_list_and_the_configuration_of_plain_trainers_can_be_saved(tmp_path):
+    assert TrainArguments(dataset_name="a", option_dataset_name=["b", "c"]).dataset_name == ["a"]
+    config = RecipeDPOConfig(str(tmp_path), scoring="text", use_cpu=True, bf16=False)
+    assert pickle.loads(pickle.dumps(config)).prompt_format() == PromptFormat("text")
