@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import yaml
 
 from . import __version__
-from .commands import diagnose, evaluate, quickstart, register, train
+from .commands import calibrate, diagnose, evaluate, quickstart, register, train
 from .launch import leave_process_group
 
 
@@ -18,6 +18,7 @@ from .launch import leave_process_group
 _COMMANDS = {
     "evaluate": evaluate,
     "diagnose": diagnose,
+    "calibrate": calibrate,
     "train": train,
     "quickstart": quickstart,
     "register": register,

@@ -67,11 +67,14 @@ class OptionPredictions:
         return torch.from_numpy(self.option_logits).float().logsumexp(-1).exp().clamp(max=1).numpy()
 
     def recalibrated(self, calibrator: PostHocCalibrator) -> OptionPredictions:
-        """The same questions under a fitted post-hoc calibrator: `option_logits` are the logarithms of what it gives."""
+        """The same questions under a fitted post-hoc calibrator."""
+        return self.with_probabilities(calibrator.transform(self.option_logits), calibrator=type(calibrator).__name__)
+
+    def with_probabilities(self, probabilities: np.ndarray, **metadata) -> OptionPredictions:
+        """The same questions with other probabilities `(N, K)`: `option_logits` are their logarithms."""
         with np.errstate(divide="ignore"):
-            option_logits = np.log(calibrator.transform(self.option_logits)).astype(np.float32)
-        metadata = {**self.metadata, "calibrator": type(calibrator).__name__}
-        return replace(self, option_logits=option_logits, metadata=metadata)
+            option_logits = np.log(probabilities).astype(np.float32)
+        return replace(self, option_logits=option_logits, metadata={**self.metadata, **metadata})
 
     def select(self, ids) -> OptionPredictions:
         """

@@ -152,7 +152,8 @@ def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -
     """Print [`results_table`], whole: a narrow terminal wraps its lines rather than lose its columns."""
     from rich.console import Console
 
-    Console(width=max(Console().width, 140)).print(results_table(stages, title))
+    table = results_table(stages, title)
+    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
 
 
 def print_groups(results: Mapping[str, Any], most: int = 12) -> None:

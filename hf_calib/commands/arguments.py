@@ -17,13 +17,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class PredictionArguments(PromptArguments):
+class MeasuringArguments:
+    """Arguments of the commands that measure answers."""
+
+    seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn: questions, intervals, folds."})
+    alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test."})
+    n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
+    binning: str = field(
+        default="equal_width", metadata={"help": "Kind of bins.", "choices": ["equal_width", "equal_mass"]}
+    )
+    n_bootstrap: int = field(default=1000, metadata={"help": "Draws behind the interval and behind the noise floor."})
+
+    def __post_init__(self):
+        for name in ("n_bins", "n_bootstrap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.alpha < 0.5:
+            raise ValueError(f"alpha must lie in (0, 0.5), got {self.alpha}.")
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """Options of the measures and of the reliability diagram."""
+        return {name: getattr(self, name) for name in ("n_bins", "binning", "n_bootstrap", "seed")}
+
+
+@dataclass(kw_only=True)
+class PredictionArguments(PromptArguments, MeasuringArguments):
     """Arguments of the commands that put questions to models and measure the answers."""
 
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
     split: str = field(default="test", metadata={"help": "Split of a data set that has several."})
     limit: int | None = field(default=None, metadata={"help": "Ask so many questions, drawn by --seed."})
-    seed: int = field(default=0, metadata={"help": "Seed of the draw of questions, the interval and the noise floor."})
     drop_invalid: bool = field(default=False, metadata={"help": "Leave out malformed questions instead of stopping."})
     resume: bool = field(
         default=True, metadata={"help": "Go on from predictions already in --output_dir; 'false' makes them anew."}
@@ -38,24 +62,11 @@ class PredictionArguments(PromptArguments):
     attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa' or 'eager' for text scoring."})
     revision: str = field(default="main", metadata={"help": "Revision of the model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
-    alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test."})
-    n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
-    binning: str = field(
-        default="equal_width", metadata={"help": "Kind of bins.", "choices": ["equal_width", "equal_mass"]}
-    )
-    n_bootstrap: int = field(default=1000, metadata={"help": "Draws behind the interval and behind the noise floor."})
 
     def __post_init__(self):
-        for name in ("batch_size", "n_bins", "n_bootstrap"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.alpha < 0.5:
-            raise ValueError(f"alpha must lie in (0, 0.5), got {self.alpha}.")
-
-    @property
-    def measuring(self) -> dict[str, Any]:
-        """Options of the measures and of the reliability diagram."""
-        return {name: getattr(self, name) for name in ("n_bins", "binning", "n_bootstrap", "seed")}
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
     def questions(self, dataset: str) -> Dataset:
         """The questions, checked."""
