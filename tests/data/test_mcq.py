@@ -348,3 +348,22 @@ def test_real_chat_template(smollm2_tokenizer):
     prompt, candidates, suffix = PromptFormat().render(smollm2_tokenizer, "Ice is", ["hot", "cold"])
     assert prompt.startswith("<|im_start|>system") and prompt.endswith("<|im_start|>assistant\n")
     assert candidates == ["A", "B"] and suffix == "<|im_end|>\n"
+
+
+def test_a_name_may_bring_its_configuration(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("easy", "hard"):
+        row = {"question": f"An {name} one?", "choices": ["yes", "no"], "answer": 0}
+        Dataset.from_list([row]).to_json(folder / f"{name}.jsonl")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("easy", "hard"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in ("easy", "hard"):
+        assert load_questions(f"{folder}:{name}", split="train")["question"] == [f"An {name} one?"]
+    with pytest.raises(ValueError, match="'other' not found"):
+        load_questions(f"{folder}:other", split="train")
+    with pytest.raises(FileNotFoundError, match="gone.parquet: no such file"):
+        load_questions("gone.parquet:easy")
+    # A colon in the name of a file that is there is no configuration.
+    (folder / "easy.jsonl").rename(tmp_path / "at 10:30.jsonl")
+    assert len(load_questions(tmp_path / "at 10:30.jsonl")) == 1
