@@ -58,8 +58,8 @@ def load_pairs(path: str | Path, split: str | None = None, limit: int | None = N
 
     Args:
         path (`str` or `Path`):
-            A file, a folder, or a data set on the Hub with the columns `chosen`, `rejected` and, unless they begin with
-            it, `prompt`: texts or messages. A column `preference_probability` tells how sure the annotators are.
+            A file, a folder, or a data set on the Hub (`ID` or `ID:CONFIGURATION`) with the columns `chosen`, `rejected` and,
+            unless they begin with it, `prompt`: texts or messages. A column `preference_probability` tells how sure the annotators are.
         split (`str`, *optional*):
             Split of a data set that has several.
         limit (`int`, *optional*):
