@@ -23,7 +23,14 @@ from .collators import DataCollatorForCalibratedPreference, DataCollatorForOptio
 from .dpo_config import CalibratedDPOConfig
 from .estep import hold_out
 from .option_training import OptionTrainingMixin
-from .preference import PREFERENCE_COLUMN, as_two_options, check_pairs, preference_margins, sequence_log_probs
+from .preference import (
+    PREFERENCE_COLUMN,
+    as_two_options,
+    check_pairs,
+    preference_margins,
+    preference_scale,
+    sequence_log_probs,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -229,7 +236,8 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         ):
             loss = super()._compute_loss(forward, inputs, return_outputs)
         # The policy's pass is the first; where it is its own reference (PEFT), the other pass is the last.
-        self._preference_logits = self.beta * self._margins(policy[0], reference[-1:], inputs)
+        scale = self.beta * preference_scale(self.loss_types)
+        self._preference_logits = scale * self._margins(policy[0], reference[-1:], inputs)
         if training and args.lambda_pref:
             loss = loss + args.lambda_pref * self._pair_loss(truth)
         if training and args.cdpo_smoothing:
@@ -294,11 +302,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
             likelihood = -model(**options, labels=labels, fused_lm_head=True).log_probs.sum()
             option_logits = self.option_head.pop()
         loss = self._option_loss(
-            option_logits,
-            options["option_label"],
-            options["option_mask"],
-            em_weight=1.0,
-            cross_entropy_weight=args.option_loss_weight,
+            option_logits, options["option_label"], options["option_mask"], calibration_weight=1.0
         )
         loss = loss + args.option_likelihood_weight * likelihood
         # A mean over the questions of the step; Trainer divides by its micro-batches.

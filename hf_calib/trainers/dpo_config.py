@@ -8,11 +8,12 @@ from trl import DPOConfig
 
 from ..data.prompts import PromptArguments
 from .estep import EMArguments, check_choices, check_weights
+from .option_losses import OptionLossArguments
 from .preference import MARGIN_LOSSES, PREFERENCE_COLUMN
 
 
 @dataclass
-class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
+class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPOConfig):
     r"""
     Configuration class for the [`CalibratedDPOTrainer`].
 
@@ -25,14 +26,16 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
         lambda_pref (`float`, *optional*, defaults to `1.0`):
             Weight of EM-ECE on the pairs: q = sigmoid(beta * margin), the preference probability that the policy implies,
             against how often held-out pairs of this confidence are decided rightly; at least 0. The margin is that of
-            the loss: under its f-divergence, and of means over tokens for `"ipo"` and `"sigmoid_norm"`.
+            the loss: under its f-divergence, and of means over tokens for `"ipo"` and `"sigmoid_norm"`. IPO and SPPO, which
+            regress it, are read with 4 * beta and 2 * beta; see [`~hf_calib.trainers.preference.preference_scale`].
         lambda_options (`float`, *optional*, defaults to `0.0`):
             Weight of the loss on option questions (`option_dataset`), which are interleaved with the pairs; at least 0.
             That loss is EM-ECE plus, by the two weights below, what teaches the answers.
         option_ratio (`float`, *optional*, defaults to `1.0`):
             Option questions for each pair. Every optimizer step takes so many, at least one on each process.
         option_loss_weight (`float`, *optional*, defaults to `0.0`):
-            Within that loss, weight of the cross-entropy over the options, -log q_y; at least 0.
+            Within that loss, weight of the cross-entropy over the options; see
+            [`~hf_calib.trainers.option_losses.OptionLossArguments`], with `option_label_smoothing` and `option_focal_gamma`.
         option_likelihood_weight (`float`, *optional*, defaults to `0.0`):
             Within that loss, weight of the answer's negative log-likelihood (that of CFT), in nats a question; at least 0.
         preference_probability_column (`str`, *optional*, defaults to `"preference_probability"`):
@@ -60,7 +63,8 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
     > - `em_holdout_fraction`: Defaults to `0.1` instead of `0.2`.
     > - `em_max_rows`: Defaults to `512` instead of none.
     > - `em_refresh`: Defaults to `"25"` steps instead of `"epoch"`. Before training the policy is its reference and every
-    >   pair a tie, so that the first map is taken after as many steps.
+    >   pair a tie, so that the first map is taken after as many steps. `"once"` takes it as soon as there are no longer
+    >   ties alone, of a policy that has hardly moved: seldom what one wants for pairs.
     """
 
     lambda_pref: float = field(default=1.0, metadata={"help": "Weight of EM-ECE on the pairs, at least 0."})
@@ -68,9 +72,6 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
         default=0.0, metadata={"help": "Weight of the loss on option questions among the pairs, at least 0."}
     )
     option_ratio: float = field(default=1.0, metadata={"help": "Option questions for each pair."})
-    option_loss_weight: float = field(
-        default=0.0, metadata={"help": "Within the loss on questions: weight of the cross-entropy over the options."}
-    )
     option_likelihood_weight: float = field(
         default=0.0, metadata={"help": "Within the loss on questions: weight of the answer's likelihood (CFT)."}
     )
@@ -94,12 +95,12 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
     def __post_init__(self):
         super().__post_init__()
         self._set_up_em()
+        self._check_option_loss()
         check_choices(self, scoring=("letter", "text"), option_normalization=("sum", "mean"))
         check_weights(
             self,
             "lambda_pref",
             "lambda_options",
-            "option_loss_weight",
             "option_likelihood_weight",
             "cdpo_smoothing",
             "catto_weight",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class EMArguments:
         em_max_rows (`int`, *optional*):
             Hold out no more rows than so many, whatever the fraction.
         em_refresh (`str`, *optional*, defaults to `"epoch"`):
-            When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps.
+            When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps. A map that cannot be estimated
+            yet, as that of pairs while the policy is its reference, is with `"once"` tried again after 1, 2, 4, 8, ... steps.
         em_loss (`str`, *optional*, defaults to `"kl"`):
             M-step: `"kl"`, or `"brier"`, the paper's squared error; see [`em_ece_loss`].
         em_preset (`str`, *optional*):
@@ -189,9 +191,10 @@ class EMTrainerMixin:
         probabilities, truth = (torch.cat(arrays) for arrays in zip(*batches, strict=True))
         return probabilities, truth
 
-    def e_step(self) -> None:
-        """Estimate the calibration maps with the model frozen, on the E-step rows of all processes."""
-        for kind, dataset in self.estep_datasets.items():
+    def e_step(self, kinds: Iterable[str] | None = None) -> None:
+        """Estimate the calibration maps (of these kinds) with the model frozen, on the E-step rows of all processes."""
+        for kind in self.estep_datasets if kinds is None else kinds:
+            dataset = self.estep_datasets[kind]
             probabilities, truth = self._score_dataset(kind, dataset, f"E-step {kind}")
             if probabilities.isnan().any():
                 raise FloatingPointError(f"The E-step's probabilities of {kind} hold NaN: the model has diverged.")
@@ -201,17 +204,22 @@ class EMTrainerMixin:
         self.calibrators[kind].fit(probabilities, truth)
 
     def _estep_due(self) -> bool:
-        refresh, last = self.args.em_refresh, self._last_estep
-        if last is None or refresh == "once":
-            return last is None
+        refresh, last, step = self.args.em_refresh, self._last_estep, self.state.global_step
+        if refresh == "once":
+            return last is None and step & (step - 1) == 0  # 0, and the powers of two
+        if last is None:
+            return True
         if refresh == "epoch":
             # At the first step of an epoch `state.epoch` may lack a rounding error to the whole number.
             return math.floor(self.state.epoch + 1e-6) > last
-        return self.state.global_step >= last + int(refresh)
+        return step >= last + int(refresh)
 
     def _maybe_e_step(self) -> None:
         if self._estep_due():
-            self.e_step()
+            once = self.args.em_refresh == "once"
+            self.e_step([kind for kind, calibrator in self.calibrators.items() if not (once and calibrator.fitted)])
+            if once and not all(calibrator.fitted for calibrator in self.calibrators.values()):
+                return
             epoch = math.floor((self.state.epoch or 0) + 1e-6)
             self._last_estep = epoch if self.args.em_refresh == "epoch" else self.state.global_step
 

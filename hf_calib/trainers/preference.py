@@ -34,6 +34,8 @@ MARGIN_LOSSES = (
 )
 # Those that score a completion by its mean over tokens.
 NORMALIZED_LOSSES = ("ipo", "sigmoid_norm")
+# Those that regress the margin, and what it is to be multiplied by before a sigmoid reads it; see `preference_scale`.
+REGRESSION_SCALES = {"ipo": 4.0, "sppo_hard": 2.0}
 
 
 def sequence_log_probs(
@@ -106,13 +108,38 @@ def preference_margins(
             See [`divergence_scores`].
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`; the implied preference probability is `sigmoid(beta * margin)`.
+        `torch.Tensor` of shape `(batch,)`.
     """
     scores = divergence_scores(policy - reference, f_divergence_type, alpha)
-    if next((name for name in loss_types if name in MARGIN_LOSSES), None) in NORMALIZED_LOSSES:
+    if _loss_of_margin(loss_types) in NORMALIZED_LOSSES:
         scores = scores / completion_mask.sum(dim=1).clamp(min=1)
     chosen, rejected = scores.chunk(2)
     return chosen - rejected
+
+
+def preference_scale(loss_types: list[str]) -> float:
+    """
+    Number c by which `sigmoid(c * beta * margin)` is the preference probability that a trained margin implies.
+
+    It is 1 for DPO, whose expected loss is least where this is the probability of winning itself (Bradley-Terry), and
+    for all losses without a reading of their own. IPO (Azar et al., arXiv 2310.12036) and SPPO (arXiv 2405.00675) regress
+    the margin: for a completion that wins with probability p their expected loss is least at `beta * margin = p - 1/2` and
+    `2 * p - 1`. The sigmoid that touches this line at the tie has c = 4 and 2. With c = 1 the margin of certainty would
+    read as .62 under IPO, and calibration would ask for margins far beyond those that the loss allows.
+
+    Args:
+        loss_types (`list[str]`):
+            `loss_type` of [`~trl.DPOConfig`].
+
+    Returns:
+        `float`.
+    """
+    return REGRESSION_SCALES.get(_loss_of_margin(loss_types), 1.0)
+
+
+def _loss_of_margin(loss_types: list[str]) -> str | None:
+    """With several losses, the first that has a margin decides how it is read."""
+    return next((name for name in loss_types if name in MARGIN_LOSSES), None)
 
 
 def as_two_options(chosen: np.ndarray) -> np.ndarray:

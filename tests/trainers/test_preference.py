@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from hf_calib.trainers.baselines import catto_loss, entropy_bonus, token_statistics
-from hf_calib.trainers.preference import as_two_options, check_pairs, pair_fault
+from hf_calib.trainers.preference import as_two_options, check_pairs, pair_fault, preference_scale
 
 
 def conversation(text, role="assistant"):
@@ -68,3 +68,19 @@ def test_token_statistics_are_those_of_the_softmax():
     # The surrogate is a target: along the gradient of CATTO's term the confidence of tokens that did not come falls.
     (slope,) = torch.autograd.grad(catto_loss(statistics), statistics)
     assert (slope[margin < -0.4, 0] > 0).all() and not slope[:, 1:].any()
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "loss"),
+    [
+        ("sigmoid", lambda margin, beta: np.log1p(np.exp(-beta * margin))),
+        ("ipo", lambda margin, beta: (margin - 1 / (2 * beta)) ** 2),
+        # both completions, as far from the reference
+        ("sppo_hard", lambda margin, beta: 2 * (margin / 2 - 1 / (2 * beta)) ** 2),
+    ],
+)
+def test_the_best_margin_implies_the_probability_of_winning(loss_type, loss):
+    """Where the chosen one wins with probability .55, the margin of the least expected loss is read as .55."""
+    beta, margins = 0.2, np.linspace(-5, 5, 20_001)
+    best = margins[np.argmin(0.55 * loss(margins, beta) + 0.45 * loss(-margins, beta))]
+    assert 1 / (1 + np.exp(-preference_scale([loss_type]) * beta * best)) == pytest.approx(0.55, abs=1e-3)

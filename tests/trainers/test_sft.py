@@ -7,8 +7,9 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
+from runs import StopAt, assert_same, logged, weights
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback, MambaConfig, MambaForCausalLM, TrainerCallback
+from transformers import EarlyStoppingCallback, MambaConfig, MambaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from hf_calib import (
@@ -47,20 +48,6 @@ def make_trainer(model, dataset, output_dir, eval_dataset=None, callbacks=None, 
     return CalibratedSFTTrainer(
         model, args, train_dataset=dataset, eval_dataset=eval_dataset, callbacks=callbacks, peft_config=peft_config
     )
-
-
-def weights(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-
-
-def assert_same(left, right, **tolerance):
-    assert left.keys() == right.keys()
-    for name in left:
-        torch.testing.assert_close(left[name], right[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def logged(trainer, key):
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
 def test_cft_is_sft_on_the_answers(world_model, questions, tmp_path):
@@ -150,17 +137,6 @@ def test_evaluation_is_that_of_predict_options(world_model, world, questions, tm
     assert metrics["eval_n"] == 70
 
 
-class StopAt(TrainerCallback):
-    """Ends the process's work as a kill does: nothing is saved after it."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 def test_a_killed_run_resumes_to_the_same_weights(world_model, questions, tmp_path):
     settings = {
         "num_train_epochs": 3,
@@ -200,7 +176,7 @@ def test_a_checkpoint_of_another_kind_is_refused(world_model, questions, tmp_pat
 def test_the_e_step_is_taken_when_due(world_model, questions, tmp_path, settings, steps):
     trainer = make_trainer(world_model, questions, tmp_path, num_train_epochs=3, **settings)
     taken, e_step = [], trainer.e_step
-    trainer.e_step = lambda: (taken.append(trainer.state.global_step), e_step())
+    trainer.e_step = lambda kinds: (taken.append(trainer.state.global_step), e_step(kinds))
     trainer.train()
     assert taken == steps
 

@@ -1,0 +1,128 @@
+"""Calibrated DPO: which rows the E-step and the evaluation ask, and what is no configuration or no data."""
+
+import numpy as np
+import pytest
+from runs import DPO_RUN, logged
+from transformers import AutoModelForCausalLM
+
+from hf_calib import CalibratedDPOConfig, EMCalibrator, calibration_report, predict_options
+from hf_calib.data.mcq import PromptFormat
+from hf_calib.trainers.preference import as_two_options
+
+
+def test_every_question_comes_once_an_epoch(pairs, questions, make_dpo_trainer):
+    trainer = make_dpo_trainer(pairs, option_dataset=questions, lambda_options=1.0, option_ratio=0.75, em_max_rows=5)
+    assert len(trainer.estep_datasets["pairs"]) == 5 and len(trainer.train_dataset) == 59
+    assert len(trainer.option_dataset) == 36 and len(trainer.estep_datasets["options"]) == 4
+    drawn = []
+    for trainer.state.global_step in range(12):
+        drawn.append(trainer._draw_questions())
+        assert len(drawn[-1]) == 6
+    drawn = np.concatenate(drawn).reshape(2, 36)
+    assert (np.sort(drawn) == np.arange(36)).all() and (drawn[0] != drawn[1]).any()
+
+
+def test_the_e_step_asks_held_out_pairs(pairs, make_dpo_trainer):
+    trainer = make_dpo_trainer(pairs, em_holdout_fraction=0.25, em_refresh="3", learning_rate=1e-2)
+    assert len(trainer.train_dataset) == 48 and len(trainer.estep_datasets["pairs"]) == 16
+    trainer.e_step()
+    assert not trainer.calibrators["pairs"].fitted  # the policy is its own reference, and every pair a tie
+    trainer.train()
+    metrics = dict(trainer._metrics)
+    trainer.e_step()
+    assert trainer._metrics == metrics
+    q = trainer.predict(trainer.estep_datasets["pairs"]).predictions
+    expected = EMCalibrator().fit(as_two_options(q), as_two_options(np.ones(16))).state_dict()
+    assert trainer.calibrators["pairs"].state_dict()["ordinates"] == pytest.approx(expected["ordinates"], abs=1e-5)
+
+
+def test_a_map_taken_once_is_taken_when_there_are_no_longer_ties_alone(pairs, questions, make_dpo_trainer):
+    trainer = make_dpo_trainer(
+        pairs, option_dataset=questions, lambda_options=1.0, em_refresh="once", num_train_epochs=2
+    )
+    taken, e_step = [], trainer.e_step
+    trainer.e_step = lambda kinds: (taken.append((trainer.state.global_step, list(kinds))), e_step(kinds))
+    trainer.train()
+    first, *tries = taken
+    assert first == (0, ["pairs", "options"])
+    assert tries == [(2**k, ["pairs"]) for k in range(len(tries))] and 0 < len(tries) < 4
+    assert trainer.calibrators["pairs"].fitted and logged(trainer, "pair_em_ece")[-1] > 0
+
+
+def test_what_annotators_agree_on_is_the_truth(rated, pairs, make_dpo_trainer):
+    """As target of training pairs, which then need no E-step, and in the E-step of pairs that lack it."""
+    share = rated.rename_column("preference_probability", "agreement")
+    trainer = make_dpo_trainer(share, preference_probability_column="agreement", lambda_pref=5.0, num_train_epochs=8)
+    assert len(trainer.train_dataset) == 64 and not trainer.calibrators
+    trainer.train()
+    assert logged(trainer, "pair_em_ece")[-1] < logged(trainer, "pair_em_ece")[0] / 2
+
+    agreed = pairs.select(range(40)).map(lambda row: {"preference_probability": 0.75})
+    trainer = make_dpo_trainer(pairs, estep_dataset=agreed, max_steps=8, learning_rate=1e-2)
+    trainer.train()
+    trainer.e_step()
+    q = trainer.predict(trainer.estep_datasets["pairs"]).predictions
+    expected = EMCalibrator().fit(as_two_options(q), as_two_options(np.full(40, 0.75))).state_dict()
+    assert trainer.calibrators["pairs"].state_dict()["ordinates"] == pytest.approx(expected["ordinates"], abs=1e-5)
+
+
+def test_evaluation_is_over_all_rows_at_once(world_model, rated, world, make_dpo_trainer):
+    questions = world.questions(30, seed=1)
+    trainer = make_dpo_trainer(
+        rated, eval_dataset=rated, eval_option_dataset=questions, lambda_pref=0, per_device_eval_batch_size=10
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    margins = logged(trainer, "eval_rewards/margins")[-1]
+    q = trainer.predict(trainer.eval_dataset).predictions
+    assert np.log(q / (1 - q)).mean() == pytest.approx(margins, rel=0.2)  # TRL's mean over batches of unequal size
+    truth = np.array(rated["preference_probability"])
+    report = calibration_report(as_two_options(q), np.arange(64) % 2, as_two_options(truth))
+    assert {k: metrics[f"eval_pair_{k}"] for k in report} == pytest.approx(report, abs=1e-6)
+    predictions = predict_options(
+        trainer.model,
+        trainer.processing_class,
+        questions,
+        prompt_format=PromptFormat(scoring="text", chat_template=False),
+        progress=False,
+    )
+    report = calibration_report(predictions.probabilities, predictions.labels)
+    assert {k: metrics[f"eval_option_{k}"] for k in report} == pytest.approx(report, abs=1e-5)
+    assert "eval_loss" in metrics and metrics["eval_option_n"] == 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"lambda_pref": -1}, "lambda_pref"),
+        ({"lambda_options": float("nan")}, "lambda_options"),
+        ({"option_ratio": 0.0}, "option_ratio"),
+        ({"cdpo_smoothing": 0.5}, "cdpo_smoothing"),
+        ({"cdpo_smoothing": 0.1, "loss_type": "ipo"}, "not ipo"),
+        ({"loss_type": "sft"}, "loss_type=sft compares no"),
+        ({"em_holdout_fraction": 1.0}, "em_holdout_fraction"),
+        ({"em_max_rows": 0}, "em_max_rows"),
+        ({"scoring": "word"}, "scoring='word'"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, settings, named):
+    with pytest.raises(ValueError, match=named):
+        CalibratedDPOConfig(str(tmp_path), **{**DPO_RUN, **settings})
+
+
+def test_wrong_data_are_named(world_model, rated, pairs, questions, make_dpo_trainer):
+    with pytest.raises(ValueError, match="of 3 pairs leaves 0 for the E-step"):
+        make_dpo_trainer(pairs.select(range(3)))
+    with pytest.raises(ValueError, match="give option_dataset"):
+        make_dpo_trainer(pairs, lambda_options=1.0)
+    with pytest.raises(ValueError, match="no column 'chosen', 'rejected'.*option_dataset"):
+        make_dpo_trainer(questions)
+    with pytest.raises(ValueError, match="Row 5 of the train pairs: 'chosen' and 'rejected' are the same"):
+        make_dpo_trainer(pairs.map(lambda row, i: {"rejected": row["chosen"]} if i == 5 else {}, with_indices=True))
+    with pytest.raises(ValueError, match="Row 0 of the eval pairs: the preference probability 1.5"):
+        make_dpo_trainer(pairs, eval_dataset=rated.map(lambda row: {"preference_probability": 1.5}))
+    model = AutoModelForCausalLM.from_pretrained(world_model)
+    with pytest.raises(ValueError, match="cannot be the same object"):
+        make_dpo_trainer(pairs, model=model, ref_model=model)
+    with pytest.raises(TypeError, match="datasets.Dataset for lambda_pref > 0, got list"):
+        make_dpo_trainer([1])
