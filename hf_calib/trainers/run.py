@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.utils import find_adapter_config_file
 from trl import (
     DPOConfig,
@@ -190,6 +190,8 @@ def build_trainer(
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
+    # The trainer seeds itself, but only after an adapter has drawn its first weights.
+    set_seed(training_args.seed)
     trainer = TRAINERS[script_args.trainer][1](
         model=model,
         args=training_args,

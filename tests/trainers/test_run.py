@@ -6,6 +6,7 @@ import pickle
 import pytest
 import yaml
 from datasets import Dataset, concatenate_datasets
+from safetensors.torch import load_file
 
 from hf_calib.cli import main
 from hf_calib.collapse import MEANINGS
@@ -134,3 +135,14 @@ def test_one_name_needs_no_list_and_the_configuration_of_plain_trainers_can_be_s
     assert TrainArguments(dataset_name="a", option_dataset_name=["b", "c"]).dataset_name == ["a"]
     config = RecipeDPOConfig(str(tmp_path), scoring="text", use_cpu=True, bf16=False)
     assert pickle.loads(pickle.dumps(config)).prompt_format() == PromptFormat("text")
+
+
+def test_the_seed_decides_an_adapters_first_weights(call, tmp_path):
+    lora = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--learning_rate", "0", "--drop_invalid", "true"]
+    weights = []
+    for seed in (1, 1, 2):
+        out = tmp_path / f"adapter-{len(weights)}"
+        assert main([*call, *lora, "--seed", str(seed), "--output_dir", str(out)]) == 0
+        weights.append(load_file(out / "adapter_model.safetensors"))
+    name = next(name for name in weights[0] if "lora_A" in name)
+    assert weights[0][name].equal(weights[1][name]) and not weights[0][name].equal(weights[2][name])
