@@ -8,14 +8,23 @@ from trl import SFTConfig
 
 from ..data.prompts import PromptArguments
 from .estep import EMArguments, check_choices, check_weights
+from .option_losses import BATCH_CALIBRATION_LOSSES, OptionLossArguments
+
+
+CALIBRATION_LOSSES = ("em_ece", *BATCH_CALIBRATION_LOSSES)
 
 
 @dataclass
-class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
+class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFTConfig):
     r"""
     Configuration class for the [`CalibratedSFTTrainer`].
 
-    It adds to [`~trl.SFTConfig`] what calibration-aware fine-tuning needs.
+    It adds to [`~trl.SFTConfig`] what calibration-aware fine-tuning needs. The loss is
+
+        likelihood_weight * likelihood + option_loss_weight * loss over the options + lambda_ece * calibration_loss
+
+    where the first two teach the answer, token by token or as a choice, and the last, which only `objective="rcft"` has,
+    keeps the confidence honest.
 
     Parameters:
         > Parameters that control the objective
@@ -25,11 +34,13 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
             `"rcft"`: the same plus `lambda_ece` times EM-ECE. The paper's likelihood here is L_SFT2, of question and
             answer: `likelihood="sequence"`.
         lambda_ece (`float`, *optional*, defaults to `1.0`):
-            Weight of the EM-ECE term; at least 0. With 0 there is none, as with `"cft"`.
-        option_loss_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the cross-entropy over the options, -log q_y, beside the likelihood of the answer's tokens, with either
-            objective; at least 0. With single-token options the two ask for the same. With texts they do not: the
-            likelihood rewards writing the answer, the cross-entropy rewards preferring it to the other options.
+            Weight of `calibration_loss`; at least 0. With 0 there is none, as with `"cft"`.
+        calibration_loss (`str`, *optional*, defaults to `"em_ece"`):
+            `"em_ece"`, or one of others to compare it with: `"mmce"` ([`~hf_calib.trainers.option_losses.mmce`]) or
+            `"sb_ece"` ([`~hf_calib.trainers.option_losses.soft_binned_ece`]). These two need no E-step, so that no question is held
+            out. They are statistics of a micro-batch: the larger it is, the better they are.
+        likelihood_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the likelihood in training; at least 0. With 0 the loss over the options alone teaches the answer.
         warm_start (`bool`, *optional*, defaults to `False`):
             Begin where temperature scaling ends: the temperature fitted on the E-step questions is folded into the weights
             before training. For `"rcft"` with full fine-tuning, and options of single tokens.
@@ -37,9 +48,10 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
             Tokens whose likelihood counts: `"completion"` (the answer) or `"sequence"` (question and answer). By default the
             answer.
 
-        > Parameters of option scoring and of the E- and M-step
+        > Parameters of the loss over the options, of option scoring, and of the E- and M-step
 
-        Those of [`~hf_calib.data.prompts.PromptArguments`] (`scoring`, `option_normalization`, `prompt_template`,
+        Those of [`~hf_calib.trainers.option_losses.OptionLossArguments`] (`option_loss_weight`, `option_label_smoothing`,
+        `option_focal_gamma`), of [`~hf_calib.data.prompts.PromptArguments`] (`scoring`, `option_normalization`, `prompt_template`,
         `use_chat_template`, `system_prompt`) and of [`~hf_calib.trainers.estep.EMArguments`] (`em_estimator`, `em_n_bins`,
         `em_pseudo_count`, `em_estep_set`, `em_holdout_fraction`, `em_max_rows`, `em_refresh`, `em_loss`, `em_preset`). The preset
         `"paper"` sets `likelihood` too.
@@ -48,14 +60,16 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
     objective: str = field(
         default="rcft",
         metadata={
-            "help": "'cft': likelihood of the answers. 'rcft': likelihood + lambda_ece * EM-ECE.",
+            "help": "'cft': likelihood of the answers. 'rcft': likelihood + lambda_ece * calibration_loss.",
             "choices": ["cft", "rcft"],
         },
     )
-    lambda_ece: float = field(default=1.0, metadata={"help": "Weight of the EM-ECE term, at least 0."})
-    option_loss_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the cross-entropy over the options, at least 0; for scoring='text'."}
+    lambda_ece: float = field(default=1.0, metadata={"help": "Weight of calibration_loss, at least 0."})
+    calibration_loss: str = field(
+        default="em_ece",
+        metadata={"help": "'em_ece', or to compare with: 'mmce', 'sb_ece'.", "choices": list(CALIBRATION_LOSSES)},
     )
+    likelihood_weight: float = field(default=1.0, metadata={"help": "Weight of the likelihood, at least 0."})
     warm_start: bool = field(
         default=False, metadata={"help": "Fold the temperature fitted on the E-step questions into the weights first."}
     )
@@ -80,14 +94,19 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
             self,
             objective=("cft", "rcft"),
             likelihood=("completion", "sequence"),
+            calibration_loss=CALIBRATION_LOSSES,
             scoring=("letter", "text"),
             option_normalization=("sum", "mean"),
         )
-        check_weights(self, "lambda_ece", "option_loss_weight")
+        check_weights(self, "lambda_ece", "likelihood_weight")
+        self._check_option_loss()
         self._set_up_em()
-        if self.warm_start and (self.objective != "rcft" or not self.lambda_ece):
+        if not (self.likelihood_weight or self.option_loss_weight):
+            raise ValueError("likelihood_weight=0 leaves nothing that teaches the answer: set option_loss_weight > 0.")
+        if self.warm_start and not self.takes_e_steps:
             raise ValueError(
-                "warm_start fits its temperature on E-step questions, which only objective='rcft' with lambda_ece > 0 has."
+                "warm_start fits its temperature on E-step questions, which only objective='rcft' with lambda_ece > 0 and "
+                "calibration_loss='em_ece' has."
             )
         for name in ("packing", "padding_free", "eval_packing"):
             if getattr(self, name):
@@ -95,3 +114,13 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
                     f"{name}=True joins questions into one sequence, where an option can no longer be found at its "
                     f"position. Set {name}=False; questions are short, so little is lost."
                 )
+
+    @property
+    def calibration_weight(self) -> float:
+        """Weight of `calibration_loss` in the objective."""
+        return self.lambda_ece if self.objective == "rcft" else 0.0
+
+    @property
+    def takes_e_steps(self) -> bool:
+        """Whether the objective has EM-ECE, for which questions are held out."""
+        return self.calibration_weight > 0 and self.calibration_loss == "em_ece"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head_ctx
@@ -14,6 +13,7 @@ from ..option_scorer import OptionScorer
 from ..options import OPTION_COLUMNS, OptionEncoder
 from .data import encode_questions
 from .estep import EMTrainerMixin
+from .option_losses import BATCH_CALIBRATION_LOSSES, option_cross_entropy
 
 
 class OptionTrainingMixin(EMTrainerMixin):
@@ -69,21 +69,21 @@ class OptionTrainingMixin(EMTrainerMixin):
         return option_logits.softmax(-1), inputs["option_label"]
 
     def _option_loss(
-        self,
-        option_logits: torch.Tensor,
-        labels: torch.Tensor,
-        mask: torch.Tensor,
-        em_weight: float,
-        cross_entropy_weight: float,
+        self, option_logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, calibration_weight: float
     ) -> torch.Tensor:
-        """Weighted sum, over the questions, of EM-ECE and cross-entropy; both are logged as means over all processes."""
-        probabilities = option_logits.detach().softmax(-1)
-        losses = {"option_loss": F.cross_entropy(option_logits, labels, reduction="sum")}
-        loss = cross_entropy_weight * losses["option_loss"]
-        if em_weight:
-            targets = self.calibrators["options"].targets(probabilities, mask)
-            losses["em_ece"] = em_ece_loss(option_logits, targets, mask, self.args.em_loss, reduction="sum")
-            loss = loss + em_weight * losses["em_ece"]
+        """Weighted sum, over the questions, of calibration loss and loss over the options; logged as means over all processes."""
+        args, probabilities = self.args, option_logits.detach().softmax(-1)
+        smoothing = args.option_label_smoothing, args.option_focal_gamma
+        losses = {"option_loss": option_cross_entropy(option_logits, labels, mask, *smoothing)}
+        loss = args.option_loss_weight * losses["option_loss"]
+        if calibration_weight:
+            if "options" in self.calibrators:
+                name, targets = "em_ece", self.calibrators["options"].targets(probabilities, mask)
+                losses[name] = em_ece_loss(option_logits, targets, mask, args.em_loss, reduction="sum")
+            else:
+                name = args.calibration_loss
+                losses[name] = BATCH_CALIBRATION_LOSSES[name](option_logits, labels) * len(labels)
+            loss = loss + calibration_weight * losses[name]
         confidence, prediction = probabilities.max(-1)
         losses |= {"option_accuracy": (prediction == labels).sum(), "option_confidence": confidence.sum()}
         self._log_means(losses, len(labels))

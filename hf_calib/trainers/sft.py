@@ -84,8 +84,8 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
         args.max_length = self._fitting_length(model, args)
-        self._regularised = args.objective == "rcft" and args.lambda_ece > 0
-        self._trains_options = self._regularised or args.option_loss_weight > 0
+        self._regularised = args.takes_e_steps
+        self._trains_options = args.calibration_weight > 0 or args.option_loss_weight > 0
         if self._regularised and estep_dataset is None:
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
         self._init_options()
@@ -145,7 +145,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             return dataset  # encoded already; TRL's truncation would cut its branches off
         training, self._train_prepared = not self._train_prepared, True
         if not isinstance(dataset, Dataset) or "choices" not in dataset.column_names:
-            if training and self._regularised:
+            if training and self._trains_options:
                 raise ValueError(f"The training set has no column 'choices'; its columns are {dataset.column_names}.")
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         questions, texts = split_rows(dataset)
@@ -207,7 +207,10 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         option_label, option_mask = inputs.get("option_label"), inputs.get("option_mask")
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         self._option_logits = self.option_head.pop()
-        if self._option_logits is None or not self._trains_options or not self.model.training:
+        if not self.model.training:
+            return loss
+        loss = self.args.likelihood_weight * loss
+        if self._option_logits is None or not self._trains_options:
             return loss
 
         answered = option_label != IGNORE_INDEX
@@ -215,8 +218,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             self._option_logits[answered],
             option_label[answered],
             option_mask[answered],
-            em_weight=self.args.lambda_ece if self._regularised else 0.0,
-            cross_entropy_weight=self.args.option_loss_weight,
+            calibration_weight=self.args.calibration_weight,
         )
         if num_items_in_batch is None:
             # Trainer itself divides by the accumulation steps: a plain mean over the micro-batch.
