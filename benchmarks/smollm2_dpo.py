@@ -35,6 +35,7 @@ from hf_calib.loading import load_model
 from hf_calib.pairs import preference_probabilities, score_pairs
 from hf_calib.paths import recipe_path
 from hf_calib.report import write_json
+from hf_calib.trainers.preference import NORMALIZED_LOSSES, as_two_options, preference_scale
 
 
 ON_PAIRS_ALONE = {"trainer": "calibrated_dpo", "lambda_pref": 0}
@@ -88,8 +89,13 @@ def train(method: str, args: argparse.Namespace, seed: int, folder: Path) -> Non
         raise SystemExit(status)
 
 
-def measure(model: str, folder: Path, pairs: Dataset, questions: Dataset, reference: np.ndarray | None) -> dict:
-    """The measures of a model (`pair_...` those of the pairs), and what it gives to both completions of each pair."""
+def measure(
+    model: str, folder: Path, pairs: Dataset, questions: Dataset, reference: np.ndarray | None, loss: str = "sigmoid"
+) -> dict:
+    """
+    The measures of a model (`pair_...` those of the pairs, read as the loss of its training means them), and what it gives
+    to both completions of each pair.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     loaded, tokenizer = load_model(model, dtype="float32")
     predictions = predict_options(
@@ -103,11 +109,11 @@ def measure(model: str, folder: Path, pairs: Dataset, questions: Dataset, refere
     scores = score_pairs(loaded, tokenizer, pairs)
     report = calibration_report(predictions.probabilities, predictions.labels)
     if reference is not None:
-        chosen = preference_probabilities(scores, reference, BETA)
-        # In every second row the rejected one stands first: a tie is then decided rightly half of the time.
-        columns = np.stack([chosen, 1 - chosen], axis=1)
-        columns[1::2] = columns[1::2, ::-1]
-        paired = calibration_report(columns, np.arange(len(chosen)) % 2)
+        sides = [[row[side] + tokenizer.eos_token for side in ("chosen", "rejected")] for row in pairs]
+        lengths = [[len(ids) for ids in tokenizer(texts)["input_ids"]] for texts in sides]
+        divisor = np.array(lengths) if loss in NORMALIZED_LOSSES else 1
+        chosen = preference_probabilities(scores / divisor, reference / divisor, BETA * preference_scale([loss]))
+        paired = calibration_report(as_two_options(chosen), np.arange(len(chosen)) % 2)
         report |= {f"pair_{name}": value for name, value in paired.items()}
     return {**report, "scores": scores.tolist()}
 
@@ -131,7 +137,8 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
             pairs = Dataset.from_parquet(str(folder / "pairs.parquet"))
             reference = None if method == BASE else np.array(results[BASE]["scores"])
             model = args.model if method == BASE else str(place)
-            measured = measure(model, place, pairs, questions, reference)
+            loss = "sigmoid" if method == BASE else METHODS[method][1].get("loss_type", "sigmoid")
+            measured = measure(model, place, pairs, questions, reference, loss)
             write_json(
                 done, {**measured, "train_seconds": round(seconds), "seconds": round(time.perf_counter() - start)}
             )
@@ -198,8 +205,8 @@ def main() -> None:
     notes = (
         f"SmolLM2-135M-Instruct; {args.num_train} training questions, {args.num_pairs} held-out pairs and "
         f"{args.num_questions} {args.evaluate_on} questions for each of {len(runs)} seeds. ± is half a 95% t interval over "
-        "the seeds; the intervals of single seeds are those of their questions. A preference is sigmoid(beta * margin) "
-        "for every method."
+        "the seeds; the intervals of single seeds are those of their questions. A preference is sigmoid(beta * margin), "
+        "of IPO sigmoid(4 * beta * margin), its margin a mean over tokens."
     )
     lines = ["# DPO and its calibration on real questions", notes]
     for title, rows in found.items():
