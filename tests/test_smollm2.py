@@ -47,3 +47,19 @@ def test_smollm2_from_end_to_end(smollm2, shared_data, tmp_path, scoring, recipe
     # Two steps move the model, and the adapter that was saved is the one that is evaluated.
     assert results[0]["nll"] != results[1]["nll"]
     assert "conf-ECE" in out and (tmp_path / "after" / "reliability.png").exists()
+
+
+def test_calibrated_dpo_on_real_questions_from_end_to_end(smollm2, shared_data, tmp_path):
+    """The recipe for the Hub's names: pairs made of two question sets, collapse measured before and after."""
+    names = [str(shared_data / f"{name}_train.parquet") for name in ("arc_challenge", "openbookqa")]
+    command = ["hf_calib.cli", "train", "--config", str(recipe_path("smollm2-135m/dpo_calibrated.yaml"))]
+    command += ["--model_name_or_path", str(smollm2), "--dataset_name", *names, "--option_dataset_name", *names]
+    command += ["--dataset_train_split", "train[:6]", "--per_device_train_batch_size", "2", "--max_steps", "2"]
+    command += ["--warmup_steps", "0", "--em_refresh", "1", "--output_dir", str(tmp_path / "out")]
+    collapse = ["--collapse_dataset_name", str(shared_data / "arc_easy_test.parquet"), "--num_collapse_examples", "6"]
+    run(*command, *collapse)
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    measured = [entry for entry in log if "collapse/ece" in entry]
+    assert [entry["step"] for entry in measured] == [0, 2]
+    assert measured[0]["collapse/kl_to_reference"] == 0 < measured[1]["collapse/kl_to_reference"]
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
