@@ -92,7 +92,7 @@ def compare_calibrators(
     outcomes = cross_validate(
         list(calibrators), calibration.option_logits, calibration.labels, reference_logits, n_folds, seed
     )
-    chosen, scores = choose_method(outcomes, calibration.labels, [AS_IS, *METHODS])
+    chosen, scores = choose_method(outcomes, calibration.labels, list(METHODS))
     if test is None:
         predictions = {
             name: calibration if name == AS_IS else calibration.with_probabilities(probabilities, calibrator=name)
@@ -182,7 +182,7 @@ def write_comparison(
 def choice_sentence(comparison: Comparison) -> str:
     """What was chosen, and what that says."""
     if comparison.chosen == AS_IS:
-        return "Chosen: as is. No calibrator is better than the model as it is by more than chance."
+        return "Chosen: as is. No calibrator is better than the model as it is."
     calibrator = comparison.calibrators[comparison.chosen]
     detail = f" (T = {calibrator.temperature.item():.3g})" if calibrator.parameters == ("temperature",) else ""
     return f"Chosen: {calibrator.title}{detail}, the simplest that is no worse than the best by more than chance."

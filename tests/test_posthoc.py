@@ -302,8 +302,8 @@ def test_the_choice_is_what_repairs():
 
     def choice(logits, labels):
         outcomes = cross_validate(methods, logits, labels)
-        chosen, scores = choose_method(outcomes, labels, [AS_IS, *METHODS])
-        assert scores[chosen]["cv_excess"] <= scores[chosen]["cv_excess_se"]
+        chosen, scores = choose_method(outcomes, labels, list(METHODS))
+        assert scores[chosen]["cv_excess"] <= scores[chosen]["cv_excess_se"] / 2
         return chosen
 
     logits, labels = make(n=1000, temperature=1.0)

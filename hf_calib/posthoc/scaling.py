@@ -201,15 +201,15 @@ class _LinearScaling(PostHocCalibrator):
     `softmax(W log p + b)` with p the option probabilities as they are and `W = I / T + V`: temperature scaling, and
     a deviation from it that costs.
 
-    The penalty is `penalty * (|V|^2 + |b|^2)`, in units in which the logits have variance 1, on top of the mean negative
+    The penalty is `penalty * (|V|^2 + |b|^2)`, in units in which the logits have variance 1, on top of the summed negative
     log-likelihood; T itself is free. Its strength is chosen by cross-validation as the largest that is worse than the best by
-    no more than one standard error of the difference, and infinity, which is temperature scaling, is among the choices. So
-    a few labels cannot make it explode.
+    no more than one standard error of the difference. Infinity, which is temperature scaling, is among the choices, and none
+    is below 1, a normal prior of variance 1/2: a few labels cannot make it explode.
     """
 
     keeps_order = False
     parameters = ("weight", "bias", "penalty")
-    penalties: ClassVar[tuple[float, ...]] = (np.inf, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
+    penalties: ClassVar[tuple[float, ...]] = (np.inf, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
     n_folds: ClassVar[int] = 5
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
@@ -249,8 +249,8 @@ class _LinearScaling(PostHocCalibrator):
             log_probabilities = log_softmax(np.where(present, self._scores(inputs, *split(theta)), -np.inf))
             residual = (np.exp(log_probabilities) - targets) / n
             parts = [[(residual * inputs).sum()], self._gradient(residual, inputs).ravel(), residual.sum(axis=0)]
-            cost = np.concatenate([[0.0], 2 * penalty * theta[1:]])
-            value = penalty * theta[1:] @ theta[1:] - log_probabilities[range(n), labels].mean()
+            cost = np.concatenate([[0.0], 2 * penalty / n * theta[1:]])
+            value = penalty / n * theta[1:] @ theta[1:] - log_probabilities[range(n), labels].mean()
             return value, np.concatenate(parts) + cost
 
         for penalty in penalties:
