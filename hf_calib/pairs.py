@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from .data.adapters import digest
 from .data.mcq import load_rows
 from .option_scorer import OptionScorer
 from .options import OptionEncoder, QuestionTooLongError
-from .predict import context_length, make_batches
+from .predict import Results, context_length, make_batches, weights_digest
+from .predictions import OptionPredictions, npz_path
 
 
 if TYPE_CHECKING:
@@ -112,6 +114,8 @@ def score_pairs(
     pairs: Dataset,
     batch_size: int = 8,
     max_length: int | None = None,
+    output_path: str | Path | None = None,
+    resume: bool = True,
 ) -> np.ndarray:
     """
     Log-likelihood of both completions of every pair. Under `accelerate launch` the pairs are divided among the processes and
@@ -126,9 +130,14 @@ def score_pairs(
             Pairs in a forward pass where they are the longest of all.
         max_length (`int`, *optional*):
             Most tokens of a prompt with one completion; defaults to the context length of the model.
+        output_path (`str` or `Path`, *optional*), resume (`bool`, *optional*, defaults to `True`):
+            `.npz` file to write, and whether to go on from what is there; see [`predict_options`].
 
     Returns:
         `np.ndarray` of shape `(N, 2)`: of `chosen` and `rejected`, in nats; NaN for a pair that is too long.
+
+    Raises:
+        `ValueError`: for results of something else at `output_path`, and for a log-likelihood that is NaN.
     """
     pair_format = PairFormat(conversational=not isinstance(pairs[0]["prompt"], str))
     encoder = OptionEncoder(tokenizer, pair_format, max_length or context_length(model))
@@ -143,22 +152,48 @@ def score_pairs(
     scores = np.full((len(pairs), 2), np.nan)
     if not kept:
         return scores
+    fingerprint = {"weights": weights_digest(model), "pairs": digest(json.dumps(features))}
     # Without an accelerator, processes find each other only if told that they run on CPUs.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    share = make_batches(features, range(len(features)), batch_size)[state.process_index :: state.num_processes]
-    scorer, own = OptionScorer(model, tokenizer), {}
-    scorer.check_branches(features)
-    with tqdm(
-        total=sum(map(len, share)), desc="Scoring pairs", unit="pair", disable=not state.is_local_main_process
-    ) as bar:
-        for batch in share:
-            rows = scorer([features[index] for index in batch])
-            own.update(zip((kept[index] for index in batch), rows, strict=True))
-            bar.update(len(batch))
-    for part in gather_object([own]):
-        for index, row in part.items():
-            scores[index] = row
+    results = Results(None if output_path is None else npz_path(output_path), fingerprint, resume, state)
+    if results.finished is None:
+        pending = [index for index in range(len(features)) if index not in results.done]
+        share = make_batches(features, pending, batch_size)[state.process_index :: state.num_processes]
+        _score(OptionScorer(model, tokenizer), features, share, kept, results)
+        ids, labels = np.array(kept, dtype=np.str_), np.zeros(len(kept), dtype=np.int64)
+        rows = np.stack(results.gather()).astype(np.float64)
+        results.finish(OptionPredictions(rows, labels, ids, metadata={"fingerprint": fingerprint}))
+        scores[kept] = rows
+    else:
+        scores[kept] = results.finished.option_logits
     return scores
+
+
+def _score(
+    scorer: OptionScorer, features: list[dict], share: list[list[int]], kept: list[int], results: Results
+) -> None:
+    """This process's share of the pairs; what has been scored is kept, whatever happens."""
+    if share:
+        scorer.check_branches(features)
+    try:
+        with tqdm(
+            total=sum(map(len, share)),
+            desc="Scoring pairs",
+            unit="pair",
+            disable=not results.state.is_local_main_process,
+        ) as bar:
+            for batch in share:
+                rows = scorer([features[index] for index in batch])
+                for index, row in zip(batch, rows, strict=True):
+                    if not np.isfinite(row).all():
+                        raise ValueError(
+                            f"pair {kept[index]} has log-likelihoods {row.tolist()}; look for NaN in the weights, or load "
+                            "the model in bfloat16 or float32 if it runs in float16"
+                        )
+                results.add(batch, rows)
+                bar.update(len(batch))
+    finally:
+        results.flush()
 
 
 def preference_probabilities(scores: np.ndarray, reference_scores: np.ndarray, beta: float = 0.1) -> np.ndarray:

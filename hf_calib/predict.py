@@ -105,7 +105,7 @@ def predict_options(
     questions = questions.select(kept) if len(kept) < len(questions) else questions
     num_options = max(feature["num_options"] for feature in features)
     fingerprint = {
-        "weights": _weights_digest(model),
+        "weights": weights_digest(model),
         "questions": digest(*questions["id"], *questions["answer"]),
         # Tokenizer, chat template and prompt format in one: what the model reads.
         "prompts": digest(json.dumps(features)),
@@ -123,7 +123,7 @@ def predict_options(
 
     # Without an accelerator, processes find each other only if told that they run on CPUs.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    results = _Results(None if output_path is None else npz_path(output_path), fingerprint, resume, state)
+    results = Results(None if output_path is None else npz_path(output_path), fingerprint, resume, state)
     if results.finished is not None:
         return results.finished
     scorer = OptionScorer(model, tokenizer, normalization)
@@ -194,7 +194,7 @@ def _encode(encoder: OptionEncoder, questions: Dataset, drop_too_long: bool) -> 
     return kept, features
 
 
-def _weights_digest(model: PreTrainedModel) -> str:
+def weights_digest(model: PreTrainedModel) -> str:
     """Tells two sets of weights apart by a few values of every tensor: a model retrained in place keeps its name."""
     samples = []
     for name, parameter in model.named_parameters():
@@ -215,7 +215,7 @@ def make_batches(features: Sequence[Mapping[str, Any]], pending: Sequence[int], 
     return batches
 
 
-class _Results:
+class Results:
     """
     Results by index of the question. Beside the output file stands a folder with the fingerprint of the work and
     shards, each whole from the moment it has its name. Any number of processes add to it, and any other may go on.

@@ -7,6 +7,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from hf_calib.pairs import load_pairs, preference_probabilities, score_pairs
+from hf_calib.predict import Results
 
 
 TEXTS = {
@@ -57,6 +58,35 @@ def test_long_pairs_are_left_out_and_the_rest_scored(tiny_tokenizers, tiny_llama
     scores = score_pairs(model, tokenizer, pairs, max_length=60)
     assert np.isnan(scores[1]).all() and np.isfinite(scores[[0, 2]]).all()
     assert np.isnan(score_pairs(model, tokenizer, pairs, max_length=1)).all()
+
+
+def test_what_is_scored_is_kept(tiny_tokenizers, tiny_llama, tmp_path, monkeypatch):
+    tokenizer = tiny_tokenizers["gpt2"]
+    Dataset.from_dict({**TEXTS, "chosen": [" blue", " water " * 40, " x"]}).to_json(tmp_path / "pairs.jsonl")
+    model, pairs, path = tiny_llama(tokenizer), load_pairs(tmp_path / "pairs.jsonl"), tmp_path / "pairs.npz"
+    expected = score_pairs(model, tokenizer, pairs, max_length=60)
+    add, added = Results.add, []
+
+    def interrupted(results, batch, rows):
+        add(results, batch, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Results, "add", interrupted)
+    settings = {"batch_size": 1, "max_length": 60, "output_path": path}
+    with pytest.raises(KeyboardInterrupt):
+        score_pairs(model, tokenizer, pairs, **settings)
+    monkeypatch.setattr(Results, "add", lambda *call: (added.extend(call[1]), add(*call)))
+    for _ in range(2):  # what is left, then nothing
+        np.testing.assert_allclose(score_pairs(model, tokenizer, pairs, **settings), expected, rtol=1e-5)
+        assert len(added) == 1
+    other = tiny_llama(tokenizer, seed=1)
+    with pytest.raises(ValueError, match="pairs.npz holds predictions with other weights"):
+        score_pairs(other, tokenizer, pairs, **settings)
+    assert not np.allclose(score_pairs(other, tokenizer, pairs, **settings, resume=False)[0], expected[0])
+    with torch.no_grad():
+        other.get_input_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="pair 0 has log-likelihoods .nan.*NaN in the weights"):
+        score_pairs(other, tokenizer, pairs.select([0]))
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,10 @@ def _ask(
         args.predict(model, tokenizer, rotated, folder / f"order-{shift}.npz")
         for shift, rotated in enumerate(rotations)
     ]
-    scores = None if pairs is None else score_pairs(model, tokenizer, pairs, args.batch_size, args.max_length)
+    scores = None
+    if pairs is not None:
+        kept = {"output_path": folder / "pairs.npz", "resume": args.resume}
+        scores = score_pairs(model, tokenizer, pairs, args.batch_size, args.max_length, **kept)
     return predictions, orders, scores
 
 
