@@ -27,6 +27,7 @@ from .preference import (
     PREFERENCE_COLUMN,
     as_two_options,
     check_pairs,
+    comparisons,
     preference_margins,
     preference_scale,
     sequence_log_probs,
@@ -131,14 +132,16 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         if args.lambda_pref and PREFERENCE_COLUMN not in self.train_dataset.column_names:
             if estep_dataset is None:
                 # Held out when all is tokenized and the reference log-probabilities are there.
-                self.train_dataset, estep_datasets["pairs"] = hold_out(self.train_dataset, args, "pairs")
+                asked = comparisons(self.train_dataset)
+                self.train_dataset, estep_datasets["pairs"] = hold_out(self.train_dataset, asked, args, "pairs")
             else:
                 estep_datasets["pairs"] = self._prepare_estep_pairs(estep_dataset)
         self.option_dataset, self.eval_option_dataset = None, None
         if args.lambda_options:
             option_dataset = adapt_questions(option_dataset)
             if estep_option_dataset is None:
-                option_dataset, estep_option_dataset = hold_out(option_dataset, args, "questions")
+                asked = option_dataset["question"]
+                option_dataset, estep_option_dataset = hold_out(option_dataset, asked, args, "questions")
             likelihood = "completion" if args.option_likelihood_weight else None
             self.option_dataset = self._encode_options(option_dataset, "training", likelihood)
             estep_datasets["options"] = self._encode_options(adapt_questions(estep_option_dataset), "E-step")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -44,8 +45,9 @@ class EMArguments:
         em_pseudo_count (`float`, *optional*, defaults to `2.0`):
             Shrinkage of small bins, in rows; see [`EMCalibrator`].
         em_estep_set (`str`, *optional*, defaults to `"holdout"`):
-            `"holdout"`: a part of the training rows that no gradient sees. `"train"`: the training rows, the paper's
-            choice; memorisation then looks like calibration.
+            `"holdout"`: a part of the training rows that no gradient sees, nor any row of the same question (the same text, or
+            the same two completions of a prompt). `"train"`: the training rows, the paper's choice; memorisation then looks
+            like calibration.
         em_holdout_fraction (`float`, *optional*, defaults to `0.2`):
             Part of the training rows held out for the E-step, in (0, 1).
         em_max_rows (`int`, *optional*):
@@ -118,13 +120,17 @@ def check_weights(config, *names: str) -> None:
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
 
 
-def hold_out(rows: Dataset, args: EMArguments, what: str) -> tuple[Dataset, Dataset]:
+def hold_out(rows: Dataset, asked: Iterable[Hashable], args: EMArguments, what: str) -> tuple[Dataset, Dataset]:
     """
     Training rows, and those of the E-step: the same ones with `em_estep_set="train"`.
+
+    Rows that ask the same are held out together: of a question whose twin was trained on the model is too sure.
 
     Args:
         rows ([`~datasets.Dataset`]):
             All rows.
+        asked (`Iterable[Hashable]`):
+            What each row asks, e.g. the text of its question.
         args ([`EMArguments`] and [`~transformers.TrainingArguments`]):
             Where the E-step is taken, and the seed.
         what (`str`):
@@ -138,13 +144,19 @@ def hold_out(rows: Dataset, args: EMArguments, what: str) -> tuple[Dataset, Data
     size = round(len(rows) * args.em_holdout_fraction)
     if args.em_max_rows is not None:
         size = min(size, args.em_max_rows)
-    if not 0 < size < len(rows):
+    groups = {}
+    for row, question in enumerate(asked):
+        groups.setdefault(question, []).append(row)
+    groups, held_out = list(groups.values()), set()
+    for number in np.random.default_rng(args.seed).permutation(len(groups)):
+        if len(held_out) + len(groups[number]) <= size:
+            held_out.update(groups[number])
+    if not 0 < len(held_out) < len(rows):
         raise ValueError(
-            f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} leaves {size} for the E-step and "
-            f"{len(rows) - size} for training; give more {what} or another fraction."
+            f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} leaves {len(held_out)} for the E-step and "
+            f"{len(rows) - len(held_out)} for training ({len(groups)} different {what}); give more {what} or another fraction."
         )
-    parts = rows.train_test_split(test_size=size, seed=args.seed)
-    return parts["train"], parts["test"]
+    return rows.select([row for row in range(len(rows)) if row not in held_out]), rows.select(sorted(held_out))
 
 
 class EMTrainerMixin:

@@ -155,6 +155,12 @@ def as_two_options(chosen: np.ndarray) -> np.ndarray:
     return columns
 
 
+def comparisons(tokenized: Dataset) -> list[tuple]:
+    """What each tokenized pair asks: its prompt and its two completions, whichever of them was chosen."""
+    columns = (tokenized[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return [(tuple(p), frozenset((tuple(c), tuple(r)))) for p, c, r in zip(*columns, strict=True)]
+
+
 def pair_fault(row: Mapping[str, Any]) -> str | None:
     """
     What is wrong with a preference pair, if anything is.

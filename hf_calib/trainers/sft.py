@@ -137,7 +137,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             )
         if args.em_estep_set == "train":
             return dataset, questions
-        kept, held_out = hold_out(questions, args, "questions")
+        kept, held_out = hold_out(questions, questions["question"], args, "questions")
         return kept if texts is None else concatenate_datasets([kept, texts]), held_out
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):

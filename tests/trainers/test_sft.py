@@ -21,6 +21,7 @@ from hf_calib import (
 )
 from hf_calib.data.mcq import PromptFormat, load_questions
 from hf_calib.em_ece import EMCalibrator
+from hf_calib.trainers.estep import hold_out
 
 
 QUIET = {
@@ -93,11 +94,12 @@ def test_the_regulariser_pulls_confidence_to_the_map(world_model, questions, tmp
     trainer = make_trainer(
         world_model, questions, tmp_path, num_train_epochs=12, lambda_ece=30, em_loss=em_loss, em_holdout_fraction=0.3
     )
-    before = trainer.evaluate(questions)["eval_ece"]
+    _, held_out = hold_out(questions, questions["question"], trainer.args, "questions")
+    before = trainer.evaluate(held_out)["eval_ece"]
     trainer.train()
     # A random model is confident and wrong; the term must show in the loss and bring the confidence down.
     assert logged(trainer, "em_ece")[-1] < logged(trainer, "em_ece")[0] / 2
-    assert trainer.evaluate(questions)["eval_ece"] < before
+    assert trainer.evaluate(held_out)["eval_ece"] < before
 
 
 def test_accumulation_does_not_change_the_run(world_model, questions, tmp_path):
@@ -188,7 +190,7 @@ def test_the_e_step_sees_the_held_out_questions_and_no_gradient_does(world_model
     trained = {tuple(row["input_ids"][:-2]) + tuple(row["option_tokens"]) for row in trainer.train_dataset}
     assert len(asked) == 20 and not asked & trained
     trainer.e_step()
-    held_out = questions.train_test_split(test_size=20, seed=trainer.args.seed)["test"]
+    _, held_out = hold_out(questions, questions["question"], trainer.args, "questions")
     predictions = predict_options(
         trainer.model, trainer.processing_class, held_out, prompt_format=PromptFormat("text"), progress=False
     )
@@ -203,7 +205,7 @@ def test_a_warm_start_begins_where_temperature_scaling_ends(world_model, world, 
     trainer = make_trainer(world_model, questions, tmp_path, em_holdout_fraction=0.5, warm_start=True)
     cold = make_trainer(world_model, questions, tmp_path, em_holdout_fraction=0.5)
     settings = {"prompt_format": PromptFormat("text"), "progress": False}
-    held_out = questions.train_test_split(test_size=40, seed=cold.args.seed)["test"]
+    _, held_out = hold_out(questions, questions["question"], cold.args, "questions")
     before = predict_options(cold.model, cold.processing_class, held_out, **settings)
     after = predict_options(trainer.model, trainer.processing_class, held_out, **settings)
     scaled = TemperatureScaling().fit(before.option_logits, before.labels).transform(before.option_logits)
