@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from datasets import Dataset
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -14,6 +16,7 @@ from ..options import OPTION_COLUMNS, OptionEncoder
 from .data import encode_questions
 from .estep import EMTrainerMixin
 from .option_losses import BATCH_CALIBRATION_LOSSES, option_cross_entropy
+from .reference import REFERENCE_COLUMN
 
 
 class OptionTrainingMixin(EMTrainerMixin):
@@ -60,7 +63,7 @@ class OptionTrainingMixin(EMTrainerMixin):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        columns = ("input_ids", "labels", *OPTION_COLUMNS)
+        columns = ("input_ids", "labels", *OPTION_COLUMNS, REFERENCE_COLUMN)
         self._signature_columns += [name for name in columns if name not in self._signature_columns]
 
     def _score_rows(self, kind, inputs):
@@ -69,9 +72,14 @@ class OptionTrainingMixin(EMTrainerMixin):
         return option_logits.softmax(-1), inputs["option_label"]
 
     def _option_loss(
-        self, option_logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, calibration_weight: float
+        self,
+        option_logits: torch.Tensor,
+        labels: torch.Tensor,
+        mask: torch.Tensor,
+        calibration_weight: float,
+        reference_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted sum, over the questions, of calibration loss and loss over the options; logged as means over all processes."""
+        """Weighted sum, over the questions, of the losses over their options; each is logged as a mean over all processes."""
         args, probabilities = self.args, option_logits.detach().softmax(-1)
         smoothing = args.option_label_smoothing, args.option_focal_gamma
         losses = {"option_loss": option_cross_entropy(option_logits, labels, mask, *smoothing)}
@@ -84,6 +92,11 @@ class OptionTrainingMixin(EMTrainerMixin):
                 name = args.calibration_loss
                 losses[name] = BATCH_CALIBRATION_LOSSES[name](option_logits, labels) * len(labels)
             loss = loss + calibration_weight * losses[name]
+        if reference_logits is not None:
+            losses["reference_kl"] = em_ece_loss(
+                option_logits, reference_logits.softmax(-1), mask, "kl", reduction="sum"
+            )
+            loss = loss + args.reference_weight * losses["reference_kl"]
         confidence, prediction = probabilities.max(-1)
         losses |= {"option_accuracy": (prediction == labels).sum(), "option_confidence": confidence.sum()}
         self._log_means(losses, len(labels))
@@ -96,4 +109,9 @@ class OptionTrainingMixin(EMTrainerMixin):
         totals = self.accelerator.gather(torch.cat([values, values.new_tensor([count])])[None]).sum(0).tolist()
         if totals[-1]:
             for name, total in zip(sums, totals, strict=False):
+                if math.isnan(total):
+                    raise FloatingPointError(
+                        f"{name} is NaN at step {self.state.global_step + 1}: the model has diverged. Try a lower "
+                        "learning_rate, or a smaller max_grad_norm."
+                    )
                 self._metrics["train"][name].append(total / totals[-1])

@@ -191,13 +191,16 @@ def _text(completion: str | list[Mapping[str, Any]]) -> str:
 
 def check_pairs(dataset: Dataset, name: str) -> None:
     """
-    Raise a `ValueError` for the first row that is no preference pair.
+    Check that all rows are preference pairs.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Pairs.
         name (`str`):
             What they are for, in messages.
+
+    Raises:
+        `ValueError`: if a column is missing, if there are no rows, or at the first that is no pair.
     """
     missing = {"chosen", "rejected"} - set(dataset.column_names)
     if missing:
@@ -205,6 +208,8 @@ def check_pairs(dataset: Dataset, name: str) -> None:
             f"The {name} pairs have no column {', '.join(map(repr, sorted(missing)))}, their columns are "
             f"{dataset.column_names}. Option questions go into option_dataset and eval_option_dataset."
         )
+    if not len(dataset):
+        raise ValueError(f"There are no {name} pairs: the data set has no rows.")
     columns = ("prompt", "chosen", "rejected", PREFERENCE_COLUMN)
     for i, row in enumerate(dataset.select_columns([c for c in columns if c in dataset.column_names])):
         fault = pair_fault(row)

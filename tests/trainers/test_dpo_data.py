@@ -113,6 +113,8 @@ def test_wrong_settings_are_named(tmp_path, settings, named):
 def test_wrong_data_are_named(world_model, rated, pairs, questions, make_dpo_trainer):
     with pytest.raises(ValueError, match="of 3 pairs leaves 0 for the E-step"):
         make_dpo_trainer(pairs.select(range(3)))
+    with pytest.raises(ValueError, match="no E-step pairs"):
+        make_dpo_trainer(pairs, estep_dataset=pairs.select([]))
     with pytest.raises(ValueError, match="give option_dataset"):
         make_dpo_trainer(pairs, lambda_options=1.0)
     with pytest.raises(ValueError, match="no column 'chosen', 'rejected'.*option_dataset"):
@@ -126,3 +128,12 @@ def test_wrong_data_are_named(world_model, rated, pairs, questions, make_dpo_tra
         make_dpo_trainer(pairs, model=model, ref_model=model)
     with pytest.raises(TypeError, match="datasets.Dataset for lambda_pref > 0, got list"):
         make_dpo_trainer([1])
+
+
+def test_a_model_that_diverged_is_said_so(world_model, rated, pairs, make_dpo_trainer):
+    model = AutoModelForCausalLM.from_pretrained(world_model)
+    model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="pair_em_ece is NaN at step 1: .* lower learning_rate"):
+        make_dpo_trainer(rated, model=model).train()
+    with pytest.raises(FloatingPointError, match="E-step's probabilities of pairs hold NaN"):
+        make_dpo_trainer(pairs, model=model).train()
