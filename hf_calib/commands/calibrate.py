@@ -95,7 +95,10 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             method = "temperature" if "temperature" in comparison.calibrators else "agreement"
             temperature = comparison.calibrators[method].temperature.item()
             save_folded(args.fold, temperature, output_dir / "model")
-            print(f"{args.fold} with its logits divided by {temperature:.4g}: {output_dir / 'model'}")
+            print(
+                f"{args.fold} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. All its text changes but "
+                "for greedy decoding: to sample as before, divide the sampling temperature by as much."
+            )
 
     return calibrate
 

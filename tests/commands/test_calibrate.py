@@ -85,7 +85,7 @@ def test_without_other_questions_each_is_measured_under_fits_without_it(folder, 
 
 
 def test_a_calibrated_model_is_left_as_it_is(folder, tmp_path, capsys):
-    arguments = ["--predictions", "{folder}/base-train.npz", "--method", "temperature", "beta"]
+    arguments = ["--predictions", "{folder}/base-train.npz", "--method", "isotonic"]
     assert call(folder, *arguments, "--output_dir", str(tmp_path)) == 0
     assert "Chosen: as is" in capsys.readouterr().out
     base = OptionPredictions.load(folder / "base-train.npz")
