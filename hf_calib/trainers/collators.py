@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
+from ..option_scorer import pad_rows
 from ..options import collate_options
 from .preference import PREFERENCE_COLUMN
+from .reference import REFERENCE_COLUMN
 
 
 @dataclass
 class DataCollatorForOptions(DataCollatorMixin):
     """
     Pads option questions, and plain language-modelling rows among them, to one batch; see
-    [`~hf_calib.options.collate_options`].
+    [`~hf_calib.options.collate_options`]. A reference's option logits, where rows have them, are padded with -inf.
 
     Args:
         pad_token_id (`int`):
@@ -37,13 +39,17 @@ class DataCollatorForOptions(DataCollatorMixin):
     return_tensors: str = "pt"
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return collate_options(
+        batch = collate_options(
             examples,
             self.pad_token_id,
             max_options=self.max_options,
             branched=self.branched,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
+        if REFERENCE_COLUMN in examples[0]:
+            rows = [example[REFERENCE_COLUMN] for example in examples]
+            batch[REFERENCE_COLUMN] = torch.from_numpy(pad_rows(rows, batch["option_mask"].size(1), -torch.inf))
+        return batch
 
 
 @dataclass

@@ -21,10 +21,11 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
 
     It adds to [`~trl.SFTConfig`] what calibration-aware fine-tuning needs. The loss is
 
-        likelihood_weight * likelihood + option_loss_weight * loss over the options + lambda_ece * calibration_loss
+        likelihood_weight * likelihood + option_loss_weight * loss over the options
+            + lambda_ece * calibration_loss + reference_weight * KL(q_ref || q)
 
-    where the first two teach the answer, token by token or as a choice, and the last, which only `objective="rcft"` has,
-    keeps the confidence honest.
+    where the first two teach the answer, token by token or as a choice; the third, which only `objective="rcft"` has, keeps
+    the confidence honest; and the last, where there is a reference, keeps the model near what it was before its alignment.
 
     Parameters:
         > Parameters that control the objective
@@ -41,6 +42,12 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
             out. They are statistics of a micro-batch: the larger it is, the better they are.
         likelihood_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the likelihood in training; at least 0. With 0 the loss over the options alone teaches the answer.
+        reference_model_name_or_path (`str`, *optional*):
+            A model to stay near in what it makes of the training questions' options, whatever their labels: best the one
+            that preference alignment began with, which often is calibrated still. It is asked as the model is, once, before
+            training, and must have its vocabulary.
+        reference_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of KL(q_ref || q) over the options, in nats a question; at least 0.
         warm_start (`bool`, *optional*, defaults to `False`):
             Begin where temperature scaling ends: the temperature fitted on the E-step questions is folded into the weights
             before training. For `"rcft"` with full fine-tuning, and options of single tokens.
@@ -70,6 +77,13 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
         metadata={"help": "'em_ece', or to compare with: 'mmce', 'sb_ece'.", "choices": list(CALIBRATION_LOSSES)},
     )
     likelihood_weight: float = field(default=1.0, metadata={"help": "Weight of the likelihood, at least 0."})
+    reference_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Model to stay near over the options, such as the one from before preference alignment."},
+    )
+    reference_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the divergence from the reference model, at least 0."}
+    )
     warm_start: bool = field(
         default=False, metadata={"help": "Fold the temperature fitted on the E-step questions into the weights first."}
     )
@@ -98,10 +112,10 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
             scoring=("letter", "text"),
             option_normalization=("sum", "mean"),
         )
-        check_weights(self, "lambda_ece", "likelihood_weight")
+        check_weights(self, "lambda_ece", "likelihood_weight", "reference_weight")
         self._check_option_loss()
         self._set_up_em()
-        if not (self.likelihood_weight or self.option_loss_weight):
+        if not (self.likelihood_weight or self.option_loss_weight or self.has_reference):
             raise ValueError("likelihood_weight=0 leaves nothing that teaches the answer: set option_loss_weight > 0.")
         if self.warm_start and not self.takes_e_steps:
             raise ValueError(
@@ -124,3 +138,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
     def takes_e_steps(self) -> bool:
         """Whether the objective has EM-ECE, for which questions are held out."""
         return self.calibration_weight > 0 and self.calibration_loss == "em_ece"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the objective has the divergence from a reference."""
+        return self.reference_model_name_or_path is not None and self.reference_weight > 0

@@ -22,6 +22,7 @@ from .config import CalibratedSFTConfig
 from .data import split_rows
 from .estep import hold_out
 from .option_training import OptionTrainingMixin
+from .reference import REFERENCE_COLUMN, add_reference
 
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
         args.max_length = self._fitting_length(model, args)
         self._regularised = args.takes_e_steps
-        self._trains_options = args.calibration_weight > 0 or args.option_loss_weight > 0
+        self._trains_options = args.calibration_weight > 0 or args.option_loss_weight > 0 or args.has_reference
         if self._regularised and estep_dataset is None:
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
         self._init_options()
@@ -104,6 +105,8 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         )
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         self._check_branches([self.train_dataset, self.estep_dataset, *evaluated])
+        if args.has_reference:
+            self._add_reference()
         if args.warm_start:
             self._warm_start()
         self.compute_metrics = self._option_metrics
@@ -169,7 +172,19 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         vars(self.data_collator).update(self._option_shape)
         return super().get_eval_dataloader(eval_dataset)
 
-    # Warm start
+    # Before training
+
+    def _add_reference(self) -> None:
+        self.train_dataset = add_reference(
+            self.train_dataset,
+            self.args.reference_model_name_or_path,
+            self._tokenizer,
+            self.args.option_normalization,
+            self.args.per_device_eval_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            trust_remote_code=self.args.trust_remote_code,
+        )
 
     def _warm_start(self) -> None:
         """Fold the temperature of the E-step questions into the model, before it is wrapped for training."""
@@ -204,6 +219,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
             raise ValueError("CalibratedSFTTrainer keeps no logits; evaluation reads the option logits instead.")
+        reference_logits = inputs.pop(REFERENCE_COLUMN, None)
         option_label, option_mask = inputs.get("option_label"), inputs.get("option_mask")
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         self._option_logits = self.option_head.pop()
@@ -219,6 +235,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             option_label[answered],
             option_mask[answered],
             calibration_weight=self.args.calibration_weight,
+            reference_logits=None if reference_logits is None else reference_logits[answered],
         )
         if num_items_in_batch is None:
             # Trainer itself divides by the accumulation steps: a plain mean over the micro-batch.

@@ -1,0 +1,79 @@
+"""Anchoring: what another model makes of the training questions, kept with them as a target that needs no labels."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from ..loading import load_model
+from ..option_scorer import OptionScorer
+
+
+REFERENCE_COLUMN = "reference_logits"
+
+
+def add_reference(
+    dataset: Dataset,
+    name_or_path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    normalization: str,
+    batch_size: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    **loading,
+) -> Dataset:
+    """
+    Score the encoded questions with a reference model, once, and keep its option logits in the column `reference_logits`.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Encoded training rows; rows without options get no logits.
+        name_or_path (`str`):
+            The reference: a model, or an adapter on one.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            What the rows are encoded with.
+        normalization (`str`):
+            See [`~hf_calib.option_scorer.OptionScorer`].
+        batch_size (`int`):
+            Questions a batch.
+        process_index (`int`), num_processes (`int`):
+            Each process scores its part; all get the whole.
+        loading:
+            Further arguments of [`~hf_calib.loading.load_model`].
+
+    Returns:
+        [`~datasets.Dataset`]: the rows with one column more.
+
+    Raises:
+        `ValueError`: if the reference has another vocabulary, or its weights would be spread by ZeRO-3.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("reference_model_name_or_path loads a second model whole, which ZeRO-3 spreads: use ZeRO-2.")
+    model, its_tokenizer = load_model(name_or_path, **loading)
+    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"The reference {name_or_path} has another vocabulary than the model: choose the model that training (or its "
+            "preference alignment) began with."
+        )
+    scorer = OptionScorer(model, tokenizer, normalization)
+    rows = [row for row, count in enumerate(dataset["num_options"]) if count]
+    part = dataset.select(rows[process_index::num_processes])
+    scorer.check_branches(list(part.select(range(min(len(part), 32)))))
+    scored = []
+    for start in tqdm(range(0, len(part), batch_size), desc="Scoring by the reference", disable=process_index > 0):
+        batch = part.select(range(start, min(start + batch_size, len(part))))
+        scored += [option_logits.tolist() for option_logits in scorer(list(batch))]
+    numbered = zip(rows[process_index::num_processes], scored, strict=True)
+    if num_processes > 1:
+        numbered = gather_object(list(numbered))
+    column = [[] for _ in range(len(dataset))]
+    for row, option_logits in numbered:
+        column[row] = option_logits
+    del model, scorer
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return dataset.add_column(REFERENCE_COLUMN, column)

@@ -1,0 +1,127 @@
+"""Anchoring to a reference model."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import concatenate_datasets
+from runs import logged
+
+from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, predict_options
+from hf_calib.data.mcq import PromptFormat, load_questions
+from hf_calib.data.world import World, WorldConfig
+from hf_calib.loading import load_model
+
+
+SETTINGS = {
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "scoring": "text",
+    "logging_steps": 1,
+    "objective": "cft",
+}
+
+
+@pytest.fixture(scope="module")
+def reference(world, tmp_path_factory) -> str:
+    """The world's model with other random weights."""
+    folder = tmp_path_factory.mktemp("reference") / "model"
+    world.model(seed=7).save_pretrained(folder)
+    world.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def make_trainer(model, dataset, output_dir, **settings):
+    args = CalibratedSFTConfig(str(output_dir), **{**SETTINGS, **settings})
+    return CalibratedSFTTrainer(model, args, train_dataset=dataset)
+
+
+def test_rows_carry_what_the_reference_says(world_model, reference, world, questions, tmp_path):
+    rows = concatenate_datasets([questions, world.pretraining_statements(5)])
+    trainer = make_trainer(world_model, rows, tmp_path, reference_model_name_or_path=reference, shuffle_dataset=False)
+    settings = {"prompt_format": PromptFormat("text"), "progress": False}
+    expected = predict_options(*load_model(reference), questions, **settings).option_logits
+    scored = [row["reference_logits"] for row in trainer.train_dataset if row["num_options"]]
+    np.testing.assert_allclose(scored, expected, rtol=1e-4, atol=1e-4)
+    assert [row["reference_logits"] for row in trainer.train_dataset if not row["num_options"]] == [[]] * 5
+
+
+def test_one_step_adds_the_divergence(world_model, reference, questions, tmp_path):
+    settings = {"per_device_train_batch_size": 40, "max_steps": 1, "reference_weight": 3.0}
+    trainer = make_trainer(world_model, questions, tmp_path, reference_model_name_or_path=reference, **settings)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(40)])
+    p = batch.pop("reference_logits").softmax(-1)
+    log_q = trainer.model(**batch, options_only=True).logits.detach().log_softmax(-1)
+    likelihood = trainer.model(input_ids=batch["input_ids"], labels=batch["labels"]).loss.item()
+    trainer.train()
+    (step,) = [entry for entry in trainer.state.log_history if "reference_kl" in entry]
+    divergence = torch.nn.functional.kl_div(log_q, p, reduction="batchmean").item()
+    assert step["reference_kl"] == pytest.approx(divergence, rel=1e-4)
+    assert step["loss"] == pytest.approx(likelihood + 3.0 * divergence, rel=1e-3)
+
+
+def test_the_model_comes_near_its_reference(world_model, reference, questions, tmp_path):
+    """With rows of text among the questions, and no label in the objective."""
+    trainer = make_trainer(
+        world_model,
+        questions,
+        tmp_path,
+        reference_model_name_or_path=reference,
+        likelihood_weight=0.0,
+        num_train_epochs=10,
+    )
+    trainer.train()
+    divergences = logged(trainer, "reference_kl")
+    assert divergences[-1] < divergences[0] / 4
+    relabelled = questions.map(lambda row: {"answer": (row["answer"] + 1) % len(row["choices"])})
+    # Labels decide which option stands first in the sequence, no more.
+    again = make_trainer(
+        world_model,
+        relabelled,
+        tmp_path,
+        reference_model_name_or_path=reference,
+        likelihood_weight=0.0,
+        num_train_epochs=10,
+    )
+    again.train()
+    np.testing.assert_allclose(logged(again, "reference_kl"), divergences, rtol=1e-2)
+
+
+def test_without_weight_there_is_no_reference(world_model, questions, tmp_path):
+    settings = {"reference_model_name_or_path": str(tmp_path / "nowhere"), "reference_weight": 0.0}
+    trainer = make_trainer(world_model, questions, tmp_path, **settings)
+    assert "reference_logits" not in trainer.train_dataset.column_names
+
+
+def test_options_of_several_tokens_under_an_adapter(tiny_tokenizers, tiny_llama, shared_data, tmp_path):
+    from peft import LoraConfig
+
+    tokenizer = tiny_tokenizers["qwen"]
+    for seed, name in enumerate(("model", "reference")):
+        tiny_llama(tokenizer, seed=seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    questions = load_questions(shared_data / "arc_easy_train.parquet", limit=16, seed=0)
+    args = CalibratedSFTConfig(
+        str(tmp_path / "out"), **SETTINGS, reference_model_name_or_path=str(tmp_path / "reference"), lambda_ece=0.0
+    )
+    trainer = CalibratedSFTTrainer(
+        str(tmp_path / "model"), args, train_dataset=questions, peft_config=LoraConfig(target_modules="all-linear")
+    )
+    trainer.train()
+    assert np.isfinite(logged(trainer, "reference_kl")).all()
+
+
+def test_a_reference_of_another_vocabulary_is_refused(world_model, questions, tmp_path):
+    other = World(WorldConfig(num_entities=10))
+    other.model().save_pretrained(tmp_path / "other")
+    other.tokenizer().save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="another vocabulary"):
+        make_trainer(world_model, questions, tmp_path, reference_model_name_or_path=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="reference_weight"):
+        CalibratedSFTConfig(str(tmp_path), **SETTINGS, reference_weight=-1)
