@@ -3,8 +3,9 @@
     python benchmarks/dpo_step.py
     python benchmarks/dpo_step.py --model HuggingFaceTB/SmolLM2-135M-Instruct --length 256 --batch_size 2
 
-Both trainers hold the same model and see the same batches; the E-step is reported by itself, spread over the steps between
-two of them. Prints one line of JSON last.
+Both trainers hold the same model and see the same batches, one right after the other; the ratio is the median over these
+pairs of steps, with a 95% bootstrap interval that says how fine a difference the run can tell. The E-step is reported by
+itself. Prints one line of JSON last.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("--model", help="sizes of this model instead of a Llama of 11 million parameters")
     parser.add_argument("--length", type=int, default=128, help="tokens of a prompt with its completion")
     parser.add_argument("--batch_size", type=int, default=8, help="pairs of a step")
-    parser.add_argument("--num_steps", type=int, default=30)
+    parser.add_argument("--num_steps", type=int, default=60, help="steps of each trainer; more of them tell finer")
     args = parser.parse_args()
     times = {"trl": [], "calibrated": []}
     with tempfile.TemporaryDirectory() as output_dir:
@@ -109,11 +111,22 @@ def main() -> None:
         start = clock()
         calibrated.e_step()
         estep = (clock() - start) / len(calibrated.estep_datasets["pairs"])
-    ratio = statistics.median(b / a for a, b in zip(times["trl"], times["calibrated"], strict=True))
+    ratios = np.array(times["calibrated"]) / np.array(times["trl"])
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    ratio, (low, high) = np.median(ratios), np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    precision = max(high - ratio, ratio - low)
+    finer = (
+        ""
+        if precision < 0.03
+        else f": too coarse to judge 3%; try --num_steps {4 * args.num_steps}, or a quieter machine"
+    )
+    print(f"lambda_pref costs {ratio - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}] of a step{finer}")
     step_time = statistics.median(times["trl"])
     # Time of a held-out pair in an E-step, in steps: 200 of them every 25 steps add 8 times this to each.
     figures = {
-        "dpo_step_time_ratio": round(ratio, 4),
+        "dpo_step_time_ratio": round(float(ratio), 4),
+        "dpo_step_time_ratio_low": round(float(low), 4),
+        "dpo_step_time_ratio_high": round(float(high), 4),
         "trl_step_seconds": round(step_time, 4),
         "estep_pair_in_steps": round(estep / step_time, 4),
     }

@@ -30,9 +30,7 @@ def leave_process_group() -> None:
     Part from the other processes, once there is nothing more to say to them.
 
     The last act of a script that ran under `accelerate launch`, where no [`~transformers.Trainer`] does it by its
-    `end()`. A process that ends without it, while a thread of gloo still lets go of Python objects, now and then dies of
-    SIGABRT after all its work ("terminate called without an active exception"), and the launcher reports a failure.
-    Alone, or called again, it does nothing.
+    `end()`: torch asks for it before a process ends. Alone, or called again, it does nothing.
     """
     distributed = sys.modules.get("torch.distributed")  # not imported: no group was joined
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
