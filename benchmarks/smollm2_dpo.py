@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import yaml
 from datasets import Dataset, concatenate_datasets
 from rich import box
 from rich.console import Console
@@ -51,7 +52,6 @@ METHODS = {
 }
 BASE = "before"
 COLUMNS = ["id", "question", "choices", "answer"]
-BETA = 0.1  # that of the recipes
 PROMPT_FORMAT = PromptFormat("text", chat_template=False)
 
 MEASURES = {
@@ -76,11 +76,17 @@ def make_data(args: argparse.Namespace, seed: int, folder: Path) -> tuple[Datase
     return parts["calibration"], test.select(range(min(args.num_questions, len(test))))
 
 
+def beta_of(method: str, args: argparse.Namespace) -> float:
+    """That of the method's recipe, or the one asked for."""
+    return args.beta or yaml.safe_load(recipe_path(f"smollm2-135m/{METHODS[method][0]}.yaml").read_text())["beta"]
+
+
 def train(method: str, args: argparse.Namespace, seed: int, folder: Path) -> None:
     recipe, changes = METHODS[method]
     data, count = str(folder.parent / "train.parquet"), str(args.num_train)
     call = ["train", "--config", str(recipe_path(f"smollm2-135m/{recipe}.yaml")), "--model_name_or_path", args.model]
     call += ["--dataset_name", data, "--num_train_examples", count, "--seed", str(seed), "--output_dir", str(folder)]
+    call += ["--beta", str(beta_of(method, args))]
     if recipe == "dpo_calibrated":
         call += ["--option_dataset_name", data, "--num_option_examples", count]
     for name, value in changes.items():
@@ -90,7 +96,13 @@ def train(method: str, args: argparse.Namespace, seed: int, folder: Path) -> Non
 
 
 def measure(
-    model: str, folder: Path, pairs: Dataset, questions: Dataset, reference: np.ndarray | None, loss: str = "sigmoid"
+    model: str,
+    folder: Path,
+    pairs: Dataset,
+    questions: Dataset,
+    reference: np.ndarray | None = None,
+    beta: float = 1.0,
+    loss: str = "sigmoid",
 ) -> dict:
     """
     The measures of a model (`pair_...` those of the pairs, read as the loss of its training means them), and what it gives
@@ -112,7 +124,7 @@ def measure(
         sides = [[row[side] + tokenizer.eos_token for side in ("chosen", "rejected")] for row in pairs]
         lengths = [[len(ids) for ids in tokenizer(texts)["input_ids"]] for texts in sides]
         divisor = np.array(lengths) if loss in NORMALIZED_LOSSES else 1
-        chosen = preference_probabilities(scores / divisor, reference / divisor, BETA * preference_scale([loss]))
+        chosen = preference_probabilities(scores / divisor, reference / divisor, beta * preference_scale([loss]))
         paired = calibration_report(as_two_options(chosen), np.arange(len(chosen)) % 2)
         report |= {f"pair_{name}": value for name, value in paired.items()}
     return {**report, "scores": scores.tolist()}
@@ -135,10 +147,12 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
                 train(method, args, seed, place)
             seconds = time.perf_counter() - start
             pairs = Dataset.from_parquet(str(folder / "pairs.parquet"))
-            reference = None if method == BASE else np.array(results[BASE]["scores"])
-            model = args.model if method == BASE else str(place)
-            loss = "sigmoid" if method == BASE else METHODS[method][1].get("loss_type", "sigmoid")
-            measured = measure(model, place, pairs, questions, reference, loss)
+            if method == BASE:
+                measured = measure(args.model, place, pairs, questions)
+            else:
+                loss = METHODS[method][1].get("loss_type", "sigmoid")
+                reference = np.array(results[BASE]["scores"])
+                measured = measure(str(place), place, pairs, questions, reference, beta_of(method, args), loss)
             write_json(
                 done, {**measured, "train_seconds": round(seconds), "seconds": round(time.perf_counter() - start)}
             )
@@ -192,6 +206,7 @@ def main() -> None:
         help="questions for the training and held-out pairs: files or data sets",
     )
     parser.add_argument("--test", nargs="+", default=["allenai/ai2_arc:ARC-Easy"], help="test questions")
+    parser.add_argument("--beta", type=float, help="for all methods (default: the recipe's)")
     parser.add_argument("--num_train", type=int, default=160, help="training questions")
     parser.add_argument("--num_pairs", type=int, default=150, help="held-out pairs")
     parser.add_argument("--num_questions", type=int, default=200, help="questions to evaluate on")
