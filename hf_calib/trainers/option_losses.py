@@ -36,10 +36,13 @@ class OptionLossArguments:
         default=0.0, metadata={"help": "Weight of the cross-entropy over the options, at least 0; for scoring='text'."}
     )
     option_label_smoothing: float = field(
-        default=0.0, metadata={"help": "Within it: share of every label that is spread over the options, in [0, 1)."}
+        default=0.0,
+        metadata={
+            "help": "In the loss over the options: share of every label that is spread over the options, in [0, 1)."
+        },
     )
     option_focal_gamma: float = field(
-        default=0.0, metadata={"help": "Within it: exponent of the focal loss, at least 0."}
+        default=0.0, metadata={"help": "In the loss over the options: exponent of the focal loss, at least 0."}
     )
 
     def _check_option_loss(self) -> None:

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..loading import load_model
+from ..loading import load_model, load_tokenizer
 from ..option_scorer import OptionScorer
 
 
@@ -43,22 +43,27 @@ def add_reference(
         process_index (`int`), num_processes (`int`):
             Each process scores its part; all get the whole.
         loading:
-            Further arguments of [`~hf_calib.loading.load_model`].
+            Further arguments of [`~hf_calib.loading.load_tokenizer`].
 
     Returns:
         [`~datasets.Dataset`]: the rows with one column more.
 
     Raises:
-        `ValueError`: if the reference has another vocabulary, or its weights would be spread by ZeRO-3.
+        `OSError`: if there is no such model. `ValueError`: if the reference has another vocabulary, or its weights would be
+            spread by ZeRO-3.
     """
     if is_deepspeed_zero3_enabled():
         raise ValueError("reference_model_name_or_path loads a second model whole, which ZeRO-3 spreads: use ZeRO-2.")
-    model, its_tokenizer = load_model(name_or_path, **loading)
+    try:
+        its_tokenizer = load_tokenizer(name_or_path, **loading)
+    except (OSError, ValueError) as error:
+        raise OSError(f"reference_model_name_or_path={name_or_path!r} cannot be loaded: {error}") from error
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"The reference {name_or_path} has another vocabulary than the model: choose the model that training (or its "
             "preference alignment) began with."
         )
+    model, _ = load_model(name_or_path, **loading)
     scorer = OptionScorer(model, tokenizer, normalization)
     rows = [row for row, count in enumerate(dataset["num_options"]) if count]
     part = dataset.select(rows[process_index::num_processes])

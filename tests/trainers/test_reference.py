@@ -123,5 +123,7 @@ def test_a_reference_of_another_vocabulary_is_refused(world_model, questions, tm
     other.tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="another vocabulary"):
         make_trainer(world_model, questions, tmp_path, reference_model_name_or_path=str(tmp_path / "other"))
+    with pytest.raises(OSError, match="reference_model_name_or_path=.* cannot be loaded"):
+        make_trainer(world_model, questions, tmp_path, reference_model_name_or_path=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="reference_weight"):
         CalibratedSFTConfig(str(tmp_path), **SETTINGS, reference_weight=-1)
