@@ -1,0 +1,268 @@
+"""All that benchmarks/headline.py has to do: the cells of a configuration, and the stages that each builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from datasets import Dataset
+from headline_cells import MEASURES, PAIRED, Place, compare, measure
+from headline_config import Config, Method, slug
+from headline_stages import Stage, choose, fill, first_of, identity, last_model, load_pools, load_views, named, train
+
+from hf_calib import predict_options, quickstart
+from hf_calib.data.mcq import permute_options
+from hf_calib.paths import recipe_path
+from hf_calib.posthoc import METHODS
+from hf_calib.report import write_json
+
+
+class Asked(NamedTuple):
+    """A model to be asked: where it lies, the training it came from (none: it was there before), the folder of its answers."""
+
+    path: str
+    training: Stage | None
+    folder: Path
+
+
+@dataclass(eq=False)
+class Plan:
+    """
+    All stages and cells of a configuration.
+
+    Args:
+        config ([`Config`]):
+            Configuration.
+        output_dir (`Path`):
+            Folder of everything.
+    """
+
+    config: Config
+    output_dir: Path
+    _stages: dict[Path, Stage] = field(default_factory=dict)
+
+    def cells(self, methods: Sequence[str] | None = None) -> dict[Place, dict[str, Stage]]:
+        """
+        The stages that measure the methods (all by default), by place and method; each leaves a measures.json. The tests of
+        one trained model stand next to each other.
+        """
+        config, cells = self.config, {}
+        for seed, model, source, budget in product(config.seeds, config.models, config.datasets, config.budgets):
+            for name in methods or config.methods:
+                for test in config.datasets if self._applies(config.methods[name], model) else ():
+                    place = Place(model, source, budget, test, seed)
+                    cells.setdefault(place, {})[name] = self._measured(place, name)
+        return cells
+
+    def comparisons(self, cells: Mapping[Place, Mapping[str, Stage]]) -> dict[Place, dict[str, Stage]]:
+        """The stages that compare ours with each baseline on the same questions; each leaves a differences.json."""
+        ours, comparisons = self.config.ours, {}
+        for place, found in cells.items():
+            for other in self.config.baselines:
+                if ours in found and other in found:
+                    comparisons.setdefault(place, {})[other] = self._compared(place, ours, other)
+        return comparisons
+
+    def _applies(self, method: Method, model: str) -> bool:
+        needs_reference = method.calibrator is not None and not METHODS[method.calibrator].supervised
+        return not needs_reference or self.config.models[model].reference is not None
+
+    # Stages: each is described where it is asked for, and made once.
+
+    def _stage(self, folder: Path, *description) -> Stage:
+        return self._stages.setdefault(folder, Stage(folder, *description))
+
+    def _measured(self, place: Place, name: str) -> Stage:
+        predicted, part = self._predicted(place, name)
+
+        def work(out: Path) -> None:
+            write_json(out / "measures.json", measure(load_views(predicted, part)))
+
+        folder = self._folder(place, name) / f"measured-{slug(place.test)}"
+        return self._stage(folder, "measure", MEASURES, work, (predicted,))
+
+    def _compared(self, place: Place, ours: str, other: str) -> Stage:
+        sides = [self._predicted(place, name) for name in (ours, other)]
+
+        def work(out: Path) -> None:
+            write_json(out / "differences.json", compare(*(load_views(*side) for side in sides)))
+
+        folder = self._folder(place, ours) / f"less-{slug(other)}-{slug(place.test)}"
+        return self._stage(folder, "compare", PAIRED, work, tuple(stage for stage, _ in sides))
+
+    def _predicted(self, place: Place, name: str) -> tuple[Stage, str]:
+        """The stage that a method's answers to a test come from, and their folder in its own."""
+        method = self.config.methods[name]
+        if method.recipe and not method.calibrator:
+            return self._tested(
+                self._trained(place, name), self._normalizations(method)[0], place.seed, place.test
+            ), "."
+        return self._calibrated(place, name), slug(place.test)
+
+    def _trained(self, place: Place, name: str) -> Asked:
+        model, source, budget, _, seed = place
+        method, folder = self.config.methods[name], self._folder(place, name)
+        given = {"model_name_or_path": "{model}", "dataset_name": "{labels}", "save_strategy": "no", "seed": seed}
+        arguments = method.arguments(budget, **given, **self.config.asking)
+        path = self.config.models[model].path
+        made_of = [arguments, method.hold_out, budget, self._source_identity(source), identity(path)]
+
+        def work(out: Path) -> None:
+            labels = out / "labels.parquet"
+            self._divided(method, seed, source, budget)[0].to_parquet(labels)
+            places = {"labels": str(labels), "model": path, **self._places(seed)}
+            train(fill(fill(arguments, places), places), out)
+
+        training = self._stage(
+            folder / "model", f"train {name}, {budget:,} labels", made_of, work, self._quickstart(seed)
+        )
+        return Asked(str(folder / "model"), training, folder)
+
+    def _calibrated(self, place: Place, name: str) -> Stage:
+        """The predictions of a calibrator, or of the model as it is, for all tests."""
+        model, source, budget, _, seed = place
+        config, method = self.config, self.config.methods[name]
+        names, most = self._normalizations(method), max(config.budgets)
+        references = {}
+        if method.recipe or method.of:
+            divided = method.of or name
+            asked, what = self._trained(place, divided), "held-out"
+
+            def questions() -> Dataset:
+                return self._divided(config.methods[divided], seed, source, budget)[1]
+        else:
+            # Smaller budgets are the beginning of the largest.
+            asked, what = self._untrained(model, config.models[model].path, seed), f"{most}-labels-seed-{seed}"
+
+            def questions() -> Dataset:
+                return self._labels(seed, source, most)
+
+            if method.calibrator is not None and not METHODS[method.calibrator].supervised:
+                before = self._untrained(f"{model}-reference", config.models[model].reference, seed)
+                references = {n: self._asked(before, n, seed, source, what, questions) for n in names}
+        fitted = {n: self._asked(asked, n, seed, source, what, questions) for n in names}
+        tested = {(n, test): self._tested(asked, n, seed, test) for n in names for test in config.datasets}
+
+        def work(out: Path) -> None:
+            known, before = (
+                {n: first_of(load_views(stage)[0], budget) for n, stage in stages.items()}
+                for stages in (fitted, references)
+            )
+            normalization, calibrator = choose(known, method.calibrator, before, seed)
+            if calibrator is not None:
+                calibrator.save(out)
+            write_json(out / "chosen.json", {"normalization": normalization, "n": len(known[normalization])})
+            for test in config.datasets:
+                for view, predictions in enumerate(load_views(tested[normalization, test])):
+                    after = predictions if calibrator is None else predictions.recalibrated(calibrator)
+                    after.save(out / slug(test) / f"{view}.npz")
+
+        folder = self._folder(place, name) / "calibrated"
+        needs = (*fitted.values(), *references.values(), *tested.values())
+        return self._stage(folder, f"calibrate {name}", [method.calibrator, budget, seed], work, needs)
+
+    def _untrained(self, name: str, path: str, seed: int) -> Asked:
+        return Asked(path, None, self.output_dir / (f"seed-{seed}" if self.config.quickstart else "") / slug(name))
+
+    def _tested(self, asked: Asked, normalization: str, seed: int, test: str) -> Stage:
+        """What a model makes of the questions of a test, in every order of their options."""
+        views = self.config.permutations
+        return self._asked(asked, normalization, seed, test, "test", lambda: self._pools(seed, test)[1], views)
+
+    def _asked(
+        self, asked: Asked, normalization: str, seed: int, source: str, what: str, questions: Callable, views: int = 1
+    ) -> Stage:
+        config, training = self.config, asked.training
+        made_of = [what, views, normalization, config.asking, self._source_identity(source)]
+        made_of += [identity(asked.path) if training is None else None]
+
+        def work(out: Path) -> None:
+            path = fill(asked.path, self._places(seed))
+            model, tokenizer = last_model(path, training.key if training else "")
+            rows = questions()
+            for view in range(views):
+                predict_options(
+                    model,
+                    tokenizer,
+                    permute_options(rows, view) if view else rows,
+                    prompt_format=config.prompt_format(),
+                    normalization=normalization,
+                    batch_size=config.batch_size,
+                    output_path=out / f"{view}.npz",
+                )
+
+        needs = (training,) if training else self._quickstart(seed)
+        folder = asked.folder / normalization / f"{slug(source)}-{what}"
+        kind = "trained" if training else "untrained"
+        return self._stage(folder, f"ask {kind}: {source}, {what.partition('-seed')[0]}", made_of, work, needs)
+
+    def _quickstart(self, seed: int) -> tuple[Stage, ...]:
+        """The world of a seed, and what is trained on it."""
+        if (asked := self.config.quickstart) is None:
+            return ()
+        folder, tests = self._places(seed)["quickstart"], asked.num_test_questions
+        sizes = [quickstart.NUM_STATEMENTS, quickstart.NUM_PAIRS, quickstart.NUM_TRAIN_QUESTIONS, tests]
+        made = self._stage(
+            Path(folder, "world"), "make a world", [seed, sizes], lambda out: quickstart.make_world(out, seed, tests)
+        )
+        for stage in quickstart.STAGES:
+            if stage.name in asked.stages:
+                recipe = yaml.safe_load(recipe_path(f"quickstart/{stage.name}.yaml").read_text())
+
+                def work(out: Path, stage=stage) -> None:
+                    quickstart.train_stage(stage, out.parent, seed)
+
+                made = self._stage(Path(folder, stage.name), f"train {stage.name}", [seed, recipe], work, (made,))
+        return (made,)
+
+    # Questions
+
+    def _pools(self, seed: int, name: str) -> tuple[Dataset, Dataset]:
+        """What labels are drawn from, and the test questions."""
+        source = self.config.datasets[name]
+        return load_pools(replace(source, **fill(named(source), self._places(seed))))
+
+    def _labels(self, seed: int, name: str, count: int) -> Dataset:
+        pool = self._pools(seed, name)[0].shuffle(seed=seed)
+        if count > len(pool):
+            raise ValueError(
+                f"{name} has {len(pool)} questions to draw labels from, fewer than the budget of {count}."
+            )
+        return pool.select(range(count))
+
+    def _divided(self, method: Method, seed: int, source: str, budget: int) -> tuple[Dataset, Dataset]:
+        """The labels that a recipe gets, and those of them or beside them that no gradient sees."""
+        from hf_calib.trainers.estep import EMArguments, hold_out
+
+        known = {item.name for item in fields(EMArguments)}
+        given = {"em_holdout_fraction": method.hold_out} if method.hold_out else method.arguments(budget)
+        arguments = EMArguments(**{name: value for name, value in given.items() if name in known})
+        arguments.seed = seed
+        labels = self._labels(seed, source, budget)
+        # The trainer, too, mixes the questions of a recipe by the seed before it holds some out.
+        mixed = labels.shuffle(seed=seed)
+        kept, held_out = hold_out(mixed, mixed["question"], arguments, "labels")
+        return kept if method.hold_out else labels, held_out
+
+    def _source_identity(self, name: str) -> dict[str, Any]:
+        source = self.config.datasets[name]
+        return {**vars(source), **{part: identity(path) for part, path in named(source).items()}}
+
+    def _normalizations(self, method: Method) -> list[str]:
+        trained = self.config.methods[method.of] if method.of else method
+        if trained.recipe:
+            return [trained.arguments(self.config.budgets[0]).get("option_normalization", "sum")]
+        return self.config.normalizations
+
+    # Places
+
+    def _folder(self, place: Place, name: str) -> Path:
+        labels = f"{slug(place.source)}-{place.budget}"
+        return self.output_dir / f"seed-{place.seed}" / slug(place.model) / labels / slug(name)
+
+    def _places(self, seed: int) -> dict[str, str]:
+        return {"quickstart": str(self.output_dir / f"seed-{seed}" / "quickstart")} if self.config.quickstart else {}

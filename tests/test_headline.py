@@ -1,0 +1,313 @@
+"""benchmarks/headline.py: killed and resumed it says the same; its comparisons and bars on predictions made by hand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from hf_calib import calibration_report, predict_options
+from hf_calib.data.prompts import PromptFormat
+from hf_calib.data.world import World, WorldConfig
+from hf_calib.loading import load_model
+from hf_calib.paths import recipe_path
+from hf_calib.predictions import OptionPredictions
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import headline  # noqa: E402
+from headline_cells import Place, compare, measure, over_seeds, read_bar  # noqa: E402
+from headline_config import Bar, Method, read_config  # noqa: E402
+from headline_plan import Plan  # noqa: E402
+
+
+# A run, whole
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Two subjects of a world, as sources and tests of each other, and an untrained model."""
+    folder = tmp_path_factory.mktemp("world")
+    world = World(WorldConfig())
+    for name, seed in (("model", 0), ("reference", 1)):
+        world.model(seed).save_pretrained(folder / name)
+        world.tokenizer().save_pretrained(folder / name)
+    model, tokenizer = load_model(str(folder / "model"))
+    for name in ("train", "test"):
+        questions = world.questions(400, split=name)
+        asked = {"prompt_format": PromptFormat("text", "{question}"), "batch_size": 64, "progress": False}
+        says = predict_options(model, tokenizer, questions, **asked).option_logits.argmax(1)
+        # It knows every second answer, so that there is something to calibrate.
+        answers = np.where(np.arange(len(says)) % 2, says, questions["answer"]).tolist()
+        questions.remove_columns("answer").add_column("answer", answers).to_parquet(folder / f"{name}.parquet")
+    files = {"train": str(folder / "train.parquet"), "test": str(folder / "test.parquet")}
+    steps = {"max_steps": 2, "per_device_train_batch_size": 8}
+    settings = {
+        "title": "Two subjects",
+        "seeds": [0],
+        "budgets": [40],
+        "asking": {"scoring": "text", "prompt_template": "{question}"},
+        "batch_size": 64,
+        "models": {"tiny": {"path": str(folder / "model"), "reference": str(folder / "reference")}},
+        "datasets": {
+            "taste": {**files, "subject": ["colour", "food"], "num_test": 60},
+            "fact": {**files, "subject": ["home", "craft", "metal"], "num_test": 60},
+        },
+        "original": "as is",
+        "baselines": ["TS", "TS-IR"],
+        "ours": "RCFT + TS",
+        "methods": {
+            "as is": {},
+            "TS": {"calibrator": "temperature"},
+            "TS-IR": {"calibrator": "temperature_isotonic"},
+            "DACA": {"calibrator": "agreement"},
+            "RCFT": {"recipe": "quickstart/rcft.yaml", "set": steps},
+            "RCFT + TS": {"of": "RCFT", "calibrator": "temperature"},
+            "CFT + TS": {"recipe": "quickstart/cft.yaml", "set": steps, "hold_out": 0.25, "calibrator": "temperature"},
+        },
+        "bars": [{"name": "ratio", "measure": "ece", "statistic": "ratio", "at_most": 0.5}],
+    }
+    path = folder / "headline.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["headline.py", *map(str, args)])
+    headline.main()
+
+
+def test_killed_and_resumed_it_says_the_same(config, tmp_path, monkeypatch, capsys):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, str(BENCHMARKS / "headline.py"), "--config", str(config), "--output_dir", str(killed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        # In the middle: a model is trained, and what follows is on its way.
+        while not list(killed.rglob("rcft/model/stage.json")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    done = {path: path.stat().st_mtime_ns for path in killed.rglob("stage.json")}
+    assert done and not (killed / "results.json").exists()
+
+    run(monkeypatch, "--config", config, "--output_dir", killed, "--report_only")
+    assert json.loads((killed / "results.json").read_text())["missing_cells"] > 0
+    run(monkeypatch, "--config", config, "--output_dir", killed)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    run(monkeypatch, "--config", config, "--output_dir", whole)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (killed, whole)]
+    assert results[0]["cells"] == [pytest.approx(cell, nan_ok=True) for cell in results[1]["cells"]]
+    assert results[0]["comparisons"] == results[1]["comparisons"]
+
+    # 2 sources x 2 tests x 7 methods, ours against two baselines, one bar.
+    cells = results[1]["cells"]
+    assert len(cells) == 28 and len(results[1]["comparisons"]) == 8 and results[1]["missing_cells"] == 0
+    of = {(cell["source"], cell["test"], cell["method"]): cell for cell in cells}
+    assert of["taste", "fact", "TS"]["accuracy"] == of["taste", "fact", "as is"]["accuracy"]
+    assert of["taste", "fact", "TS"]["nll"] != of["fact", "fact", "TS"]["nll"]
+    assert of["taste", "fact", "RCFT"]["nll"] != of["taste", "fact", "as is"]["nll"]
+    assert all((whole / name).exists() for name in ("report.md", "cells.md", "methods-tiny-in.png"))
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert last["ratio"]["at_most"] == 0.5 and last["ratio"]["met"] == (last["ratio"]["value"] <= 0.5)
+
+    # Nothing is left to do, until something changes: then that alone, and what builds on it.
+    run(monkeypatch, "--config", config, "--output_dir", whole, "--dry_run")
+    assert "0.0 minutes" in capsys.readouterr().out
+    changed = ["methods.RCFT.set.learning_rate=1.0e-3"]
+    stages = Plan(read_config(config, changed), whole).cells()[Place("tiny", "taste", 40, "fact", 0)]
+    for name, measured in stages.items():
+        assert measured.done == (not name.startswith("RCFT"))
+
+
+def test_calibrator_gets_the_rows_of_the_e_step(config, tmp_path):
+    from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer
+    from hf_calib.trainers.sources import DataSources
+
+    plan = Plan(read_config(config), tmp_path)
+    labels, held_out = plan._divided(plan.config.methods["RCFT"], 3, "taste", 40)
+    labels.to_parquet(tmp_path / "labels.parquet")
+    questions = DataSources(3, False).questions([str(tmp_path / "labels.parquet")], "train")
+    args = CalibratedSFTConfig(str(tmp_path), em_holdout_fraction=0.2, seed=3, use_cpu=True, bf16=False)
+    assert len(labels) == 40 and 4 <= len(held_out) <= 8
+    assert CalibratedSFTTrainer._split_estep(questions, args)[1]["id"] == held_out["id"]
+    # A recipe without an E-step leaves some out altogether.
+    kept, held_out = plan._divided(plan.config.methods["CFT + TS"], 3, "taste", 40)
+    assert len(kept) + len(held_out) == 40 and not set(kept["id"]) & set(held_out["id"])
+
+
+def test_labels_are_the_same_for_all_and_nested(config, tmp_path):
+    plan = Plan(read_config(config), tmp_path)
+    assert plan._labels(0, "taste", 40)["id"][:20] == plan._labels(0, "taste", 20)["id"]
+    assert plan._labels(0, "taste", 40)["id"] != plan._labels(1, "taste", 40)["id"]
+    assert set(plan._labels(0, "taste", 40)["subject"]) == {"colour", "food"}
+    with pytest.raises(ValueError, match="taste has .* fewer than the budget of 4000"):
+        plan._labels(0, "taste", 4000)
+
+
+def test_questions_set_aside_for_labels_are_not_tested(config, tmp_path):
+    changes = ["datasets.taste.train=null", "datasets.taste.num_train=50", "datasets.taste.num_test=null"]
+    train, test = Plan(read_config(config, changes), tmp_path)._pools(0, "taste")
+    assert len(train) == 50 and len(test) > 20 and not set(train["id"]) & set(test["id"])
+
+
+@pytest.mark.parametrize("name", ["headline_world.yaml", "headline_smollm2.yaml"])
+def test_configurations_of_the_project(name, tmp_path):
+    config = read_config(BENCHMARKS / name)
+    for method in config.methods.values():
+        if method.recipe:
+            assert recipe_path(method.recipe).exists()
+    places = Plan(config, tmp_path).cells([config.original, config.ours])
+    assert len(places) == len(config.seeds) * len(config.budgets) * len(config.datasets) ** 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("methods.RCFT.recipes=a", "methods.RCFT: there is no recipes; there are budgets"),
+        ("methods.TS.calibrator=plat", "methods.TS: calibrator 'plat' is none of agreement, temperature"),
+        ("ours=CCFT", "there is no 'CCFT' among as is, TS"),
+        ("methods.RCFT.set.objective=cft", "RCFT \\+ TS has no labels .* give hold_out"),
+        ("methods.TS-IR={of: TS, calibrator: temperature}", "takes the model of TS, which has no recipe"),
+        ("datasets.fact.num_train=3", "datasets.fact: give either train"),
+        ("asking.template=a", "asking: no template; there are prompt_template"),
+        ("bars=[{name: b, measure: ece, statistic: rate, at_most: 1}]", "bars.b: statistic 'rate'"),
+        ("models.Tiny={path: a}", "models: tiny and Tiny would share the folder tiny"),
+        ("models.tiny.path={quickstart}/dpo", "no section quickstart"),
+        ("seeds", "KEY=VALUE"),
+    ],
+)
+def test_errors_name_the_entry(config, change, message):
+    change = change.replace("={quickstart}/dpo", "='{quickstart}/dpo'")
+    with pytest.raises(ValueError, match=message):
+        read_config(config, [change])
+
+
+# Comparisons, on predictions made by hand
+
+
+def predictions(n: int, temperature: float, seed: int = 0, options: int = 4) -> OptionPredictions:
+    """Calibrated at temperature 1; some questions have an option less."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 1.5, (n, options))
+    logits[::7, -1] = -np.inf
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    return OptionPredictions((logits / temperature).astype(np.float32), labels, np.arange(n).astype(str))
+
+
+def test_paired_differences_are_those_of_the_measures():
+    ours, other = predictions(600, 1.0), predictions(600, 0.5)
+    differences = compare([ours], [other])
+    reports = [calibration_report(p.probabilities, p.labels) for p in (ours, other)]
+    for name, estimate in differences.items():
+        assert estimate.value == pytest.approx(reports[0][name] - reports[1][name], abs=1e-6)
+        assert estimate.low <= estimate.value <= estimate.high
+    assert differences["ece"].high < 0 and differences["nll"].high < 0
+    # The labels are the same: a temperature moves no answer, and the same predictions differ by nothing.
+    assert differences["accuracy"] == (0, 0, 0)
+    assert all(estimate == (0, 0, 0) for estimate in compare([ours], [ours]).values())
+
+
+def test_paired_intervals_cover_what_so_many_questions_show():
+    names, runs = ("ece", "cw_ece", "nll"), []
+    for seed in range(60):
+        found = compare([predictions(500, 1.0, seed)], [predictions(500, 0.8, seed)], n_bootstrap=200)
+        runs.append([found[name] for name in names])
+    expected = np.mean([[estimate.value for estimate in run] for run in runs], axis=0)
+    covered = np.sum(
+        [[e.low <= mean <= e.high for e, mean in zip(run, expected, strict=True)] for run in runs], axis=0
+    )
+    assert covered.min() >= 51  # 57 on average, less three and a half standard errors
+
+
+def test_orders_of_the_options_are_averaged():
+    views = [predictions(300, 1.0, seed) for seed in (0, 1)]
+    reports = [calibration_report(p.probabilities, p.labels) for p in views]
+    assert measure(views)["ece"] == pytest.approx(np.mean([report["ece"] for report in reports]))
+    # Differences, too: those of the mean over both orders.
+    others = [predictions(300, 0.5, seed) for seed in (0, 1)]
+    assert compare(views, others)["cw_ece"].value == pytest.approx(
+        measure(views)["cw_ece"] - measure(others)["cw_ece"], abs=1e-6
+    )
+
+
+def test_different_questions_are_refused():
+    other = predictions(300, 1.0)
+    other.ids = other.ids[::-1]
+    with pytest.raises(ValueError, match="different questions"):
+        compare([predictions(300, 1.0)], [other])
+
+
+# Bars, by hand
+
+
+def cell(ece, accuracy=0.5, nll=1.0, brier=0.5, p95=0.02):
+    return {
+        "ece": ece,
+        "accuracy": accuracy,
+        "nll": nll,
+        "brier": brier,
+        "ece_noise_floor_p95": p95,
+        "debiased_ece": ece / 2,
+    }
+
+
+RESULTS = {
+    Place("m", "a", 100, "a", 0): {"ours": cell(0.02, 0.6, 0.8), "x": cell(0.04), "y": cell(0.05), "as is": cell(0.2)},
+    Place("m", "a", 100, "b", 0): {"ours": cell(0.03), "x": cell(0.01), "y": cell(0.05), "as is": cell(0.2)},
+    Place("m", "a", 100, "a", 1): {
+        "ours": cell(0.04, 0.5, 0.9, 0.4), "x": cell(0.1), "y": cell(0.08), "as is": cell(0.2, 0.52)
+    },
+}  # fmt: skip
+
+
+def bar(**asked):
+    return read_bar(Bar("bar", at_most=0.6, **asked), RESULTS, "ours", ["x", "y"], "as is")
+
+
+def test_ratio_is_to_the_better_baseline_of_each_seed():
+    read = bar(measure="ece", statistic="ratio", where={"domain": "in"})
+    assert read["value"] == pytest.approx((0.02 / 0.04 + 0.04 / 0.08) / 2) and read["met"] and read["cells"] == 2
+    read = bar(measure="ece", statistic="ratio", where={"budget": 100})
+    assert read["value"] == pytest.approx(((0.5 + 3) / 2 + 0.5) / 2) and not read["met"]
+    assert bar(measure="ece", statistic="ratio", where={"budget": [500]}) is None
+
+
+def test_no_win_is_claimed_below_the_noise_floor():
+    read = bar(measure="debiased_ece", statistic="ratio", where={"above_floor": True})
+    # In the second place the better baseline is as good as perfect on so many questions.
+    assert read["cells"] == 2 and read["left_out"] == 1 and read["value"] == pytest.approx(0.5)
+
+
+def test_share_below_wants_every_baseline_and_measure():
+    assert bar(measure="nll", statistic="share_below")["value"] == pytest.approx((0.5 + 1) / 2)
+    assert bar(measure=["nll", "brier"], statistic="share_below")["value"] == pytest.approx((0 + 1) / 2)
+
+
+def test_difference_is_to_the_original():
+    read = bar(measure="accuracy", statistic="difference")
+    assert read["value"] == pytest.approx(((0.1 + 0) / 2 - 0.02) / 2)
+    assert bar(measure="accuracy", statistic="difference", where={"domain": "out"})["value"] == 0
+
+
+def test_seeds_count_alike_and_give_the_interval():
+    values = {
+        Place("m", "a", 1, test, seed): value for test, seed, value in (("a", 0, 1.0), ("b", 0, 3.0), ("a", 1, 5.0))
+    }
+    mean, half = over_seeds(values)
+    assert mean == 3.5 and half == pytest.approx(12.706 * np.std([2, 5], ddof=1) / np.sqrt(2), rel=1e-3)
+    assert np.isnan(over_seeds({Place("m", "a", 1, "a", 0): 1.0})[1])
+
+
+def test_recipe_loses_its_own_counts_and_takes_the_budgets_changes():
+    method = Method("smollm2-135m/rcft.yaml", {"lambda_ece": 3.0}, {100: {"num_train_epochs": 4}})
+    assert "num_train_examples" not in method.arguments(100) and "dataset_config" not in method.arguments(100)
+    assert method.arguments(100)["num_train_epochs"] == 4 and method.arguments(500)["num_train_epochs"] == 1
+    assert method.arguments(500, seed=7)["seed"] == 7 and method.arguments(500)["lambda_ece"] == 3.0
