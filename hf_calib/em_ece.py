@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from .binning import reliability_bins
 
 
-ESTIMATORS = ("isotonic", "bins", "equal_mass")
+LINES = ("isotonic", "kernel")  # maps that are a broken line; the others are steps
+ESTIMATORS = (*LINES, "bins", "equal_mass")
+# Points between which a kernel estimate is linear.
+KERNEL_POINTS = 65
 
 
 class EMCalibrator:
@@ -27,14 +30,16 @@ class EMCalibrator:
             How the map is estimated:
 
             - `"isotonic"`: the best non-decreasing map, linear between the centres of its blocks.
+            - `"kernel"`: mean accuracy of the neighbours in logit confidence (Nadaraya-Watson), weighted by a Gaussian of
+              width 1.06 * standard deviation * N^(-1/5); smooth, and not bound to rise.
             - `"bins"`: accuracy in equal-width bins, the paper's.
             - `"equal_mass"`: accuracy in bins of equally many questions.
         n_bins (`int`, *optional*, defaults to `10`):
             Number of bins of the two binned estimators.
         pseudo_count (`float`, *optional*, defaults to `2.0`):
-            Every bin (or block) is shrunk towards its mean confidence as if this many questions more had been seen in it,
-            perfectly calibrated. 0 takes the raw accuracies, the paper's. An empty bin is neutral whatever this value: its
-            target is its own confidence.
+            Every bin (block, neighbourhood) is shrunk towards its mean confidence as if this many questions more had been
+            seen in it, perfectly calibrated. 0 takes the raw accuracies, the paper's. An empty bin is neutral whatever
+            this value: its target is its own confidence.
 
     Example:
     ```python
@@ -52,7 +57,7 @@ class EMCalibrator:
 
     def __init__(
         self,
-        estimator: Literal["isotonic", "bins", "equal_mass"] = "isotonic",
+        estimator: Literal["isotonic", "kernel", "bins", "equal_mass"] = "isotonic",
         n_bins: int = 10,
         pseudo_count: float = 2.0,
     ):
@@ -65,7 +70,7 @@ class EMCalibrator:
         self.estimator = estimator
         self.n_bins = n_bins
         self.pseudo_count = pseudo_count
-        # `isotonic`: abscissae and ordinates of a broken line. Binned: inner edges, and a value per bin (NaN: neutral).
+        # A broken line (`isotonic`, `kernel`): abscissae and ordinates. Binned: inner edges, and a value per bin (NaN: neutral).
         self._abscissae: np.ndarray | None = None
         self._ordinates: np.ndarray | None = None
 
@@ -103,8 +108,8 @@ class EMCalibrator:
             correct = np.take_along_axis(labels.astype(np.float64), predictions[:, None], axis=1)[:, 0]
         else:
             correct = (predictions == labels).astype(np.float64)
-        fit = self._fit_isotonic if self.estimator == "isotonic" else self._fit_bins
-        self._abscissae, self._ordinates = fit(confidences, correct)
+        fits = {"isotonic": self._fit_isotonic, "kernel": self._fit_kernel}
+        self._abscissae, self._ordinates = fits.get(self.estimator, self._fit_bins)(confidences, correct)
         return self
 
     def _fit_isotonic(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +126,17 @@ class EMCalibrator:
         values = (mass * accuracies + self.pseudo_count * centres) / (mass + self.pseudo_count)
         # Blocks of different size are shrunk by different amounts, which may undo the order; restore it.
         return centres, isotonic_regression(values, sample_weight=mass + self.pseudo_count)
+
+    def _fit_kernel(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        clipped = confidences.clip(1e-6, 1 - 1e-6)
+        logits = np.log(clipped / (1 - clipped))
+        width = 1.06 * logits.std() * len(logits) ** -0.2
+        # At observations, so that no neighbourhood is empty.
+        centres = np.unique(np.quantile(logits, np.linspace(0, 1, KERNEL_POINTS), method="nearest"))
+        weights = np.exp(-0.5 * ((centres[:, None] - logits) / max(width, 1e-6)) ** 2)
+        abscissae = 1 / (1 + np.exp(-centres))
+        values = (weights @ correct + self.pseudo_count * abscissae) / (weights.sum(axis=1) + self.pseudo_count)
+        return abscissae, values
 
     def _fit_bins(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         binning = "equal_width" if self.estimator == "bins" else "equal_mass"
@@ -152,7 +168,7 @@ class EMCalibrator:
             raise RuntimeError("The calibration map is not fitted yet: call fit (the E-step) first.")
         c = torch.as_tensor(confidences)
         x, y = (torch.as_tensor(array, dtype=c.dtype, device=c.device) for array in (self._abscissae, self._ordinates))
-        if self.estimator == "isotonic":
+        if self.estimator in LINES:
             if len(x) == 1:
                 a = y.expand_as(c)
             else:

@@ -39,7 +39,7 @@ class EMArguments:
 
     Args:
         em_estimator (`str`, *optional*, defaults to `"isotonic"`):
-            Estimator of the calibration map: `"isotonic"`, `"bins"` (equal-width) or `"equal_mass"`.
+            Estimator of the calibration map: `"isotonic"`, `"kernel"`, `"bins"` (equal-width) or `"equal_mass"`; see [`EMCalibrator`].
         em_n_bins (`int`, *optional*, defaults to `10`):
             Number of bins of a binned estimator.
         em_pseudo_count (`float`, *optional*, defaults to `2.0`):
