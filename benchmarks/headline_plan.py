@@ -109,7 +109,7 @@ class Plan:
         given = {"model_name_or_path": "{model}", "dataset_name": "{labels}", "save_strategy": "no", "seed": seed}
         arguments = method.arguments(budget, **given, **self.config.asking)
         path = self.config.models[model].path
-        made_of = [arguments, method.hold_out, budget, self._source_identity(source), identity(path)]
+        made_of = [arguments, method.hold_out, budget, self._source_identity(source, "labels"), identity(path)]
 
         def work(out: Path) -> None:
             labels = out / "labels.parquet"
@@ -177,7 +177,7 @@ class Plan:
         self, asked: Asked, normalization: str, seed: int, source: str, what: str, questions: Callable, views: int = 1
     ) -> Stage:
         config, training = self.config, asked.training
-        made_of = [what, views, normalization, config.asking, self._source_identity(source)]
+        made_of = [what, views, normalization, config.asking, self._source_identity(source, what)]
         made_of += [identity(asked.path) if training is None else None]
 
         def work(out: Path) -> None:
@@ -248,9 +248,15 @@ class Plan:
         kept, held_out = hold_out(mixed, mixed["question"], arguments, "labels")
         return kept if method.hold_out else labels, held_out
 
-    def _source_identity(self, name: str) -> dict[str, Any]:
+    def _source_identity(self, name: str, what: str) -> dict[str, Any]:
+        """What decides the questions of a source: of its test, or those that labels are drawn from."""
         source = self.config.datasets[name]
-        return {**vars(source), **{part: identity(path) for part, path in named(source).items()}}
+        known = {**vars(source), **{part: identity(path) for part, path in named(source).items()}}
+        if what != "test":
+            del known["num_test"]
+        elif source.train is not None:
+            del known["train"], known["train_split"]
+        return known
 
     def _normalizations(self, method: Method) -> list[str]:
         trained = self.config.methods[method.of] if method.of else method
