@@ -33,7 +33,7 @@ from hf_calib.cli import main as hf_calib
 from hf_calib.data.mcq import PromptFormat, split_questions
 from hf_calib.data.pairs import pairs_from_questions
 from hf_calib.loading import load_model
-from hf_calib.pairs import preference_probabilities, score_pairs
+from hf_calib.pair_scores import preference_probabilities, score_pairs
 from hf_calib.paths import recipe_path
 from hf_calib.report import write_json
 from hf_calib.trainers.preference import NORMALIZED_LOSSES, as_two_options, preference_scale

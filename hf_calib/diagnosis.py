@@ -61,7 +61,7 @@ def diagnose(
             of questions that all have K options.
         pairs (`tuple`, *optional*):
             For preference pairs: the probability that the chosen answer is preferred, by the aligned model over its base
-            ([`~hf_calib.pairs.preference_probabilities`]), and by annotators or `None`; `(N,)` each.
+            ([`~hf_calib.pair_scores.preference_probabilities`]), and by annotators or `None`; `(N,)` each.
         n_bins, binning, alpha, n_bootstrap, seed:
             As in [`evaluate_probabilities`].
 

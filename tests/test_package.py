@@ -28,7 +28,7 @@ FLOORS = {
         "options", "paths", "ranking", "resampling", "scores", "streaming", "uncertainty"),
     1: ("border", "collapse", "em_ece", "folding", "option_order", "plots", "posthoc", "processor",
         "recalibration", "regime"),
-    2: ("comparison", "diagnosis", "ece_regime", "evaluation", "evaluator", "hub", "pairs", "predict", "predictions", "registration", "report"),
+    2: ("comparison", "diagnosis", "ece_regime", "evaluation", "evaluator", "hub", "pair_scores", "predict", "predictions", "registration", "report"),
     3: ("trainers",),
     4: ("cli", "commands", "quickstart"),
 }  # fmt: skip

@@ -48,7 +48,9 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
     split: str = field(default="test", metadata={"help": "Split of a data set that has several."})
     limit: int | None = field(default=None, metadata={"help": "Ask so many questions, drawn by --seed."})
-    drop_invalid: bool = field(default=False, metadata={"help": "Leave out malformed questions instead of stopping."})
+    drop_invalid: bool = field(
+        default=False, metadata={"help": "Leave out malformed questions and pairs instead of stopping."}
+    )
     resume: bool = field(
         default=True, metadata={"help": "Go on from predictions already in --output_dir; 'false' makes them anew."}
     )

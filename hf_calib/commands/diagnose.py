@@ -98,17 +98,19 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         same_questions(base, aligned)
         return lambda: _report(args, output_dir, base, aligned)
 
+    from ..data.pairs import load_pairs
     from ..loading import load_tokenizer
-    from ..pairs import load_pairs
 
     questions = args.questions(args.dataset)
     rotations = _rotations(questions, args) if args.order_questions and args.shows_options else []
-    pairs = load_pairs(args.pairs, limit=args.num_pairs, seed=args.seed) if args.pairs else None
+    pairs = None
+    if args.pairs:
+        pairs = load_pairs(args.pairs, limit=args.num_pairs, seed=args.seed, drop_invalid=args.drop_invalid)
     for model in (args.base_model, args.model):
         args.check_tokenizer(load_tokenizer(model, args.revision, args.trust_remote_code), questions)
 
     def work() -> None:
-        from ..pairs import preference_probabilities
+        from ..pair_scores import preference_probabilities
 
         # One model after the other: they need not fit in memory together.
         base = _ask(args, args.base_model, output_dir / "base", questions, rotations, pairs)
@@ -150,7 +152,7 @@ def _ask(
     pairs: Dataset | None,
 ) -> tuple[OptionPredictions, list[OptionPredictions], np.ndarray | None]:
     """What one model says to the questions, to their rotations, and to the pairs."""
-    from ..pairs import score_pairs
+    from ..pair_scores import score_pairs
 
     model, tokenizer = args.load(name)
     predictions = args.predict(model, tokenizer, questions, folder / "predictions.npz")

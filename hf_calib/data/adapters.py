@@ -7,7 +7,7 @@ import logging
 import math
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -129,14 +129,20 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
+def find_adapter(columns: Iterable[str], names: Iterable[str] = ADAPTERS) -> Adapter | None:
+    """The first adapter of these names that knows what to make of the columns."""
+    columns = set(columns)
+    return next((ADAPTERS[name] for name in names if set(ADAPTERS[name].columns) <= columns), None)
+
+
 def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], source: str) -> Adapter:
     if callable(adapter):
         return Adapter((), adapter)
     if adapter != "auto" and adapter not in ADAPTERS:
         raise ValueError(f"unknown adapter '{adapter}'; choose 'auto' or one of {', '.join(ADAPTERS)}")
-    for candidate in ADAPTERS.values() if adapter == "auto" else [ADAPTERS[adapter]]:
-        if set(candidate.columns) <= set(columns):
-            return candidate
+    found = find_adapter(columns, ADAPTERS if adapter == "auto" else [adapter])
+    if found is not None:
+        return found
     if adapter != "auto":
         missing = [column for column in ADAPTERS[adapter].columns if column not in columns]
         raise ValueError(
@@ -255,7 +261,7 @@ def adapt_questions(
             hint = "this split hides its answers, choose a labelled one (often 'train' or 'validation'), or "
             raise ValueError(
                 f"{source}, row {index}, {error}; {hint if error.hidden_label else 'correct the row, or '}"
-                "pass `drop_invalid=True` to leave such rows out"
+                "pass `drop_invalid=True` (`--drop_invalid true`) to leave such rows out"
             ) from None
     if dropped:
         reasons = ", ".join(f"{count} for `{column}`" for column, count in dropped.most_common())

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
+from ..data.pairs import PREFERENCE_COLUMN
 from ..option_scorer import pad_rows
 from ..options import collate_options
-from .preference import PREFERENCE_COLUMN
 from .reference import REFERENCE_COLUMN
 
 

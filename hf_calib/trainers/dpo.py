@@ -16,6 +16,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..calibration_error import calibration_report
 from ..data.mcq import adapt_questions
+from ..data.pairs import PREFERENCE_COLUMN, check_pairs
 from ..em_ece import em_ece_loss
 from ..option_head import logit_transform, unwrap_causal_lm
 from .baselines import catto_loss, entropy_bonus, token_statistics
@@ -24,9 +25,7 @@ from .dpo_config import CalibratedDPOConfig
 from .estep import hold_out
 from .option_training import OptionTrainingMixin
 from .preference import (
-    PREFERENCE_COLUMN,
     as_two_options,
-    check_pairs,
     comparisons,
     preference_margins,
     preference_scale,
@@ -117,6 +116,8 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
                 f"lambda_options={args.lambda_options} wants option questions to train on: give option_dataset (columns "
                 "question, choices, answer), or set lambda_options=0."
             )
+        if option_dataset is not None and not args.lambda_options:
+            logger.warning("option_dataset is left out: lambda_options=0 gives the loss on option questions no weight.")
         self._init_options()
         super().__init__(
             model=model,
@@ -164,7 +165,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
             column = args.preference_probability_column
             if column != PREFERENCE_COLUMN and column in dataset.column_names:
                 dataset = dataset.rename_column(column, PREFERENCE_COLUMN)
-            check_pairs(dataset, dataset_name)
+            check_pairs(dataset, f"{dataset_name} pairs")
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _prepare_estep_pairs(self, dataset: Dataset) -> Dataset:

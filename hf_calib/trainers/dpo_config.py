@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
+from ..data.pairs import PREFERENCE_COLUMN
 from ..data.prompts import PromptArguments
 from .estep import EMArguments, check_choices, check_weights
 from .option_losses import OptionLossArguments
-from .preference import MARGIN_LOSSES, PREFERENCE_COLUMN
+from .preference import MARGIN_LOSSES
 
 
 @dataclass

@@ -1,20 +1,14 @@
-"""Preference pairs: their margin as each of TRL's losses scores it, the probability it implies, and what is no pair."""
+"""The margin of a preference pair as each of TRL's losses scores it, and the probability that it implies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from trl.data_utils import extract_prompt
 
-
-# How probable it is that annotators prefer the chosen completion.
-PREFERENCE_COLUMN = "preference_probability"
 
 # TRL's losses that compare the two completions of a pair; "sft" has none to compare, "aot_unpaired" compares across pairs.
 MARGIN_LOSSES = (
@@ -159,63 +153,3 @@ def comparisons(tokenized: Dataset) -> list[tuple]:
     """What each tokenized pair asks: its prompt and its two completions, whichever of them was chosen."""
     columns = (tokenized[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return [(tuple(p), frozenset((tuple(c), tuple(r)))) for p, c, r in zip(*columns, strict=True)]
-
-
-def pair_fault(row: Mapping[str, Any]) -> str | None:
-    """
-    What is wrong with a preference pair, if anything is.
-
-    Args:
-        row (`Mapping`):
-            `chosen` and `rejected`, perhaps with `prompt` and `preference_probability`, in any layout of
-            [`~trl.DPOTrainer`].
-    """
-    row = row if row.get("prompt") is not None else {**row, **extract_prompt(row)}
-    chosen, rejected = (_text(row[name]) for name in ("chosen", "rejected"))
-    for name, text in (("chosen", chosen), ("rejected", rejected)):
-        if not text.strip():
-            return f"the completion in column {name!r} is empty"
-    if chosen == rejected:
-        return f"'chosen' and 'rejected' are the same text, {chosen[:60]!r}"
-    probability = row.get(PREFERENCE_COLUMN, 1.0)
-    if probability is None or not 0 <= probability <= 1:
-        return f"the preference probability {probability} is not in [0, 1]"
-    return None
-
-
-def _text(completion: str | list[Mapping[str, Any]]) -> str:
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or message.get("tool_calls") or "") for message in completion)
-
-
-def check_pairs(dataset: Dataset, name: str) -> None:
-    """
-    Check that all rows are preference pairs.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Pairs.
-        name (`str`):
-            What they are for, in messages.
-
-    Raises:
-        `ValueError`: if a column is missing, if there are no rows, or at the first that is no pair.
-    """
-    missing = {"chosen", "rejected"} - set(dataset.column_names)
-    if missing:
-        raise ValueError(
-            f"The {name} pairs have no column {', '.join(map(repr, sorted(missing)))}, their columns are "
-            f"{dataset.column_names}. Option questions go into option_dataset and eval_option_dataset."
-        )
-    if not len(dataset):
-        raise ValueError(f"There are no {name} pairs: the data set has no rows.")
-    columns = ("prompt", "chosen", "rejected", PREFERENCE_COLUMN)
-    for i, row in enumerate(dataset.select_columns([c for c in columns if c in dataset.column_names])):
-        fault = pair_fault(row)
-        if fault:
-            raise ValueError(
-                f"Row {i} of the {name} pairs: {fault}. Leave such rows out: "
-                "dataset.filter(lambda row: not hf_calib.trainers.preference.pair_fault(row)), or drop_invalid: true "
-                "in a recipe."
-            )

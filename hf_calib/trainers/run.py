@@ -251,6 +251,11 @@ def _load_data(
         if asked := getattr(script_args, f"{prefix}_dataset_name"):
             if trainer_class is not CalibratedDPOTrainer:
                 raise ValueError(f"{prefix}_dataset_name is for trainer: calibrated_dpo, not {script_args.trainer}.")
+            if prefix == "eval_option" and "eval_dataset" not in datasets:
+                raise ValueError(
+                    "eval_option_dataset_name is evaluated beside pairs, of which there are none: name them with "
+                    "eval_dataset_name."
+                )
             limit = getattr(script_args, f"num_{prefix}_examples")
             datasets[f"{prefix}_dataset"] = sources.questions(asked, split, limit)
     if not script_args.collapse_dataset_name:
@@ -274,4 +279,5 @@ def run_training(trainer: Trainer) -> None:
     trainer.accelerator.print(f"Model saved to {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # see launch.leave_process_group
     trainer.end()

@@ -8,12 +8,9 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import maybe_extract_prompt
 
+from ..data.adapters import ADAPTERS, find_adapter
 from ..data.mcq import PromptFormat, adapt_questions, load_questions, load_rows
-from ..data.pairs import pairs_from_questions
-from .preference import PREFERENCE_COLUMN, pair_fault
-
-
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", PREFERENCE_COLUMN)
+from ..data.pairs import PAIR_COLUMNS, drop_invalid_pairs, pairs_from_questions
 
 
 class DataSources:
@@ -53,15 +50,17 @@ class DataSources:
         for name in names:
             rows = load_rows(name, split=split)
             if not {"chosen", "rejected"} & set(rows.column_names):
-                try:
-                    rows = adapt_questions(rows, drop_invalid=self.drop_invalid, source=name)
-                except ValueError as error:
+                if find_adapter(rows.column_names) is None:
                     raise ValueError(
-                        f"{name} holds neither preference pairs (`chosen`, `rejected`) nor option questions: {error}"
-                    ) from error
+                        f"{name} holds neither preference pairs (columns `chosen`, `rejected`, and perhaps `prompt`) nor "
+                        f"option questions (`question`, `choices`, `answer`, or as in "
+                        f"{', '.join(kind for kind in ADAPTERS if kind != 'unified')}); its columns are "
+                        f"{', '.join(rows.column_names)}."
+                    )
+                rows = adapt_questions(rows, drop_invalid=self.drop_invalid, source=name)
                 rows = pairs_from_questions(rows, tokenizer, prompt_format, self.seed)
             elif self.drop_invalid:
-                rows = rows.filter(lambda row: pair_fault(row) is None, desc="Leaving out rows that are no pairs")
+                rows = drop_invalid_pairs(rows, name)
             parts.append(rows)
         mixed = parts[0] if len(parts) == 1 else _mix(names, parts)
         return mixed if limit is None else _draw(mixed.shuffle(seed=self.seed), limit)

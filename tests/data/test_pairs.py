@@ -1,13 +1,15 @@
-"""Pairs made of questions: TRL's DPOTrainer reads the tokens that the option scorer scores; the draws are fair and fixed."""
+"""Preference pairs: what is none, and those made of questions, of which DPOTrainer reads the tokens that are scored."""
 
+import logging
 from collections import Counter
 
 import pytest
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
+from trl.data_utils import maybe_extract_prompt
 
 from hf_calib.data.mcq import PromptFormat, load_questions, shuffle_options
-from hf_calib.data.pairs import pairs_from_questions
+from hf_calib.data.pairs import check_pairs, load_pairs, pair_fault, pairs_from_questions, split_prompt
 from hf_calib.options import OptionEncoder
 
 
@@ -21,6 +23,65 @@ QUESTIONS = Dataset.from_list(
 MANY = Dataset.from_list(
     [{"id": str(n), "question": f"{n}?", "choices": ["a", "b", "c", "d"], "answer": 0} for n in range(400)]
 )
+
+
+def conversation(text, role="assistant"):
+    return [{"role": role, "content": text}]
+
+
+GOOD = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
+CHAT = {"prompt": conversation("2 + 2 =", "user"), "chosen": conversation("4"), "rejected": conversation("5")}
+IMPLICIT = {"chosen": "2 + 2 = 4", "rejected": "2 + 2 = 5"}
+IMPLICIT_CHAT = {side: CHAT["prompt"] + CHAT[side] for side in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (GOOD, None),
+        ({**GOOD, "preference_probability": 0.0}, None),
+        (IMPLICIT, None),
+        (CHAT, None),
+        (IMPLICIT_CHAT, None),
+        ({**GOOD, "rejected": " 4"}, "the same text, ' 4'"),
+        ({**IMPLICIT, "rejected": "2 + 2 = 4"}, "the same text, '2 [+] 2 = 4'"),
+        ({**GOOD, "chosen": " \n"}, "'chosen' is empty"),
+        ({**GOOD, "chosen": None}, "'chosen' is empty"),
+        ({**IMPLICIT, "chosen": "2 + 2 ="}, "'chosen' is empty"),
+        ({**GOOD, "rejected": conversation("")}, "'rejected' is empty"),
+        ({**GOOD, "preference_probability": 1.2}, r"1.2 is not in \[0, 1\]"),
+        ({**GOOD, "preference_probability": float("nan")}, "nan is not"),
+        ({**GOOD, "preference_probability": None}, "None is not"),
+    ],
+)
+def test_faults_are_named(row, fault):
+    found = pair_fault(row)
+    if fault is None:
+        assert found is None
+    else:
+        with pytest.raises(ValueError, match=f"my pairs, row 0: .*{fault}.*drop_invalid"):
+            check_pairs(Dataset.from_list([row]), "my pairs")
+
+
+@pytest.mark.parametrize("row", [GOOD, CHAT, IMPLICIT, IMPLICIT_CHAT, {**IMPLICIT_CHAT, "prompt": "2 + 2 ="}])
+def test_the_prompt_is_taken_from_where_trl_takes_it(row):
+    assert split_prompt(row) == maybe_extract_prompt(dict(row))
+
+
+def test_pairs_are_loaded_and_faulty_ones_left_out_if_asked(tmp_path, caplog):
+    rows = [GOOD] * 3 + [{**GOOD, "rejected": " 4"}] + [GOOD] * 2
+    path = tmp_path / "pairs.jsonl"
+    Dataset.from_list([{"id": n, **row} for n, row in enumerate(rows)]).to_json(path)
+    with pytest.raises(ValueError, match="pairs.jsonl, row 3: 'chosen' and 'rejected' are the same"):
+        load_pairs(path, limit=2)
+    with caplog.at_level(logging.WARNING):
+        assert load_pairs(path, drop_invalid=True).to_list() == [GOOD] * 5
+    assert "pairs.jsonl: left out 1 of 6 rows" in caplog.text
+    assert len(load_pairs(path, limit=2, drop_invalid=True)) == 2
+    Dataset.from_list([{"chosen": "4"}]).to_json(path)
+    for drop in (False, True):
+        with pytest.raises(ValueError, match="pairs.jsonl: no column 'rejected' among chosen"):
+            load_pairs(path, drop_invalid=drop)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen", "word_level"])

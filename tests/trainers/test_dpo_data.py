@@ -113,15 +113,15 @@ def test_wrong_settings_are_named(tmp_path, settings, named):
 def test_wrong_data_are_named(world_model, rated, pairs, questions, make_dpo_trainer):
     with pytest.raises(ValueError, match="of 3 pairs leaves 0 for the E-step"):
         make_dpo_trainer(pairs.select(range(3)))
-    with pytest.raises(ValueError, match="no E-step pairs"):
+    with pytest.raises(ValueError, match="E-step pairs: there are no pairs"):
         make_dpo_trainer(pairs, estep_dataset=pairs.select([]))
     with pytest.raises(ValueError, match="give option_dataset"):
         make_dpo_trainer(pairs, lambda_options=1.0)
     with pytest.raises(ValueError, match="no column 'chosen', 'rejected'.*option_dataset"):
         make_dpo_trainer(questions)
-    with pytest.raises(ValueError, match="Row 5 of the train pairs: 'chosen' and 'rejected' are the same"):
+    with pytest.raises(ValueError, match="train pairs, row 5: 'chosen' and 'rejected' are the same"):
         make_dpo_trainer(pairs.map(lambda row, i: {"rejected": row["chosen"]} if i == 5 else {}, with_indices=True))
-    with pytest.raises(ValueError, match="Row 0 of the eval pairs: the preference probability 1.5"):
+    with pytest.raises(ValueError, match="eval pairs, row 0: the preference probability 1.5"):
         make_dpo_trainer(pairs, eval_dataset=rated.map(lambda row: {"preference_probability": 1.5}))
     model = AutoModelForCausalLM.from_pretrained(world_model)
     with pytest.raises(ValueError, match="cannot be the same object"):

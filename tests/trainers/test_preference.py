@@ -1,46 +1,11 @@
-"""Pairs: what is none, and the two-option view of them."""
+"""Margins of pairs as their losses mean them, the two-option view of pairs, and the baselines' token statistics."""
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 from hf_calib.trainers.baselines import catto_loss, entropy_bonus, token_statistics
-from hf_calib.trainers.preference import as_two_options, check_pairs, pair_fault, preference_scale
-
-
-def conversation(text, role="assistant"):
-    return [{"role": role, "content": text}]
-
-
-GOOD = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
-
-
-@pytest.mark.parametrize(
-    ("row", "fault"),
-    [
-        (GOOD, None),
-        ({**GOOD, "preference_probability": 0.0}, None),
-        ({"chosen": "2 + 2 = 4", "rejected": "2 + 2 = 5"}, None),
-        (
-            {"prompt": conversation("2 + 2 =", "user"), "chosen": conversation("4"), "rejected": conversation("5")},
-            None,
-        ),
-        ({**GOOD, "rejected": " 4"}, "the same text, ' 4'"),
-        ({**GOOD, "chosen": " \n"}, "'chosen' is empty"),
-        ({**GOOD, "rejected": conversation("")}, "'rejected' is empty"),
-        ({**GOOD, "preference_probability": 1.2}, r"1.2 is not in \[0, 1\]"),
-        ({**GOOD, "preference_probability": float("nan")}, "nan is not"),
-        ({**GOOD, "preference_probability": None}, "None is not"),
-    ],
-)
-def test_faults_are_named(row, fault):
-    found = pair_fault(row)
-    if fault is None:
-        assert found is None
-    else:
-        with pytest.raises(ValueError, match=f"Row 0 of the training pairs: .*{fault}.*drop_invalid"):
-            check_pairs(Dataset.from_list([row]), "training")
+from hf_calib.trainers.preference import as_two_options, preference_scale
 
 
 def test_every_second_pair_is_turned_round():

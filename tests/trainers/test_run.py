@@ -41,17 +41,32 @@ def call(start, files):
 
 def test_a_recipe_trains_and_evaluates_pairs_and_options(call, tmp_path, capsys):
     assert main(call) == 2
-    assert "Row 40 of the train pairs" in capsys.readouterr().err
+    assert "train pairs, row 40:" in capsys.readouterr().err
     assert main([*call, "--drop_invalid", "true", "--num_eval_option_examples", "20"]) == 0
     measured = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert measured["eval_pair_n"] == 40 and measured["eval_option_n"] == 20
     assert {"eval_pair_ece", "eval_pair_tce", "eval_option_ece"} <= measured.keys()
 
 
+def test_a_recipe_pretrains_on_texts(world, world_model, start, tmp_path):
+    world.pretraining_statements(70).to_parquet(tmp_path / "statements.parquet")
+    recipe = ["train", "--config", str(recipe_path("quickstart/pretrain.yaml")), *start]
+    assert main([*recipe, "--dataset_name", str(tmp_path / "statements.parquet")]) == 0
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in (world_model, tmp_path / "out"))
+    assert not all(before[name].equal(after[name]) for name in before)
+
+
 def test_options_are_for_calibrated_dpo(start, files, capsys):
     recipe = ["train", "--config", str(recipe_path("quickstart/dpo.yaml")), "--dataset_name", files["questions"]]
     assert main([*recipe, *start, "--option_dataset_name", files["questions"]]) == 2
     assert "option_dataset_name is for trainer: calibrated_dpo, not dpo" in capsys.readouterr().err
+
+
+def test_options_are_evaluated_beside_pairs(start, files, capsys):
+    recipe = ["train", "--config", str(recipe_path("quickstart/dpo_calibrated.yaml")), *start, "--drop_invalid", "true"]
+    names = {"dataset": files["pairs"], "option_dataset": files["questions"], "eval_option_dataset": files["questions"]}
+    assert main([*recipe, *(part for name, file in names.items() for part in (f"--{name}_name", file))]) == 2
+    assert "name them with eval_dataset_name" in capsys.readouterr().err
 
 
 def test_questions_become_pairs_and_join_real_ones(call, files, tmp_path):
@@ -86,7 +101,7 @@ def test_plain_dpo_takes_questions_and_is_watched(world, start, files, tmp_path)
         (["--collapse_dataset_name", "nowhere.parquet"], "nowhere.parquet: no such file"),
         (["--collapse_dataset_name", "nowhere.parquet:ARC"], "nowhere.parquet: no such file"),
         (["--dataset_name", "{questions}", "nowhere.parquet"], "nowhere.parquet: no such file"),
-        (["--dataset_name", "{texts}"], "neither preference pairs (`chosen`, `rejected`) nor option questions"),
+        (["--dataset_name", "{texts}"], "texts.jsonl holds neither preference pairs (columns `chosen`"),
         (["--dataset_name", "{questions}", "{chats}"], "chats.jsonl holds messages"),
         (["--collapse_dataset_name", "{questions}", "--scoring", "letter", "--prompt_template", "{{question}}{{options}}"],
          "Letter scoring needs every letter"),

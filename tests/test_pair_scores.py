@@ -1,4 +1,4 @@
-"""Preference pairs: the margins are those of TRL's DPOTrainer, whatever the layout; bad pairs are named."""
+"""Preference pairs: the margins are those of TRL's DPOTrainer, whatever the layout; what is scored is kept."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from hf_calib.pairs import load_pairs, preference_probabilities, score_pairs
+from hf_calib.data.pairs import load_pairs
+from hf_calib.pair_scores import preference_probabilities, score_pairs
 from hf_calib.predict import Results
 
 
@@ -40,15 +41,6 @@ def test_log_likelihoods_are_those_of_trl(kind, columns, tiny_tokenizers, tiny_l
     margin = torch.tensor((scores - base) @ [1.0, -1.0])
     expected = torch.sigmoid(0.3 * margin).numpy()
     np.testing.assert_allclose(preference_probabilities(scores, base, beta=0.3), expected)
-
-
-def test_implicit_prompts(tmp_path):
-    text = {"chosen": ["The sky is blue"], "rejected": ["The sky is green"]}
-    Dataset.from_dict(text).to_json(tmp_path / "text.jsonl")
-    assert load_pairs(tmp_path / "text.jsonl")[0] == {"prompt": "The sky is", "chosen": " blue", "rejected": " green"}
-    chats = {side: [CHATS["prompt"][0] + CHATS[side][0]] for side in ("chosen", "rejected")}
-    Dataset.from_dict(chats).to_json(tmp_path / "chats.jsonl")
-    assert load_pairs(tmp_path / "chats.jsonl")[0]["chosen"] == CHATS["chosen"][0]
 
 
 def test_long_pairs_are_left_out_and_the_rest_scored(tiny_tokenizers, tiny_llama, tmp_path):
@@ -87,19 +79,3 @@ def test_what_is_scored_is_kept(tiny_tokenizers, tiny_llama, tmp_path, monkeypat
         other.get_input_embeddings().weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="pair 0 has log-likelihoods .nan.*NaN in the weights"):
         score_pairs(other, tokenizer, pairs.select([0]))
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"chosen": ["same"], "rejected": ["same"]}, "row 0: chosen and rejected are the same"),
-        ({"chosen": [""]}, "row 0: .*empty"),
-        ({"preference_probability": [1.2]}, "preference_probability is 1.2"),
-        ({"rejected": None}, "no column 'rejected'"),
-    ],
-)
-def test_bad_pairs_are_named(change, named, tmp_path):
-    columns = {"prompt": ["The sky is"], "chosen": [" blue"], "rejected": [" green"], **change}
-    Dataset.from_dict({name: column for name, column in columns.items() if column}).to_json(tmp_path / "pairs.jsonl")
-    with pytest.raises(ValueError, match=named):
-        load_pairs(tmp_path / "pairs.jsonl")

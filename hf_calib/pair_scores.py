@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from .data.adapters import digest
-from .data.mcq import load_rows
 from .option_scorer import OptionScorer
 from .options import OptionEncoder, QuestionTooLongError
 from .predict import Results, context_length, make_batches, weights_digest
@@ -54,60 +52,6 @@ class PairFormat:
         return prompt[:shared], [text[shared:] for text in texts], ""
 
 
-def load_pairs(path: str | Path, split: str | None = None, limit: int | None = None, seed: int = 0) -> Dataset:
-    """
-    Preference pairs in TRL's layout, checked.
-
-    Args:
-        path (`str` or `Path`):
-            A file, a folder, or a data set on the Hub (`ID` or `ID:CONFIGURATION`) with the columns `chosen`, `rejected` and,
-            unless they begin with it, `prompt`: texts or messages. A column `preference_probability` tells how sure the annotators are.
-        split (`str`, *optional*):
-            Split of a data set that has several.
-        limit (`int`, *optional*):
-            Keep so many pairs, drawn by `seed`.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the draw.
-
-    Raises:
-        `ValueError`: for a missing column, equal or empty completions, or a probability outside [0, 1].
-    """
-    pairs = load_rows(path, split=split)
-    for column in ("chosen", "rejected"):
-        if column not in pairs.column_names:
-            raise ValueError(
-                f"{path}: no column {column!r} among {', '.join(pairs.column_names)}; pairs want `chosen`, `rejected` and "
-                "`prompt`"
-            )
-    if limit is not None and limit < len(pairs):
-        pairs = pairs.shuffle(seed=seed).select(range(limit))
-    rows = [_checked(row, f"{path} row {index}") for index, row in enumerate(pairs)]
-    if not rows:
-        raise ValueError(f"{path} holds no pairs")
-    return pairs.remove_columns(pairs.column_names).from_list(rows)
-
-
-def _checked(row: Mapping[str, Any], place: str) -> dict[str, Any]:
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if prompt is None:  # both begin with it
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-            shared += 1
-        if isinstance(chosen, str) and shared and chosen[shared - 1] == " ":
-            shared -= 1  # the space belongs to the first word of the answer
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    if not prompt or not chosen or not rejected:
-        raise ValueError(f"{place}: prompt, chosen or rejected is empty; leave the pair out")
-    if chosen == rejected:
-        raise ValueError(f"{place}: chosen and rejected are the same; leave the pair out")
-    checked = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    if (probability := row.get("preference_probability")) is not None:
-        if not 0 <= probability <= 1:
-            raise ValueError(f"{place}: preference_probability is {probability}, outside [0, 1]")
-        checked["preference_probability"] = float(probability)
-    return checked
-
-
 def score_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -125,7 +69,7 @@ def score_pairs(
         model ([`~transformers.PreTrainedModel`]), tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model.
         pairs (`Dataset`):
-            Result of [`load_pairs`].
+            Pairs as [`~hf_calib.data.pairs.load_pairs`] returns them.
         batch_size (`int`, *optional*, defaults to `8`):
             Pairs in a forward pass where they are the longest of all.
         max_length (`int`, *optional*):
