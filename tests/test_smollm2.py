@@ -54,7 +54,8 @@ def test_calibrated_dpo_on_real_questions_from_end_to_end(smollm2, shared_data, 
     names = [str(shared_data / f"{name}_train.parquet") for name in ("arc_challenge", "openbookqa")]
     command = ["hf_calib.cli", "train", "--config", str(recipe_path("smollm2-135m/dpo_calibrated.yaml"))]
     command += ["--model_name_or_path", str(smollm2), "--dataset_name", *names, "--option_dataset_name", *names]
-    command += ["--dataset_train_split", "train[:6]", "--per_device_train_batch_size", "2", "--max_steps", "2"]
+    command += ["--num_train_examples", "8", "--num_option_examples", "8"]
+    command += ["--per_device_train_batch_size", "2", "--max_steps", "2"]
     command += ["--warmup_steps", "0", "--em_refresh", "1", "--output_dir", str(tmp_path / "out")]
     collapse = ["--collapse_dataset_name", str(shared_data / "arc_easy_test.parquet"), "--num_collapse_examples", "6"]
     run(*command, *collapse)

@@ -26,11 +26,11 @@ examples:
 
   # calibrated DPO: pairs of your own, and pairs made of questions; preference collapse measured every 50 steps
   accelerate launch recipes/train.py --config recipes/smollm2-135m/dpo_calibrated.yaml \\
-      --dataset_name pairs.parquet allenai/ai2_arc:ARC-Easy --option_dataset_name allenai/ai2_arc:ARC-Easy \\
+      --dataset_name pairs.parquet allenai/openbookqa:main --option_dataset_name allenai/ai2_arc:ARC-Easy \\
       --collapse_dataset_name allenai/ai2_arc:ARC-Challenge --collapse_steps 50
 
 A recipe is a YAML file of the arguments above; what stands on the command line wins. A key that no argument bears is an
-error. `trainer: calibrated_sft` (the default) takes option questions, `calibrated_dpo` preference pairs and option questions;
+error. The arguments hang on the trainer: `hf-calib train --trainer calibrated_dpo --help` has those of calibrated DPO. `trainer: calibrated_sft` (the default) takes option questions, `calibrated_dpo` preference pairs and option questions;
 `sft` and `dpo` are TRL's own trainers. Data are named by file, folder, or ID or ID:CONFIGURATION on the Hub, one or several. Option
 questions where pairs are wanted become pairs: the right option is chosen, another one rejected.
 """
