@@ -29,9 +29,12 @@ def leave_process_group() -> None:
     """
     Part from the other processes, once there is nothing more to say to them.
 
-    The last act of a script that ran under `accelerate launch`, where no [`~transformers.Trainer`] does it by its
-    `end()`: torch asks for it before a process ends. Alone, or called again, it does nothing.
+    The last act of a script that ran under `accelerate launch`. Gloo's threads let go of the last tensors a moment after the
+    collective that used them; where the interpreter is gone by then, the process aborts ("terminate called without an active
+    exception", https://github.com/pytorch/pytorch/pull/179291). The barrier gives them that moment. Alone, or called again, this does
+    nothing.
     """
     distributed = sys.modules.get("torch.distributed")  # not imported: no group was joined
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
         distributed.destroy_process_group()

@@ -18,6 +18,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTr
 from hf_calib.collapse import MEANINGS, collapse_report
 from hf_calib.data.mcq import PromptFormat
 from hf_calib.data.world import World
+from hf_calib.launch import leave_process_group
 from hf_calib.paths import recipe_path
 from hf_calib.predictions import OptionPredictions
 from hf_calib.trainers.callbacks import CollapseCallback
@@ -166,4 +167,4 @@ if __name__ == "__main__":
     run.train()
     # A file each: on one pipe the lines of two processes run into each other.
     Path(sys.argv[1], f"measured-{run.args.process_index}.json").write_text(json.dumps(measured(run)))
-    run.end()
+    leave_process_group()
