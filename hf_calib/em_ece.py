@@ -70,7 +70,7 @@ class EMCalibrator:
         self.estimator = estimator
         self.n_bins = n_bins
         self.pseudo_count = pseudo_count
-        # A broken line (`isotonic`, `kernel`): abscissae and ordinates. Binned: inner edges, and a value per bin (NaN: neutral).
+        # `LINES`: abscissae and ordinates of a broken line. Binned: inner edges, and a value per bin (NaN: neutral).
         self._abscissae: np.ndarray | None = None
         self._ordinates: np.ndarray | None = None
 

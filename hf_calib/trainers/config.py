@@ -38,8 +38,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
             Weight of `calibration_loss`; at least 0. With 0 there is none, as with `"cft"`.
         calibration_loss (`str`, *optional*, defaults to `"em_ece"`):
             `"em_ece"`, or one of others to compare it with: `"mmce"` ([`~hf_calib.trainers.option_losses.mmce`]) or
-            `"sb_ece"` ([`~hf_calib.trainers.option_losses.soft_binned_ece`]). These two need no E-step, so that no question is held
-            out. They are statistics of a micro-batch: the larger it is, the better they are.
+            `"sb_ece"` ([`~hf_calib.trainers.option_losses.soft_binned_ece`]). These two need no E-step, so that no question
+            is held out. They are statistics of a micro-batch: the larger it is, the better they are.
         likelihood_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the likelihood in training; at least 0. With 0 the loss over the options alone teaches the answer.
         reference_model_name_or_path (`str`, *optional*):
@@ -58,10 +58,10 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
         > Parameters of the loss over the options, of option scoring, and of the E- and M-step
 
         Those of [`~hf_calib.trainers.option_losses.OptionLossArguments`] (`option_loss_weight`, `option_label_smoothing`,
-        `option_focal_gamma`), of [`~hf_calib.data.prompts.PromptArguments`] (`scoring`, `option_normalization`, `prompt_template`,
-        `use_chat_template`, `system_prompt`) and of [`~hf_calib.trainers.estep.EMArguments`] (`em_estimator`, `em_n_bins`,
-        `em_pseudo_count`, `em_estep_set`, `em_holdout_fraction`, `em_max_rows`, `em_refresh`, `em_loss`, `em_preset`). The preset
-        `"paper"` sets `likelihood` too.
+        `option_focal_gamma`), of [`~hf_calib.data.prompts.PromptArguments`] (`scoring`, `option_normalization`,
+        `prompt_template`, `use_chat_template`, `system_prompt`) and of [`~hf_calib.trainers.estep.EMArguments`]
+        (`em_estimator`, `em_n_bins`, `em_pseudo_count`, `em_estep_set`, `em_holdout_fraction`, `em_max_rows`,
+        `em_refresh`, `em_loss`, `em_preset`). The preset `"paper"` sets `likelihood` too.
     """
 
     objective: str = field(

@@ -79,7 +79,7 @@ class OptionTrainingMixin(EMTrainerMixin):
         calibration_weight: float,
         reference_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted sum, over the questions, of the losses over their options; each is logged as a mean over all processes."""
+        """Weighted sum, over the questions, of the losses over options; each is logged as a mean over all processes."""
         args, probabilities = self.args, option_logits.detach().softmax(-1)
         smoothing = args.option_label_smoothing, args.option_focal_gamma
         losses = {"option_loss": option_cross_entropy(option_logits, labels, mask, *smoothing)}
