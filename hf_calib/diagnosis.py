@@ -125,7 +125,7 @@ def summary(results: Mapping[str, Any]) -> str:
 
 def repair_command(results: Mapping[str, Any], model: str, metadata: Mapping[str, Any] | None = None) -> str:
     """
-    The command line of the recommended repair.
+    The command line of the recommended repair; of an adapter, after that which merges it into its base model.
 
     Args:
         results (`Mapping`):
@@ -135,7 +135,13 @@ def repair_command(results: Mapping[str, Any], model: str, metadata: Mapping[str
         metadata (`Mapping`, *optional*):
             Metadata of its predictions: the repair asks as the evaluation did.
     """
-    method = results["recommended_method"]
+    method, output_dir = results["recommended_method"], Path(model).name
+    lines = []
+    if (Path(model) / "adapter_config.json").is_file():  # training starts from a whole model
+        from .loading import merge_command
+
+        lines.append(merge_command(model, f"{output_dir}-merged"))
+        model = f"{output_dir}-merged"
     command = ["hf-calib", "train", "--objective", method, "--model_name_or_path", model]
     command += ["--dataset_name", "TRAIN_QUESTIONS.parquet"]
     asked = (metadata or {}).get("prompt_format", {})
@@ -150,7 +156,7 @@ def repair_command(results: Mapping[str, Any], model: str, metadata: Mapping[str
             command += [f"--{argument}", str(asked[name]).lower() if name == "chat_template" else asked[name]]
     if (metadata or {}).get("normalization") == "mean":
         command += ["--option_normalization", "mean"]
-    return shlex.join([*command, "--output_dir", f"{Path(model).name}-{method}"])
+    return "\n".join([*lines, shlex.join([*command, "--output_dir", f"{output_dir}-{method}"])])
 
 
 def _change_rows(results: Mapping[str, Any]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,15 @@ def load_model(
     # Without an accelerator, processes find each other only if told that they run on CPUs.
     state = PartialState(cpu=not torch.accelerator.is_available())
     return model.to(state.device).eval(), tokenizer
+
+
+def merge_command(adapter: str, output_dir: str) -> str:
+    """Command line that merges an adapter into its base model and writes it, with its tokenizer, to `output_dir`."""
+    code = (
+        f"from hf_calib.loading import load_model; model, tokenizer = load_model({adapter!r}); "
+        f"model.merge_and_unload().save_pretrained({output_dir!r}); tokenizer.save_pretrained({output_dir!r})"
+    )
+    return shlex.join(["python", "-c", code])
 
 
 def load_tokenizer(

@@ -20,6 +20,7 @@ from trl import (
 )
 
 from ..data.prompts import PromptArguments
+from ..loading import merge_command
 from ..options import OptionEncoder
 from ..report import check_output_dir
 from .callbacks import CollapseCallback
@@ -177,8 +178,8 @@ def build_trainer(
     model, revision = model_args.model_name_or_path, model_args.model_revision
     if find_adapter_config_file(model, revision=revision) is not None:
         raise ValueError(
-            f"{model} is an adapter, not a model: merge it into its base model first "
-            "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)`)."
+            f"{model} is an adapter, not a model: merge it into its base model first,\n"
+            + merge_command(model, f"{Path(model).name}-merged")
         )
     tokenizer = AutoTokenizer.from_pretrained(
         model, revision=revision, trust_remote_code=training_args.trust_remote_code

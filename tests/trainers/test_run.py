@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from hf_calib.cli import main
 from hf_calib.collapse import MEANINGS
 from hf_calib.data.mcq import PromptFormat
+from hf_calib.diagnosis import repair_command
 from hf_calib.paths import recipe_path
 from hf_calib.predictions import OptionPredictions
 from hf_calib.trainers.run import RecipeDPOConfig, TrainArguments
@@ -63,8 +65,19 @@ def test_options_are_for_calibrated_dpo(start, files, capsys):
 
 
 def test_options_are_evaluated_beside_pairs(start, files, capsys):
-    recipe = ["train", "--config", str(recipe_path("quickstart/dpo_calibrated.yaml")), *start, "--drop_invalid", "true"]
-    names = {"dataset": files["pairs"], "option_dataset": files["questions"], "eval_option_dataset": files["questions"]}
+    recipe = [
+        "train",
+        "--config",
+        str(recipe_path("quickstart/dpo_calibrated.yaml")),
+        *start,
+        "--drop_invalid",
+        "true",
+    ]
+    names = {
+        "dataset": files["pairs"],
+        "option_dataset": files["questions"],
+        "eval_option_dataset": files["questions"],
+    }
     assert main([*recipe, *(part for name, file in names.items() for part in (f"--{name}_name", file))]) == 2
     assert "name them with eval_dataset_name" in capsys.readouterr().err
 
@@ -153,7 +166,16 @@ def test_one_name_needs_no_list_and_the_configuration_of_plain_trainers_can_be_s
 
 
 def test_the_seed_decides_an_adapters_first_weights(call, tmp_path):
-    lora = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--learning_rate", "0", "--drop_invalid", "true"]
+    lora = [
+        "--use_peft",
+        "true",
+        "--lora_target_modules",
+        "all-linear",
+        "--learning_rate",
+        "0",
+        "--drop_invalid",
+        "true",
+    ]
     weights = []
     for seed in (1, 1, 2):
         out = tmp_path / f"adapter-{len(weights)}"
@@ -161,3 +183,18 @@ def test_the_seed_decides_an_adapters_first_weights(call, tmp_path):
         weights.append(load_file(out / "adapter_model.safetensors"))
     name = next(name for name in weights[0] if "lora_A" in name)
     assert weights[0][name].equal(weights[1][name]) and not weights[0][name].equal(weights[2][name])
+
+
+def test_the_way_from_an_adapter_to_a_model_is_told(call, tmp_path, monkeypatch, capsys):
+    """It can be run as it stands; the diagnosis of an adapter begins its repair with it."""
+    monkeypatch.chdir(tmp_path)
+    lora = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--drop_invalid", "true"]
+    assert main([*call, *lora, "--output_dir", "tuned", "--max_steps", "1"]) == 0
+    assert main([*call, "--model_name_or_path", "tuned"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    program, _, code = shlex.split(told)
+    assert program == "python"
+    exec(code)
+    assert main([*call, "--model_name_or_path", "tuned-merged", "--drop_invalid", "true", "--max_steps", "1"]) == 0
+    merge, repair = repair_command({"recommended_method": "cft"}, "tuned").splitlines()
+    assert merge == told and "--model_name_or_path tuned-merged" in repair and repair.endswith("tuned-cft")
