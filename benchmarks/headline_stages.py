@@ -74,7 +74,7 @@ def train(arguments: dict[str, Any], folder: Path) -> None:
     with (folder / "train.log").open("w") as log, redirect_stdout(log):
         status = hf_calib(["train", "--config", str(recipe)])
     if status:
-        raise RuntimeError(f"hf-calib train --config {recipe} failed; {folder / 'train.log'} has what it printed.")
+        raise RuntimeError(f"hf-calib train --config {recipe} failed: the reason stands above, its log in train.log.")
 
 
 def choose(
