@@ -215,6 +215,15 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     args, args.change = parser.parse_known_args()  # what is left goes to every recipe
 
+    # What is there already goes into the report as it is: it must have been made in the same way.
+    settings = {name: value for name, value in vars(args).items() if name not in ("seeds", "only", "output_dir")}
+    made_by = args.output_dir / "settings.json"
+    if made_by.exists() and (other := json.loads(made_by.read_text())) != settings:
+        changed = ", ".join(f"{name}: {other.get(name)}" for name in settings if other.get(name) != settings[name])
+        parser.error(f"{args.output_dir} holds a run with {changed}; name another --output_dir")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(made_by, settings)
+
     runs = {seed: run_seed(args, seed) for seed in args.seeds}
     found = tables(runs)
     notes = (
