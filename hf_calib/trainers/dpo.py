@@ -117,7 +117,9 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
                 "question, choices, answer), or set lambda_options=0."
             )
         if option_dataset is not None and not args.lambda_options:
-            logger.warning("option_dataset is left out: lambda_options=0 gives the loss on option questions no weight.")
+            logger.warning(
+                "option_dataset is left out: lambda_options=0 gives the loss on option questions no weight."
+            )
         self._init_options()
         super().__init__(
             model=model,
