@@ -263,6 +263,15 @@ def _to_numpy(array):
     return array.detach().float().cpu().numpy() if isinstance(array, torch.Tensor) else array
 
 
+def finite_logits(option_logits: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Option logits in float32, and the mask of the options: by default, where the logit is not -inf. Elsewhere a finite floor
+    in place of -inf keeps every derivative finite; its softmax is exactly 0 all the same.
+    """
+    mask = option_logits != -torch.inf if mask is None else mask
+    return option_logits.float().masked_fill(~mask, torch.finfo(torch.float32).min), mask
+
+
 def em_ece_loss(
     option_logits: torch.Tensor,
     targets: torch.Tensor,
@@ -292,11 +301,8 @@ def em_ece_loss(
     Raises:
         `ValueError`: for an unknown `loss_type`.
     """
-    if mask is None:
-        mask = option_logits != -torch.inf
     targets = targets.detach().to(option_logits.device, torch.float32)
-    # A finite floor in place of -inf keeps every derivative finite; its softmax is exactly 0 all the same.
-    logits = option_logits.float().masked_fill(~mask, torch.finfo(torch.float32).min)
+    logits, mask = finite_logits(option_logits, mask)
     if loss_type == "brier":
         per_question = (F.softmax(logits, dim=-1) - targets).masked_fill(~mask, 0).square().sum(-1)
     elif loss_type == "kl":

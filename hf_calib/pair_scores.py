@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from .data.adapters import digest
 from .option_scorer import OptionScorer
 from .options import OptionEncoder, QuestionTooLongError
-from .predict import Results, context_length, make_batches, weights_digest
+from .predict import Results, context_length, score_features, weights_digest
 from .predictions import OptionPredictions, npz_path
 
 
@@ -101,9 +100,14 @@ def score_pairs(
     state = PartialState(cpu=not torch.accelerator.is_available())
     results = Results(None if output_path is None else npz_path(output_path), fingerprint, resume, state)
     if results.finished is None:
-        pending = [index for index in range(len(features)) if index not in results.done]
-        share = make_batches(features, pending, batch_size)[state.process_index :: state.num_processes]
-        _score(OptionScorer(model, tokenizer), features, share, kept, results)
+        score_features(
+            OptionScorer(model, tokenizer),
+            features,
+            batch_size,
+            results,
+            "pair",
+            lambda index: f"pair {kept[index]} has log-likelihoods",
+        )
         ids, labels = np.array(kept, dtype=np.str_), np.zeros(len(kept), dtype=np.int64)
         rows = np.stack(results.gather()).astype(np.float64)
         results.finish(OptionPredictions(rows, labels, ids, metadata={"fingerprint": fingerprint}))
@@ -111,33 +115,6 @@ def score_pairs(
     else:
         scores[kept] = results.finished.option_logits
     return scores
-
-
-def _score(
-    scorer: OptionScorer, features: list[dict], share: list[list[int]], kept: list[int], results: Results
-) -> None:
-    """This process's share of the pairs; what has been scored is kept, whatever happens."""
-    if share:
-        scorer.check_branches(features)
-    try:
-        with tqdm(
-            total=sum(map(len, share)),
-            desc="Scoring pairs",
-            unit="pair",
-            disable=not results.state.is_local_main_process,
-        ) as bar:
-            for batch in share:
-                rows = scorer([features[index] for index in batch])
-                for index, row in zip(batch, rows, strict=True):
-                    if not np.isfinite(row).all():
-                        raise ValueError(
-                            f"pair {kept[index]} has log-likelihoods {row.tolist()}; look for NaN in the weights, or load "
-                            "the model in bfloat16 or float32 if it runs in float16"
-                        )
-                results.add(batch, rows)
-                bar.update(len(batch))
-    finally:
-        results.flush()
 
 
 def preference_probabilities(scores: np.ndarray, reference_scores: np.ndarray, beta: float = 0.1) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -126,31 +126,19 @@ def predict_options(
     results = Results(None if output_path is None else npz_path(output_path), fingerprint, resume, state)
     if results.finished is not None:
         return results.finished
-    scorer = OptionScorer(model, tokenizer, normalization)
-    pending = [index for index in range(len(features)) if index not in results.done]
-    share = make_batches(features, pending, batch_size)[state.process_index :: state.num_processes]
     was_training = model.training
     model.eval()
     try:
-        with tqdm(
-            total=sum(map(len, share)), desc="Scoring questions", unit="question",
-            disable=not (progress and state.is_local_main_process),
-        ) as bar:  # fmt: skip
-            if share:
-                scorer.check_branches(features)
-            for batch in share:
-                option_logits = scorer([features[index] for index in batch])
-                for index, row in zip(batch, option_logits, strict=True):
-                    if not np.isfinite(row).all():
-                        raise ValueError(
-                            f"question {questions[index]['id']!r} has option logits {row.tolist()}; look for NaN in "
-                            "the weights, or load the model in bfloat16 or float32 if it runs in float16"
-                        )
-                results.add(batch, option_logits)
-                bar.update(len(batch))
+        score_features(
+            OptionScorer(model, tokenizer, normalization),
+            features,
+            batch_size,
+            results,
+            "question",
+            lambda index: f"question {questions[index]['id']!r} has option logits",
+            progress,
+        )
     finally:
-        # What has been scored is kept, whatever happens.
-        results.flush()
         model.train(was_training)
 
     predictions = OptionPredictions(
@@ -167,6 +155,43 @@ def predict_options(
             predictions.subjects = np.array(questions["subject"], dtype=np.str_)
     results.finish(predictions)
     return predictions
+
+
+def score_features(
+    scorer: OptionScorer,
+    features: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    results: Results,
+    unit: str,
+    has: Callable[[int], str],
+    progress: bool = True,
+) -> None:
+    """
+    Score this process's share of the encoded questions, or pairs, into the results; those that are there already are not
+    scored again, and what has been scored is kept, whatever happens. `has` begins the sentence about a row that is not finite.
+    """
+    pending = [index for index in range(len(features)) if index not in results.done]
+    state = results.state
+    share = make_batches(features, pending, batch_size)[state.process_index :: state.num_processes]
+    if share:
+        scorer.check_branches(features)
+    try:
+        with tqdm(
+            total=sum(map(len, share)), desc=f"Scoring {unit}s", unit=unit,
+            disable=not (progress and state.is_local_main_process),
+        ) as bar:  # fmt: skip
+            for batch in share:
+                rows = scorer([features[index] for index in batch])
+                for index, row in zip(batch, rows, strict=True):
+                    if not np.isfinite(row).all():
+                        raise ValueError(
+                            f"{has(index)} {row.tolist()}; look for NaN in the weights, or load the model in bfloat16 or "
+                            "float32 if it runs in float16"
+                        )
+                results.add(batch, rows)
+                bar.update(len(batch))
+    finally:
+        results.flush()
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -207,7 +232,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 def make_batches(features: Sequence[Mapping[str, Any]], pending: Sequence[int], batch_size: int) -> list[list[int]]:
     """Groups of similar length, the longest first (a lack of memory shows at once), of about equally many tokens."""
     lengths = [len(feature["input_ids"]) for feature in features]
-    budget, batches = batch_size * max(lengths), []
+    budget, batches = batch_size * max(lengths, default=0), []
     for index in sorted(pending, key=lambda index: -lengths[index]):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
             batches.append([])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..em_ece import finite_logits
 from .estep import check_weights
 
 
@@ -91,9 +92,8 @@ def option_cross_entropy(
 
     ```
     """
-    mask = option_logits != -torch.inf if mask is None else mask
-    # A finite floor in place of -inf keeps every derivative finite; its softmax is exactly 0 all the same.
-    log_probs = option_logits.float().masked_fill(~mask, torch.finfo(torch.float32).min).log_softmax(-1)
+    logits, mask = finite_logits(option_logits, mask)
+    log_probs = logits.log_softmax(-1)
     targets = label_smoothing * mask / mask.sum(-1, keepdim=True)
     targets = targets.scatter_add(-1, labels[:, None], torch.full_like(targets[:, :1], 1 - label_smoothing))
     if focal_gamma:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import PartialState
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..loading import load_model, load_tokenizer
 from ..option_scorer import OptionScorer
+from ..predict import Results, score_features
 
 
 REFERENCE_COLUMN = "reference_logits"
@@ -22,12 +22,11 @@ def add_reference(
     tokenizer: PreTrainedTokenizerBase,
     normalization: str,
     batch_size: int,
-    process_index: int = 0,
-    num_processes: int = 1,
     **loading,
 ) -> Dataset:
     """
     Score the encoded questions with a reference model, once, and keep its option logits in the column `reference_logits`.
+    Each process scores its part; all get the whole.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -40,8 +39,6 @@ def add_reference(
             See [`~hf_calib.option_scorer.OptionScorer`].
         batch_size (`int`):
             Questions a batch.
-        process_index (`int`), num_processes (`int`):
-            Each process scores its part; all get the whole.
         loading:
             Further arguments of [`~hf_calib.loading.load_tokenizer`].
 
@@ -66,18 +63,19 @@ def add_reference(
     model, _ = load_model(name_or_path, **loading)
     scorer = OptionScorer(model, tokenizer, normalization)
     rows = [row for row, count in enumerate(dataset["num_options"]) if count]
-    part = dataset.select(rows[process_index::num_processes])
-    scorer.check_branches(list(part.select(range(min(len(part), 32)))))
-    scored = []
-    for start in tqdm(range(0, len(part), batch_size), desc="Scoring by the reference", disable=process_index > 0):
-        batch = part.select(range(start, min(start + batch_size, len(part))))
-        scored += [option_logits.tolist() for option_logits in scorer(list(batch))]
-    numbered = zip(rows[process_index::num_processes], scored, strict=True)
-    if num_processes > 1:
-        numbered = gather_object(list(numbered))
+    results = Results(None, {}, resume=False, state=PartialState())
+    features = list(dataset.select(rows))
+    score_features(
+        scorer,
+        features,
+        batch_size,
+        results,
+        "reference question",
+        lambda index: f"training row {rows[index]} has reference logits",
+    )
     column = [[] for _ in range(len(dataset))]
-    for row, option_logits in numbered:
-        column[row] = option_logits
+    for row, option_logits in zip(rows, results.gather(), strict=True):
+        column[row] = option_logits.tolist()
     del model, scorer
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

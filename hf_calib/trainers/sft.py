@@ -181,8 +181,6 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             self._tokenizer,
             self.args.option_normalization,
             self.args.per_device_eval_batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
             trust_remote_code=self.args.trust_remote_code,
         )
 

@@ -4,8 +4,8 @@ import torch
 from transformers import TrainerCallback
 
 
-# A short run of DPO that prints nothing.
-DPO_RUN = {
+# A short run that prints nothing.
+QUIET = {
     "report_to": "none",
     "use_cpu": True,
     "bf16": False,
@@ -15,10 +15,10 @@ DPO_RUN = {
     "learning_rate": 2e-3,
     "per_device_train_batch_size": 8,
     "num_train_epochs": 1,
-    "max_length": 32,
     "logging_steps": 1,
-    "beta": 0.3,
 }
+DPO_RUN = {**QUIET, "max_length": 32, "beta": 0.3}
+SFT_RUN = {**QUIET, "scoring": "text"}
 
 
 def weights(trainer):

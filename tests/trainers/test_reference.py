@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import concatenate_datasets
-from runs import logged
+from runs import SFT_RUN, logged
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, predict_options
 from hf_calib.data.mcq import PromptFormat, load_questions
@@ -12,20 +12,7 @@ from hf_calib.data.world import World, WorldConfig
 from hf_calib.loading import load_model
 
 
-SETTINGS = {
-    "report_to": "none",
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "learning_rate": 2e-3,
-    "per_device_train_batch_size": 8,
-    "num_train_epochs": 1,
-    "scoring": "text",
-    "logging_steps": 1,
-    "objective": "cft",
-}
+SETTINGS = {**SFT_RUN, "objective": "cft"}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
-from runs import StopAt, assert_same, logged, weights
+from runs import SFT_RUN, StopAt, assert_same, logged, weights
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, MambaConfig, MambaForCausalLM
 from trl import SFTConfig, SFTTrainer
@@ -24,28 +24,13 @@ from hf_calib.em_ece import EMCalibrator
 from hf_calib.trainers.estep import hold_out
 
 
-QUIET = {
-    "report_to": "none",
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "learning_rate": 2e-3,
-    "per_device_train_batch_size": 8,
-    "num_train_epochs": 1,
-    "scoring": "text",
-    "logging_steps": 1,
-}
-
-
 @pytest.fixture(scope="module")
 def questions(world):
     return world.questions(80, seed=0, split="train")
 
 
 def make_trainer(model, dataset, output_dir, eval_dataset=None, callbacks=None, peft_config=None, **settings):
-    args = CalibratedSFTConfig(str(output_dir), **{**QUIET, **settings})
+    args = CalibratedSFTConfig(str(output_dir), **{**SFT_RUN, **settings})
     return CalibratedSFTTrainer(
         model, args, train_dataset=dataset, eval_dataset=eval_dataset, callbacks=callbacks, peft_config=peft_config
     )
@@ -56,7 +41,7 @@ def test_cft_is_sft_on_the_answers(world_model, questions, tmp_path):
     ours = make_trainer(world_model, questions, tmp_path, objective="cft")
     ours.train()
     rows = [{"prompt": q["question"], "completion": f" {q['choices'][q['answer']]} <eos>"} for q in questions]
-    settings = {k: v for k, v in QUIET.items() if k != "scoring"}
+    settings = {k: v for k, v in SFT_RUN.items() if k != "scoring"}
     theirs = SFTTrainer(world_model, SFTConfig(str(tmp_path), **settings), train_dataset=Dataset.from_list(rows))
     theirs.train()
     np.testing.assert_allclose(logged(ours, "loss"), logged(theirs, "loss"), rtol=1e-5)
@@ -298,7 +283,7 @@ def test_the_best_checkpoint_by_ece_is_kept(world_model, world, questions, tmp_p
 )
 def test_wrong_settings_are_named(tmp_path, settings, named):
     with pytest.raises(ValueError, match=named):
-        CalibratedSFTConfig(str(tmp_path), **{**QUIET, **settings})
+        CalibratedSFTConfig(str(tmp_path), **{**SFT_RUN, **settings})
 
 
 def test_wrong_data_are_named(world_model, questions, tmp_path):
