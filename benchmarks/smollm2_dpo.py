@@ -23,10 +23,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 from datasets import Dataset, concatenate_datasets
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from scipy.stats import t as student
+from headline_cells import mean_and_interval
+from headline_report import markdown, print_rows
 
 from hf_calib import calibration_report, load_questions, predict_options
 from hf_calib.cli import main as hf_calib
@@ -160,12 +158,6 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
     return results
 
 
-def mean_and_interval(values: list[float]) -> tuple[float, float]:
-    """Mean over the seeds, and half the width of its 95% t interval (NaN for one seed)."""
-    spread = np.std(values, ddof=1) if len(values) > 1 else np.nan
-    return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1) * spread / np.sqrt(len(values)))
-
-
 def cell(values: list[float], sign: str = "") -> str:
     mean, half = mean_and_interval(values)
     return f"{mean:{sign}.3f}" + (f" ± {half:.3f}" if np.isfinite(half) else "")
@@ -234,14 +226,8 @@ def main() -> None:
     )
     lines = ["# DPO and its calibration on real questions", notes]
     for title, rows in found.items():
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-        for heading in rows[0]:
-            table.add_column(heading, justify="left" if heading == rows[0][0] else "right", no_wrap=True)
-        for row in rows[1:]:
-            table.add_row(*row)
-        Console(width=150).print(table)
-        ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-        lines += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in ruled)]
+        print_rows(title, rows)
+        lines += [f"## {title}", markdown(rows)]
     (args.output_dir / "report.md").write_text("\n\n".join(lines) + "\n")
     figures = {}
     for method in (BASE, *args.only):
