@@ -77,12 +77,11 @@ def diagnose(
     if aligned.subjects is not None and len(set(aligned.subjects.tolist())) > 1:
         evaluated["groups"] = aligned.subjects
     before, results = evaluation_results(base, **evaluated), evaluation_results(aligned, base, **evaluated)
-    num_options = [np.isfinite(predictions.option_logits).sum(axis=1) for predictions in (base, aligned)]
     measured = collapse.collapse_report(
         aligned.probabilities,
         aligned.labels,
         base.probabilities,
-        num_options=np.maximum(*num_options),  # a calibrator may have ruled an option out
+        num_options=np.maximum(base.num_options, aligned.num_options),  # as in evaluation_results
         binning=binning,
         **measuring,
     )

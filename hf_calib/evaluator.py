@@ -89,9 +89,10 @@ class OptionEvaluator(evaluate.Evaluator):
         predictions, speed = self.call_pipeline(predict_options, model, tokenizer, questions, **options)
         inputs = self.predictions_processor(predictions)
         if isinstance(metric, ECERegime):
-            inputs |= {"target_probs": predictions.target_probabilities, "groups": predictions.subjects}
+            inputs |= {"target_probs": predictions.unpadded()[2], "groups": predictions.subjects}
         return {**metric.compute(**inputs | (metric_kwargs or {})), **speed}
 
     def predictions_processor(self, predictions: OptionPredictions) -> dict[str, Any]:
         """Inputs of any metric."""
-        return {"predictions": predictions.probabilities, "references": predictions.labels}
+        probabilities, labels, _ = predictions.unpadded()
+        return {"predictions": probabilities, "references": labels}

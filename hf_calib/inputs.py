@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Real
+from reprlib import repr as shown  # of a value as large as a book, the beginning
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +113,7 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
         array = np.asarray(probabilities)
     except ValueError:  # rows of different kinds
         row = next(row for row, value in enumerate(probabilities) if np.ndim(value) != 1)
-        raise ValueError(f"`{name}` row {row} is {probabilities[row]!r}, not a row of probabilities.") from None
+        raise ValueError(f"`{name}` row {row} is {shown(probabilities[row])}, not a row of probabilities.") from None
     if array.dtype.kind not in "fiu":
         raise TypeError(f"`{name}` must be numbers, got dtype {array.dtype}.")
     if array.size == 0:
@@ -120,6 +122,11 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
         raise ValueError(f"`{name}` must have shape (N, K), one column per option, got shape {array.shape}.")
     if array.shape[1] < 2:
         raise ValueError(f"`{name}` has one column: a question needs at least two options.")
+    if num_options is not None and num_options.min() < 2:
+        row = int(np.argmin(num_options))
+        raise ValueError(
+            f"`{name}` row {row} has {num_options[row]} option(s): a question needs at least two options."
+        )
     if array.dtype.kind != "f":
         array = array.astype(np.float64)
     return array, array.shape[1] if num_options is None else num_options
@@ -133,6 +140,20 @@ def _pad_ragged(rows: list) -> tuple[np.ndarray | list, np.ndarray | None]:
     padded = np.zeros((len(rows), lengths.max()), dtype=numbers.dtype)
     padded[np.arange(lengths.max()) < lengths[:, None]] = numbers
     return padded, lengths
+
+
+def options_present(option_logits: np.ndarray) -> np.ndarray:
+    """Number of options of each row of `(N, K)` logits, `(N,)`: K less the `-inf` at the row's end."""
+    return option_logits.shape[1] - (option_logits[:, ::-1] != -np.inf).argmax(axis=1)
+
+
+def unpad(array: np.ndarray, num_options: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    """Rows of a padded `(N, K)` array without their padding: a list, so that they know their number of options, or an
+    array where all have as many."""
+    most = int(num_options.max(initial=0))
+    if (num_options == most).all():
+        return array[:, :most]
+    return [row[:length] for row, length in zip(array, num_options, strict=True)]
 
 
 def iterate_columns(array: np.ndarray, name: str = "probabilities") -> Iterator[tuple[int, np.ndarray]]:
@@ -188,18 +209,42 @@ def as_labels(labels, n: int, num_options, name: str = "labels") -> np.ndarray:
         name (`str`, *optional*, defaults to `"labels"`):
             What the errors call the array.
     """
-    array = np.asarray(labels)
+    array = as_vector(labels, name)
     if array.ndim != 1:
         raise ValueError(f"`{name}` must have shape (N,), one option index per row, got shape {array.shape}.")
     if len(array) != n:
         raise ValueError(f"`{name}` has {len(array)} entries for {n} rows of probabilities.")
     if array.dtype.kind not in "iu":
-        raise TypeError(f"`{name}` must be integers (0-based option indices), got dtype {array.dtype}.")
+        row = next((row for row, value in enumerate(array.tolist()) if not _is_whole(value)), None)
+        where = "" if row is None else f"; row {row} is {shown(array.tolist()[row])}"
+        raise TypeError(f"`{name}` must be integers (0-based option indices), got dtype {array.dtype}{where}.")
     if array.min() < 0 or (array >= num_options).any():
         row = int(np.argmax((array < 0) | (array >= num_options)))
         most = np.broadcast_to(num_options, n)[row]
         raise ValueError(f"`{name}` row {row} is {array[row]}, outside [0, {most}) for {most} options.")
     return array
+
+
+def as_vector(values, name: str, dtype=None) -> np.ndarray:
+    """Array of numbers; the row that is none is named."""
+    try:
+        return np.asarray(values, dtype=dtype)
+    except (TypeError, ValueError):
+        row, value = next(((row, value) for row, value in enumerate(values) if not _is_number(value)), (0, values))
+        raise ValueError(f"`{name}` row {row} is {shown(value)}, not one number.") from None
+
+
+def _is_number(value) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_whole(value) -> bool:
+    """Whether a value can be an index: a whole number, small enough for a float to tell it from the next."""
+    return isinstance(value, Real) and abs(value) < 2**53 and value == int(value)
 
 
 def as_outcomes(confidences, correct, binary: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -216,21 +261,25 @@ def as_outcomes(confidences, correct, binary: bool = False) -> tuple[np.ndarray,
     """
     arrays = []
     for name, values in (("confidences", confidences), ("correct", correct)):
-        array = np.asarray(values, dtype=np.float64)
+        array = as_vector(values, name, np.float64)
         if array.ndim != 1:
             raise ValueError(f"`{name}` must have shape (N,), got shape {array.shape}.")
         if array.size == 0:
             raise ValueError(f"`{name}` is empty: there is nothing to measure.")
-        if not (array.min() >= 0 and array.max() <= 1):  # written so that NaN fails
+        if binary and name == "correct":
+            if not (fine := (array == 0) | (array == 1)).all():
+                row = int(np.argmin(fine))
+                raise ValueError(
+                    f"`{name}` row {row} is {array[row]:.4g}: beside confidences it must hold zeros and ones, 1 where the "
+                    "prediction is right."
+                )
+        elif not (array.min() >= 0 and array.max() <= 1):  # written so that NaN fails
             row = int(np.argmin((array >= 0) & (array <= 1)))
             raise ValueError(f"`{name}` row {row} is {array[row]:.4g}, outside [0, 1].")
         arrays.append(array)
     confidences, correct = arrays
     if len(confidences) != len(correct):
         raise ValueError(f"`confidences` has {len(confidences)} entries and `correct` has {len(correct)}.")
-    if binary and not ((correct == 0) | (correct == 1)).all():
-        row = int(np.argmin((correct == 0) | (correct == 1)))
-        raise ValueError(f"`correct` row {row} is {correct[row]:.4g}: it must hold zeros and ones here.")
     return confidences, correct
 
 
@@ -279,7 +328,7 @@ def as_weights(sample_weight, n: int, allow_zero: bool = False) -> np.ndarray | 
     """
     if sample_weight is None:
         return None
-    array = np.asarray(sample_weight, dtype=np.float64)
+    array = as_vector(sample_weight, "sample_weight", np.float64)
     if array.shape != (n,):
         raise ValueError(f"`sample_weight` has shape {array.shape} for {n} rows: give one weight per row.")
     if not (array.min() >= 0 and array.max() <= _LARGEST_WEIGHT):  # written so that NaN fails

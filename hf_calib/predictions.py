@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .inputs import options_present, unpad
+
 
 if TYPE_CHECKING:
     from .posthoc import PostHocCalibrator
@@ -27,7 +29,7 @@ class OptionPredictions:
 
     Args:
         option_logits (`np.ndarray` of shape `(N, K)`):
-            Log-likelihood of each option; -inf where a question has fewer than K options.
+            Log-likelihood of each option; -inf at the end of the row of a question with fewer than K options.
         labels (`np.ndarray` of shape `(N,)`):
             Index of the right option.
         ids (`np.ndarray` of shape `(N,)`):
@@ -55,6 +57,24 @@ class OptionPredictions:
         """Softmax over the options, `(N, K)`; 0 where there is no option."""
         return torch.from_numpy(self.option_logits).float().softmax(-1).numpy()
 
+    @property
+    def num_options(self) -> np.ndarray:
+        """Number of options of each question, `(N,)`."""
+        return options_present(self.option_logits)
+
+    def unpadded(self, num_options: np.ndarray | None = None) -> tuple:
+        """
+        What the measures take: probabilities, labels, target probabilities or `None`. Questions that differ in their
+        number of options are rows of their own length, by which chance is 1/2 for one and 1/4 for another.
+
+        Args:
+            num_options (`np.ndarray` of shape `(N,)`, *optional*):
+                Number of options of each question, where it is known from elsewhere.
+        """
+        lengths = self.num_options if num_options is None else num_options
+        target = self.target_probabilities
+        return unpad(self.probabilities, lengths), self.labels, None if target is None else unpad(target, lengths)
+
     @cached_property
     def option_mass(self) -> np.ndarray:
         """
@@ -71,9 +91,13 @@ class OptionPredictions:
         return self.with_probabilities(calibrator.transform(self.option_logits), calibrator=type(calibrator).__name__)
 
     def with_probabilities(self, probabilities: np.ndarray, **metadata) -> OptionPredictions:
-        """The same questions with other probabilities `(N, K)`: `option_logits` are their logarithms."""
-        with np.errstate(divide="ignore"):
-            option_logits = np.log(probabilities).astype(np.float32)
+        """
+        The same questions with other probabilities `(N, K)`: `option_logits` are their logarithms. An option of probability
+        0 is not one that is lacking: its logarithm is that of the least number, whose softmax is 0 again.
+        """
+        log_probabilities = np.log(np.maximum(np.asarray(probabilities, np.float64), np.finfo(np.float64).tiny))
+        present = np.arange(log_probabilities.shape[1]) < self.num_options[:, None]
+        option_logits = np.where(present, log_probabilities, -np.inf).astype(np.float32)
         return replace(self, option_logits=option_logits, metadata={**self.metadata, **metadata})
 
     def select(self, ids) -> OptionPredictions:

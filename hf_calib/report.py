@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .evaluation import evaluate_probabilities, groups_of
 from .plots import group_diagram, regime_plane, reliability_diagram, reliability_grid, save_figure
 
@@ -63,12 +65,17 @@ def evaluation_results(
     Returns:
         `dict`: flat; see [`evaluate_probabilities`].
     """
+    num_options = predictions.num_options
     if reference is not None:
-        probabilities = reference.select(predictions.ids).probabilities
-        options["reference_probabilities"] = probabilities[:, : predictions.probabilities.shape[1]]
-    else:
-        options["target_probabilities"] = predictions.target_probabilities
-    return evaluate_probabilities(predictions.probabilities, predictions.labels, **options)
+        reference = reference.select(predictions.ids)
+        num_options = np.maximum(
+            num_options, reference.num_options
+        )  # either may have logits of -inf among its options
+        options["reference_probabilities"], *_ = reference.unpadded(num_options)
+    probabilities, labels, target = predictions.unpadded(num_options)
+    if reference is None:
+        options["target_probabilities"] = target
+    return evaluate_probabilities(probabilities, labels, **options)
 
 
 def write_evaluation(

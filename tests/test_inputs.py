@@ -10,7 +10,7 @@ from hf_calib.calibration_error import (
     confidence_report,
     expected_calibration_error,
 )
-from hf_calib.inputs import best_option
+from hf_calib.inputs import best_option, options_present, unpad
 
 
 def test_mixed_option_counts_as_ragged_lists():
@@ -33,6 +33,9 @@ def test_mixed_option_counts_as_ragged_lists():
         ([[0.5, 0.5]], [0.5], TypeError, "`labels` must be integers"),
         ([], [], ValueError, "empty"),
         ([[1.0]], [0], ValueError, "at least two options"),
+        ([[0.5, 0.5], [1.0]], [0, 0], ValueError, r"row 1 has 1 option\(s\): a question needs at least two"),
+        ([[0.5, 0.5], []], [0, 0], ValueError, r"row 1 has 0 option\(s\)"),
+        ([[0.5, 0.5]] * 2, [0, 0.5], TypeError, "`labels` must be integers .* row 1 is 0.5"),
         ([0.5, 0.5], [0, 1], ValueError, r"shape \(N, K\)"),
         ([["a", "b"]], [0], TypeError, "must be numbers"),
     ],
@@ -50,6 +53,7 @@ def test_bad_input_is_named(probabilities, labels, error, message):
         ([1, float("nan")], "`sample_weight` row 1 is nan"),
         ([float("inf"), 1], "`sample_weight` row 0 is inf"),
         ([0, 0], "`sample_weight` is 0 in every row"),
+        ([1, "much"], "`sample_weight` row 1 is 'much', not one number"),
         ([1], r"shape \(1,\) for 2 rows"),
         ([[1, 1]], r"shape \(1, 2\) for 2 rows"),
     ],
@@ -67,6 +71,7 @@ def test_bad_weights_are_named(weights, message):
     [
         ([0.5, 1.2], [0, 1], "`confidences` row 1 is 1.2, outside"),
         ([0.5, float("nan")], [0, 1], "`confidences` row 1 is nan"),
+        ([0.5, [0.5]], [0, 1], r"`confidences` row 1 is \[0.5\], not one number"),
         ([0.5], [0, 1], "`confidences` has 1 entries and `correct` has 2"),
         ([0.5, 0.5], [0, 0.5], "`correct` row 1 is 0.5.*zeros and ones"),
         ([[0.5, 0.5]], [[0, 1]], r"`confidences` must have shape \(N,\)"),
@@ -118,3 +123,18 @@ def test_best_option_is_argmax(k):
     best, index = best_option(np.ascontiguousarray(probabilities.T))
     assert np.array_equal(index, probabilities.argmax(axis=1))
     assert np.array_equal(best, probabilities.max(axis=1))
+
+
+def test_rows_without_their_padding():
+    infinity = np.inf
+    logits = np.array(
+        [[0.0, 1.0, -infinity, -infinity], [0.0, -infinity, 2.0, -infinity], [-infinity, 0.0, -5.0, 1.0]]
+    )
+    assert options_present(logits).tolist() == [2, 3, 4]  # an option of probability 0 is one
+    assert [row.tolist() for row in unpad(np.tile(np.arange(4), (3, 1)), np.array([2, 3, 4]))] == [
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 2, 3],
+    ]
+    assert unpad(np.eye(4), np.array([3] * 4)).shape == (4, 3)  # an array where all have as many
+    assert unpad(np.empty((0, 4)), np.empty(0, int)).shape == (0, 0)

@@ -31,8 +31,8 @@ p_0,p_1,p_2,p_3,label
 ```
 
 where `label` is the number of the right option, as in its column's name (from 0, or from 1 as in `p_1` to `p_4`), or its
-letter; or **confidence alone**, with whether the prediction was
-right:
+letter (cells at the end of a row stay empty where a question has fewer options); or **confidence alone**, with whether the
+prediction was right:
 
 ```
 confidence,correct

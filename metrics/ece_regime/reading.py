@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_calib.inputs import options_present, unpad
+
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".npz")
 
@@ -37,7 +39,8 @@ class Predictions(NamedTuple):
     What was read.
 
     Attributes:
-        scores (`np.ndarray` of shape `(N, K)` or `(N,)`, or list of lists): Option probabilities, or confidences.
+        scores (`np.ndarray` of shape `(N, K)` or `(N,)`, or list of rows): Option probabilities, rows of their own length
+            where questions differ in the number of options; or confidences.
         outcomes (`np.ndarray` of shape `(N,)`): Index of the right option; with confidences 1 (right) or 0 (wrong).
         target (as `scores`, *optional*): Option probabilities of a calibrated reference.
         reference (as `scores`, *optional*): Option probabilities of another model.
@@ -136,9 +139,15 @@ def _parquet_columns(path: Path) -> Columns:
 def _npz_columns(path: Path) -> Columns:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if arrays[name].ndim}
+            columns = {name: arrays[name] for name in arrays.files if arrays[name].ndim}
     except (ValueError, AttributeError) as error:  # not an archive of arrays, or one of pickled objects
         raise ValueError(f"{path.name} cannot be read as npz: {error}") from None
+    logits = columns.get("option_logits")
+    if logits is not None and logits.ndim == 2:  # a file of hf_calib, whose logits say how many options a question has
+        for name in {PROBABILITIES[0], TARGET[0]}.intersection(columns):
+            if columns[name].shape == logits.shape:
+                columns[name] = unpad(columns[name], options_present(logits))
+    return columns
 
 
 def _read_columns(columns: Columns) -> Predictions:
@@ -157,7 +166,7 @@ def _read_columns(columns: Columns) -> Predictions:
         labels = find(LABELS)
         if labels is None:
             raise ValueError(f"No column says which option is right: call it `label`. {found}")
-        return Predictions(scores, _labels(columns[labels], labels, numbers), target, reference, groups)
+        return Predictions(scores, _labels(columns[labels], labels, numbers, scores), target, reference, groups)
     confidence, correct = find(CONFIDENCE), find(CORRECT)
     if confidence is None:
         raise ValueError(
@@ -166,6 +175,11 @@ def _read_columns(columns: Columns) -> Predictions:
         )
     if correct is None:
         raise ValueError(f"`{confidence}` needs a column `correct` beside it: 1 where the answer is right. {found}")
+    if not (target is reference is None):
+        raise ValueError(
+            f"`{confidence}` alone cannot be held against a target or a reference: give the probability of every option "
+            f"too, in `p_0`, `p_1`, …, or leave those columns out. {found}"
+        )
     scores = _numbers(columns[confidence], confidence)
     return Predictions(scores, _outcomes(columns[correct], correct), None, None, groups)
 
@@ -196,8 +210,8 @@ def _options(columns: Columns, name: str | None, prefixes: Sequence[str]) -> tup
         raise ValueError(f"The columns {', '.join(names)} differ in length: {', '.join(str(len(a)) for a in arrays)}.")
     array = np.stack(arrays, axis=1)
     # empty cells at the end of a row: the question has fewer options
-    array[np.isnan(array)[:, ::-1].cumprod(axis=1)[:, ::-1].astype(bool)] = 0.0
-    return array, numbers
+    empty = np.isnan(array)[:, ::-1].cumprod(axis=1).sum(axis=1)
+    return unpad(array, len(names) - empty), numbers
 
 
 def _spread(columns: Columns, prefixes: Sequence[str]) -> tuple[list[str], range]:
@@ -247,8 +261,8 @@ def _numbers(values: Sequence[Any], name: str) -> np.ndarray:
         raise ValueError(f"`{name}` row {row} is {shown(values[row])}, which is no number.") from None
 
 
-def _labels(values: Sequence[Any], name: str, numbers: range | None) -> np.ndarray:
-    """Indices of the right options, from 0, where the labels are their `numbers` or letters."""
+def _labels(values: Sequence[Any], name: str, numbers: range | None, scores: Sequence[Any]) -> np.ndarray:
+    """Indices of the right options, from 0, where the labels are their `numbers` or letters, in rows of `scores`."""
     if numbers is None and isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         return values
     first = numbers[0] if numbers else 0
@@ -261,10 +275,11 @@ def _labels(values: Sequence[Any], name: str, numbers: range | None) -> np.ndarr
                 f"`{name}` row {row} is {shown(value)}: give the index of the right option, from {first}, or its letter."
             )
         number = int(float(value))
-        if numbers and number not in numbers:
+        present = numbers[: len(scores[row])] if numbers and row < len(scores) else numbers
+        if present and number not in present:
             hint = "; if the labels count from 0, let the columns' names do so too" if number == 0 else ""
             raise ValueError(
-                f"`{name}` row {row} is {number}, but the options are numbered from {first} to {numbers[-1]}{hint}."
+                f"`{name}` row {row} is {number}, but the options are numbered from {first} to {present[-1]}{hint}."
             )
         return number - first
 

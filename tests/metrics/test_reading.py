@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_calib import OptionPredictions
+from hf_calib import OptionPredictions, classify_regime
 
 
 PROBABILITIES = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]]
@@ -78,7 +78,7 @@ def test_questions_may_differ_in_their_options(reading):
     records = [{"probabilities": [0.5, 0.5], "label": 0}, {"probabilities": [0.2, 0.3, 0.5], "label": 2}]
     assert reading.read_text(json.dumps(records)).scores == [[0.5, 0.5], [0.2, 0.3, 0.5]]
     empty_cell = reading.read_text("p_0,p_1,p_2,label\n0.5,0.5,,0\n0.2,0.3,0.5,2")
-    np.testing.assert_array_equal(empty_cell.scores, [[0.5, 0.5, 0], [0.2, 0.3, 0.5]])
+    assert [row.tolist() for row in empty_cell.scores] == [[0.5, 0.5], [0.2, 0.3, 0.5]]
 
 
 def test_target_reference_and_groups(reading):
@@ -118,6 +118,23 @@ def test_predictions_of_the_command_line(reading, tmp_path):
     np.testing.assert_array_equal(read.target, predictions.target_probabilities)
 
 
+def test_empty_cells_are_no_options(reading):
+    """Of two options each, .4 right is worse than guessing; held to be of four it would be better."""
+    rows = ["0.7,0.3,,,0\n"] * 160 + ["0.7,0.3,,,1\n"] * 240 + ["0.1,0.2,0.3,0.4,3\n"]
+    text = "".join(["p_0,p_1,p_2,p_3,label\n", *rows])
+    read = reading.read_text(text)
+    assert classify_regime(read.scores, read.outcomes).regime == "non-calibratable"
+
+
+def test_predictions_of_the_command_line_with_fewer_options(reading, tmp_path):
+    logits = np.array([[0.0, 0.0, -np.inf, -np.inf], [0.0, 0.0, 0.0, -np.inf]], dtype=np.float32)
+    target = np.array([[0.5, 0.5, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0]])
+    predictions = OptionPredictions(logits, np.array([0, 1]), np.array(["a", "b"]), target)
+    predictions.save(tmp_path / "predictions.npz")
+    read = reading.read_file(tmp_path / "predictions.npz")
+    assert [len(row) for row in read.scores] == [len(row) for row in read.target] == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -153,6 +170,13 @@ def test_predictions_of_the_command_line(reading, tmp_path):
         ("p_0,p_1,label\n0.5,0.5,first", "`label` row 0 is 'first': give the index of the right option"),
         ("p_0,p_1,label\n0.5,0.5,0.5", "`label` row 0 is '0.5'"),
         ('{"probabilities": [[0.5, 0.5]], "label": [null]}', "`label` row 0 is None"),
+        ("p_0,p_1,p_2,label\n0.5,0.5,,2\n0.2,0.3,0.5,2", "row 0 is 2, but the options are numbered from 0 to 1"),
+        ("p_1,p_2,p_3,label\n0.5,0.5,,3\n0.2,0.3,0.5,2", "row 0 is 3, but the options are numbered from 1 to 2"),
+        (
+            "confidence,correct,target_0,target_1\n0.9,1,0.6,0.4",
+            "`confidence` alone cannot be held against a target or a reference",
+        ),
+        ("confidence,correct,reference_0,reference_1\n0.9,1,0.6,0.4", "`confidence` alone cannot be held"),
         ("confidence,correct\n0.5,2", "`correct` row 0 is '2': it must be 1"),
         ('[{"probabilities": [0.5, 0.5], "label": 0}, {"label": 1}]', "`probabilities` row 1 is None"),
         ("[1, 2", "begins like JSON but is none"),

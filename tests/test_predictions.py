@@ -1,0 +1,83 @@
+"""Questions that differ in their number of options: the verdict is the same by every way in, and after a calibrator."""
+
+import evaluate
+import numpy as np
+import pytest
+
+import hf_calib
+from hf_calib import OptionEvaluator, OptionPredictions, classify_regime
+from hf_calib.comparison import compare_calibrators, comparison_stages
+from hf_calib.posthoc import TemperatureScaling
+from hf_calib.report import evaluation_results
+
+
+N = 2000
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Two thousand questions of two options, worse than guessing, and one of four: padded, 1/4 would pass for guessing."""
+    rng = np.random.default_rng(0)
+    confidences, wrong = rng.uniform(0.55, 0.95, N), rng.random(N) > 0.38
+    logits = np.full((N + 1, 4), -np.inf, np.float32)
+    logits[:N, 0], logits[:N, 1] = np.log(confidences), np.log(1 - confidences)
+    logits[N] = np.log([0.1, 0.2, 0.3, 0.4])
+    target = np.zeros((N + 1, 4))
+    target[:, :2] = 0.5
+    ids = np.arange(N + 1).astype(str)
+    return OptionPredictions(logits, np.append(wrong, 3).astype(int), ids, target)
+
+
+def test_every_way_in_comes_to_the_same_verdict(mixed, evaluate_cache):
+    mixed = OptionPredictions(mixed.option_logits, mixed.labels, mixed.ids)
+    rows = [p[np.isfinite(logits)] for p, logits in zip(mixed.probabilities, mixed.option_logits, strict=True)]
+    expected = classify_regime(rows, mixed.labels)
+    assert expected.regime == "non-calibratable"
+    assert classify_regime(mixed.probabilities, mixed.labels).regime == "calibratable"  # as documented of arrays
+
+    metric = evaluate.load(hf_calib.metric_path())
+    inputs = OptionEvaluator().predictions_processor(mixed)
+    for result in (evaluation_results(mixed, n_bootstrap=10), metric.compute(**inputs, n_bootstrap=10)):
+        assert (result["regime"], result["p_value"]) == (expected.regime, pytest.approx(expected.p_value))
+
+
+def test_target_and_reference_have_the_same_rows(mixed):
+    results = evaluation_results(mixed, n_bootstrap=10)
+    assert results["test"] == "target" and results["tce"] > 0.1
+    # a reference in a wider table, among other questions and in another order
+    logits = np.full((N + 2, 5), -np.inf, np.float32)
+    logits[:-1, :4], logits[-1] = mixed.option_logits[::-1], 0.0
+    reference = OptionPredictions(logits, np.append(mixed.labels[::-1], 0), np.append(mixed.ids[::-1], "x"))
+    by_reference = evaluation_results(mixed, reference, n_bootstrap=10)
+    assert by_reference["reference_accuracy"] == by_reference["accuracy"] < 0.4
+    narrow = mixed.select(mixed.ids[:N])  # the one question of four options is gone, its columns are not
+    assert narrow.unpadded()[0].shape == narrow.unpadded()[2].shape == (N, 2)
+    assert evaluation_results(narrow, reference, n_bootstrap=10)["n"] == N
+
+
+def test_a_label_beyond_the_options_is_an_error(mixed):
+    labels = mixed.labels.copy()
+    labels[7] = 2
+    with pytest.raises(ValueError, match=r"`labels` row 7 is 2, outside \[0, 2\)"):
+        evaluation_results(OptionPredictions(mixed.option_logits, labels, mixed.ids))
+
+
+@pytest.mark.filterwarnings("ignore:The logits are no better than uniform")
+def test_a_calibrator_takes_no_option_away(mixed):
+    probabilities = mixed.probabilities.copy()
+    probabilities[:9] = np.eye(4)[0]  # as histogram binning has it where all were right
+    certain = mixed.with_probabilities(probabilities, calibrator="mine")
+    assert certain.num_options.tolist() == mixed.num_options.tolist() == [2] * N + [4]
+    np.testing.assert_allclose(certain.probabilities, probabilities, rtol=1e-6)
+    assert (certain.probabilities[:9, 1:] == 0).all() and np.isneginf(certain.option_logits[:N, 2:]).all()
+    assert certain.metadata == {"calibrator": "mine"}
+    again = certain.recalibrated(TemperatureScaling().fit(certain.option_logits, certain.labels))
+    assert again.num_options.tolist() == mixed.num_options.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:The logits are no better than uniform")
+def test_calibrators_are_judged_by_the_questions_own_chance(mixed):
+    mixed = OptionPredictions(mixed.option_logits, mixed.labels, mixed.ids)
+    comparison = compare_calibrators(mixed, methods=["temperature", "histogram"])
+    for stage in comparison_stages(comparison, n_bootstrap=10):
+        assert stage["regime"] == "non-calibratable", stage["stage"]
