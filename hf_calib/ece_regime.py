@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -12,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from .evaluation import evaluate_confidences, evaluate_probabilities
-from .inputs import as_labels, as_matrix, as_outcomes, as_probabilities
+from .inputs import as_labels, as_matrix, as_outcomes, as_probabilities, as_vector, shown
 
 
 _DESCRIPTION = """\
@@ -103,6 +106,7 @@ _CITATION = """\
 
 # Names of the inputs that evaluate_probabilities and evaluate_confidences call otherwise.
 _TARGETS = {"target_probs": "target_probabilities", "reference_probs": "reference_probabilities"}
+_PER_QUESTION = (*_TARGETS, "sample_weight", "groups")
 _CONFIGURATIONS = {"default": "predictions", "prediction_scores": "prediction_scores"}
 
 
@@ -141,16 +145,12 @@ class ECERegime(evaluate.Metric):
             raise ValueError(f"there is no option {sorted(unknown)[0]!r}; there are {known}.")
         scores = kwargs.pop(self._scores, predictions)
         before = len(self)
+        if correct is not None and references is not None:
+            raise ValueError("`correct` and `references` say the same of confidences: give one of them.")
         if correct is not None:
-            if references is not None:
-                raise ValueError("`correct` and `references` say the same of confidences: give one of them.")
-            if scores is not None and not _is_flat(scores):
-                raise ValueError(
-                    "`correct` goes with confidences; option probabilities want `references`, the index of the right option."
-                )
-            references = correct
-        if scores is not None or references is not None:
-            self.add_batch(**{self._scores: scores}, references=references)
+            self._add(scores, correct, "correct")
+        elif scores is not None or references is not None:
+            self._add(scores, references)
         try:
             return super().compute(**kwargs)
         except Exception:
@@ -158,38 +158,58 @@ class ECERegime(evaluate.Metric):
             self._put_back(before)
             raise
 
-    def add(self, *, prediction=None, reference=None, **kwargs):
+    def add(self, *, prediction=None, reference=None, predictions=None, references=None, **kwargs):
         """Add one prediction."""  # evaluate appends the description of the inputs
-        self.add_batch(**{self._scores: [kwargs.get(self._scores, prediction)]}, references=[reference])
+        # evaluate's own metrics take the names of the batch here too, and `evaluate.combine` uses them
+        score = kwargs.pop(self._scores, prediction if predictions is None else predictions)
+        reference = reference if references is None else references
+        if score is None or reference is None:
+            raise ValueError("`prediction` and `reference` are needed together.")
+        self.add_batch(**{self._scores: [score]}, references=[reference], **kwargs)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add a batch."""  # evaluate appends the description of the inputs
-        scores = kwargs.get(self._scores, predictions)
+        scores = kwargs.pop(self._scores, predictions)
+        if wrong := [name for name, value in kwargs.items() if value is not None]:
+            raise ValueError(
+                f"`{wrong[0]}` cannot be added: a batch is `{self._scores}` and `references`. Options go to `compute`, those "
+                f"of each question ({', '.join(_PER_QUESTION)}) in the order in which the questions were added."
+            )
+        self._add(scores, references)
+
+    def _add(self, scores, references, name: str = "references") -> None:
+        """Check a batch and write it as it comes, whole. evaluate encodes row by row, which for ten million takes minutes."""
         if scores is None or references is None:
-            raise ValueError(f"`{self._scores}` and `references` are needed together.")
-        # Checked and written as they come, whole. evaluate encodes row by row, which for ten million takes minutes.
+            raise ValueError(f"`{self._scores}` and `{name}` are needed together.")
+        scores, references = _as_numpy(scores, self._scores), _as_numpy(references, name)
         if len(scores) or len(references):
-            kind, values, lengths, references = self._check(_as_numpy(scores), _as_numpy(references))
+            kind, values, lengths, references = self._check(scores, references, name)
             if self._added not in (None, kind):
                 raise ValueError(f"{self._added} were added before, and these are {kind}.")
             self._added = kind
             self._write(values, lengths, references)
 
-    def _check(self, scores, references) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    def _check(self, scores, references, name: str) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         """Kind of the predictions, their numbers in one row after the other, the lengths of the rows, the references."""
         if _is_flat(scores):
-            confidences, correct = as_outcomes(scores, references, binary=True)
+            with _called({"confidences": self._scores, "correct": name}):
+                confidences, correct = as_outcomes(scores, references, binary=True)
             return "confidences", confidences, np.ones(len(correct), np.int64), correct.astype(np.int64)
+        if name == "correct":
+            raise ValueError(
+                "`correct` goes with confidences; option probabilities want `references`, the index of the right option."
+            )
         matrix, num_options = as_matrix(scores, self._scores)
         as_probabilities(matrix, self._scores)
         if matrix.dtype.itemsize < 4:  # rows of half precision sum to 1 only roughly
             matrix = matrix / matrix.sum(axis=1, keepdims=True, dtype=np.float64)
-        references = np.asarray(references)
+        references = as_vector(references, "references")
         if references.dtype.kind == "b":
             raise ValueError(
                 "`references` of option probabilities are indices of the right option, not true and false."
             )
-        if references.dtype.kind == "f" and (references == np.rint(references)).all():
+        # beyond 2^53 a float cannot tell a whole number from the next
+        if references.dtype.kind == "f" and ((references == np.rint(references)) & (abs(references) < 2**53)).all():
             references = references.astype(np.int64)
         references = as_labels(references, len(matrix), num_options, "references").astype(np.int64)
         if np.ndim(num_options) == 0:
@@ -226,15 +246,21 @@ class ECERegime(evaluate.Metric):
         self._stored = (scores, references)
         if len(references) == 0:
             raise ValueError("there is nothing to measure: no process added predictions.")
+        kinds = ["option probabilities", "confidences"]
         if _is_flat(scores):
-            if wrong := set(options) - _OPTIONS_OF_CONFIDENCES:
-                raise ValueError(f"`{sorted(wrong)[0]}` goes with option probabilities, not with confidences.")
-            results = evaluate_confidences(scores, references, **options)
+            measure, known, names = evaluate_confidences, _OPTIONS_OF_CONFIDENCES, {"confidences": self._scores}
         else:
-            if wrong := set(options) - _OPTIONS:
-                raise ValueError(f"`{sorted(wrong)[0]}` goes with confidences, not with option probabilities.")
-            options = {_TARGETS.get(name, name): value for name, value in options.items()}
-            results = evaluate_probabilities(scores, references, **options)
+            measure, known, names = evaluate_probabilities, _OPTIONS, {"probabilities": self._scores}
+            kinds.reverse()
+        if wrong := sorted(name for name in set(options) - known if options[name] is not None):
+            raise ValueError(f"`{wrong[0]}` goes with {kinds[0]}, not with {kinds[1]}.")
+        options = {
+            _TARGETS.get(name, name): _as_numpy(value, name) if name in _PER_QUESTION and value is not None else value
+            for name, value in options.items()
+            if name in known
+        }
+        with _called(names | {ours: given for given, ours in _TARGETS.items()}):
+            results = measure(scores, references, **options)
         self._stored = None
         # What cannot be said (None without a target, NaN for an AUROC of right answers alone) is left out, so that what
         # is there is a number or a word, and valid JSON.
@@ -256,13 +282,33 @@ class ECERegime(evaluate.Metric):
             self.add_batch(**{self._scores: stored[0][:rows]}, references=stored[1][:rows])
 
 
-def _as_numpy(values):
-    """Tensors, wherever they are and whatever their type, as arrays; lists stay lists."""
+@contextmanager
+def _called(names: dict[str, str]) -> Iterator[None]:
+    """Errors name the arguments as they are called here."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        error.args = (re.sub(r"`(\w+)`", lambda match: f"`{names.get(match[1], match[1])}`", str(error)),)
+        raise
+
+
+def _as_numpy(values, name: str):
+    """Tensors, wherever they are and whatever their type, as arrays, also those in a list; lists stay lists."""
     if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        # NumPy has no bfloat16; half has all of its digits for numbers between 0 and 1
-        return (values.half() if str(values.dtype) == "torch.bfloat16" else values).numpy()
-    return np.asarray(values) if hasattr(values, "__array__") else list(values)
+        values = _detached(values)
+    elif hasattr(values, "__array__"):
+        values = np.asarray(values)
+    elif isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
+        return [_detached(value) if hasattr(value, "detach") else value for value in values]
+    if np.ndim(values) == 0:
+        raise ValueError(f"`{name}` has an entry for each question, but is {shown(values)}: give a list or an array.")
+    return values
+
+
+def _detached(tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    # NumPy has no bfloat16; half has all of its digits for numbers between 0 and 1
+    return (tensor.half() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
 def _is_flat(scores) -> bool:

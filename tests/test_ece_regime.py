@@ -81,6 +81,13 @@ def test_kinds_of_input_agree(metric, data):
     )
     for given in kinds:
         assert metric.compute(**dict(given), n_bootstrap=20) == pytest.approx(expected)
+    tensors = [torch.tensor(row, requires_grad=True) for row in probabilities]
+    results = metric.compute(predictions=tensors, references=iter(labels), target_probs=tensors, n_bootstrap=20)
+    assert {key: results[key] for key in ("ece", "nll", "cw_ece")} == pytest.approx(
+        {key: expected[key] for key in ("ece", "nll", "cw_ece")}
+    )
+    rows = list(torch.tensor(probabilities).bfloat16())
+    assert metric.compute(predictions=rows, references=labels)["ece"] == pytest.approx(expected["ece"], abs=1e-2)
     half = metric.compute(predictions=torch.tensor(probabilities).bfloat16(), references=labels, n_bootstrap=20)
     assert half["confidence"] == pytest.approx(expected["confidence"], abs=1e-3)
 
@@ -107,6 +114,15 @@ def test_confidences(metric, data):
     expected = metric.compute(predictions=probabilities, references=labels, n_bootstrap=20)
     results = metric.compute(predictions=confidences, correct=correct, n_bootstrap=20)
     assert results == metric.compute(predictions=confidences.tolist(), references=correct.tolist(), n_bootstrap=20)
+    # a wrapper may hand on every option, those without a value too
+    for given in (
+        {"predictions": confidences, "correct": iter(correct)},
+        {"predictions": list(torch.tensor(confidences))},
+    ):
+        without = {"target_probs": None, "reference_probs": None, "num_options": None, "groups": None}
+        assert results == metric.compute(**{"references": None, "correct": correct} | given, n_bootstrap=20, **without)
+    with_options = metric.compute(predictions=probabilities, references=labels, num_options=None, n_bootstrap=20)
+    assert with_options == expected
     assert not {"cw_ece", "nll", "brier", "brier_calibration", "brier_refinement"} & set(results)
     shared = set(calibration_report(probabilities, labels, n_bootstrap=20)) & set(results)
     assert {key: results[key] for key in shared} == pytest.approx({key: expected[key] for key in shared})
@@ -217,6 +233,25 @@ def test_combine(metric, data):
     assert results["ece"] == pytest.approx(calibration_report(probabilities, labels)["ece"])
 
 
+def test_combine_one_by_one(metric):
+    confidences, correct = [0.9, 0.8, 0.6], [1, 0, 1]
+    both = evaluate.combine([metric, BrierScore()])
+    for confidence, right in zip(confidences, correct, strict=True):
+        both.add(prediction=confidence, reference=right)
+    results = both.compute()
+    assert results["n"] == 3 and results["brier_score"] == pytest.approx(0.27)
+    metric.add(predictions=[0.9, 0.1], references=0)  # as evaluate's documentation has it
+    assert metric.compute()["confidence"] == 0.9
+
+    scores = evaluate.load(hf_calib.metric_path(), "prediction_scores")
+    both = evaluate.combine([scores, Accuracy()])
+    both.add(prediction=0, reference=0, prediction_scores=[0.7, 0.3])
+    results = both.compute()
+    assert results["confidence"] == 0.7 and results["ece_regime_accuracy"] == 1.0
+    with pytest.raises(TypeError, match="prediction_scores"):  # of evaluate's, as the card says
+        both.compute(predictions=[0], references=[0], prediction_scores=[[0.7, 0.3]])
+
+
 def test_save(metric, data, tmp_path):
     results = metric.compute(predictions=data[0], references=data[1], n_bootstrap=20)
     path = evaluate.save(tmp_path / "results.json", model="mine", **results)
@@ -249,14 +284,41 @@ def test_save(metric, data, tmp_path):
         ({"predictions": [[0.9, 0.1]], "references": [0], "nbins": 5}, "no option 'nbins'"),
         ({"predictions": [[0.9, 0.1]], "references": [0], "num_options": 4}, "`num_options` goes with confidences"),
         ({"predictions": [1.2], "references": [1]}, r"outside \[0, 1\]"),
-        ({"predictions": [0.9], "references": [3]}, r"outside \[0, 1\]"),
+        ({"predictions": [1.2], "correct": [True]}, "`predictions` row 0 is 1.2"),
+        ({"predictions": [0.9], "references": [3]}, "`references` row 0 is 3: .* 1 where the prediction is right"),
+        ({"predictions": [0.9, 0.8], "correct": [1, 2]}, "`correct` row 1 is 2: .* zeros and ones"),
+        ({"predictions": [0.9, 0.8], "correct": [1]}, "`predictions` has 2 entries and `correct` has 1"),
+        ({"predictions": [0.9, 0.8, 0.7], "references": [0, 1, None]}, "`references` row 2 is nan"),
+        (
+            {"predictions": [0.9, [0.9, 0.1]], "references": [1, 0]},
+            r"`predictions` row 1 is \[0.9, 0.1\], not one number",
+        ),
+        ({"predictions": [[0.9, 0.1], 0.9], "references": [1, 0]}, "`predictions` row 1 is 0.9, not a row"),
+        ({"predictions": 0.9, "references": 1}, "`predictions` has an entry for each question, but is 0.9"),
+        ({"predictions": [0.9], "correct": True}, "`correct` has an entry for each question, but is True"),
+        ({"predictions": [[0.9, 0.1], [1.0]], "references": [0, 0]}, r"`predictions` row 1 has 1 option\(s\)"),
+        ({"predictions": [[0.9, 0.1]] * 3, "references": [0, 1, float("nan")]}, "`references` .* row 2 is nan"),
+        ({"predictions": [[0.9, 0.1]] * 3, "references": [0, None, 1]}, "`references` .* row 1 is None"),
+        ({"predictions": [[0.9, 0.1]] * 2, "references": [0, 1e30]}, r"`references` .* row 1 is 1e\+30"),
+        (
+            {"predictions": [[0.9, 0.1]] * 2, "references": [[0], [0, 1]]},
+            r"`references` row 0 is \[0\], not one number",
+        ),
         ({"predictions": [0.9], "references": [1], "target_probs": [[0.5, 0.5]]}, "not with confidences"),
         ({"predictions": [0.9], "references": [1], "correct": [True]}, "give one of them"),
         ({"references": [1]}, "needed together"),
         ({"predictions": [[0.5, 0.5]]}, "needed together"),
         ({"predictions": [], "references": []}, "nothing to measure"),
         ({}, "nothing to measure"),
-        ({"predictions": [[0.5, 0.5]], "references": [0], "target_probs": [[0.5, 0.5]] * 2}, "target_probabilities"),
+        (
+            {"predictions": [[0.5, 0.5]], "references": [0], "target_probs": [[0.5, 0.5]] * 2},
+            "`target_probs` has shape",
+        ),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "reference_probs": [[0.6, 0.5]]}, "`reference_probs` row 0"),
+        (
+            {"predictions": [[0.5, 0.5]], "references": [0], "target_probs": [[1, 0]], "reference_probs": [[1, 0]]},
+            "`target_probs` and `reference_probs` are both given",
+        ),
         ({"predictions": [[0.5, 0.5]], "references": [0], "groups": ["a", "b"]}, "groups"),
         ({"predictions": [[0.5, 0.5]], "references": [0], "sample_weight": [0.0]}, "sample_weight"),
         ({"predictions": [[0.5, 0.5]], "references": [0], "n_bins": 0}, "n_bins"),
@@ -278,6 +340,15 @@ def test_batches_survive_a_wrong_option(metric):
         metric.add_batch(predictions=[[0.9, 0.3]], references=[0])  # a bad batch counts for nothing
     with pytest.raises(ValueError, match="confidences"):
         metric.add_batch(predictions=[0.9], references=[1])
+    with pytest.raises(ValueError, match="row 1 has 1 option"):
+        metric.add_batch(predictions=[[0.9, 0.1], [1.0]], references=[0, 0])
+    for wrong in ({"groups": ["a"]}, {"sample_weight": [1.0]}, {"foo": 1}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` cannot be added.*compute"):
+            metric.add_batch(predictions=[[0.9, 0.1]], references=[0], **wrong)
+        with pytest.raises(ValueError, match="cannot be added"):
+            metric.add(prediction=[0.9, 0.1], reference=0, **wrong)
+    with pytest.raises(ValueError, match="needed together"):
+        metric.add(prediction=[0.9, 0.1])
     for wrong in ({"nbins": 3}, {"n_bins": 0}, {"groups": ["a"]}):
         with pytest.raises(ValueError):
             metric.compute(**wrong)
@@ -308,8 +379,12 @@ def test_examples_run():
 def test_card_names_every_key(metric, data):
     probabilities, labels, truth = data
     card = Path(hf_calib.metric_path(), "README.md").read_text()
-    results = metric.compute(predictions=probabilities, references=labels, target_probs=truth, n_bootstrap=20)
-    assert not [
-        key for key in calibration_report(probabilities, labels, truth, n_bootstrap=20) if f"`{key}`" not in card
-    ]
-    assert set(results) >= set(re.findall(r"`(ece\w*)`", card)) - {"ece_regime"}
+    given = {"predictions": probabilities, "references": labels, "n_bootstrap": 20}
+    keys = set()
+    for knowledge in ({}, {"target_probs": truth}, {"reference_probs": truth}, {"critical_accuracy": 0.5}):
+        keys |= set(metric.compute(**given, **knowledge))
+    assert not [key for key in keys if f"`{key}`" not in card]
+    assert keys >= set(re.findall(r"`(ece_\w*|\w+_ece\w*|tce\w*|\w+_bound)`", card)) - {
+        "ece_regime",
+        "ece_p_value_holm",
+    }
