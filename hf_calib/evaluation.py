@@ -43,7 +43,8 @@ def evaluate_probabilities(
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities, rows summing to 1, padded with zeros where a question has fewer than K options.
+            Option probabilities, rows summing to 1. Where questions differ in K, a list of rows of different lengths; rows
+            padded with zeros count as rows of K options, see [`classify_regime`].
         labels (array-like of shape `(N,)`):
             Index of the right option, in `[0, K)`.
         target_probabilities (array-like of shape `(N, K)`, *optional*):
@@ -148,7 +149,8 @@ def group_results(
     sample_weight=None,
 ) -> dict[str, Any]:
     """
-    Measures of every group, e.g. subject by subject, with what looking at many groups costs.
+    Measures of every group, e.g. subject by subject, with what looking at many groups costs. A group whose rows all have
+    weight 0 is left out.
 
     Among G groups of a calibrated model, G / 20 show a p-value below .05. `ece_p_value_holm` is corrected for that
     (Holm, 1979): a group whose corrected value is below `alpha` would be miscalibrated in a world where at most

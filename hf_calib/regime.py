@@ -138,7 +138,8 @@ def classify_regime(
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities of the model.
+            Option probabilities of the model. Where questions differ in K, a list of rows of different lengths: in an array
+            padded with zeros every row counts as one of K options, and 1/K as the accuracy of guessing.
         labels (array-like of shape `(N,)`):
             Index of the right option.
         target_probabilities (array-like of shape `(N, K)`, *optional*):
