@@ -83,7 +83,8 @@ class OptionEncoder:
 
         Args:
             row (`Mapping`):
-                A question in the unified schema: `question`, `choices`, `answer`, optionally `id` and `subject`.
+                A question in the unified schema: `question`, `choices`, `answer`, optionally `id` and `subject`. Without an
+                answer (`None`) it has options to score, and no likelihood: all its `labels`, and `option_label`, are -100.
             branches (`bool`, *optional*, defaults to `True`):
                 Whether the options are to be scored. Without it the result is a plain language-modelling example.
             likelihood (`"completion"` or `"sequence"`, *optional*):
@@ -104,9 +105,12 @@ class OptionEncoder:
         context, options = self._tokenize(prompt, candidates)
         if self.prompt_format.scoring == "letter":
             self._check_letters(candidates, options)
-        answer = row["answer"]
-        ending = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if likelihood and suffix else []
-        longest = len(context) + max(*map(len, options), len(options[answer]) + len(ending))
+        answer = row.get("answer")
+        completion = []
+        if likelihood is not None and answer is not None:
+            ending = self.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+            completion = options[answer] + ending
+        longest = len(context) + max(map(len, [*options, completion]))
         if self.max_length is not None and longest > self.max_length:
             raise QuestionTooLongError(
                 f"Question {row.get('id', row['question'][:60])!r} needs {longest} tokens with its longest option, "
@@ -118,12 +122,12 @@ class OptionEncoder:
         # The hidden state before the first branch predicts the first token of every option.
         starts = [None] * len(options)
         if likelihood is not None:
-            starts[answer] = len(context)
-            completion = options[answer] + ending
             features["input_ids"] += completion
             segments += [1] * len(completion)
-            masked = context if likelihood == "sequence" else [IGNORE_INDEX] * len(context)
-            features["labels"] = list(masked) + completion
+            masked = list(context) if likelihood == "sequence" and completion else [IGNORE_INDEX] * len(context)
+            features["labels"] = masked + completion
+        if completion:
+            starts[answer] = len(context)
         if not branches:
             return features
 
@@ -147,7 +151,7 @@ class OptionEncoder:
         features["option_tokens"] = [token for tokens in options for token in tokens]
         features["option_index"] = [k for k, tokens in enumerate(options) for _ in tokens]
         features["num_options"] = len(options)
-        features["option_label"] = answer
+        features["option_label"] = IGNORE_INDEX if answer is None else answer
         return features
 
     def _tokenize(self, prompt: str, candidates: Sequence[str]) -> tuple[list[int], list[list[int]]]:

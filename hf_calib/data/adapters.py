@@ -49,6 +49,8 @@ def _structured(value: Any, column: str) -> Any:
 
 def _unified(row: Row) -> Row:
     choices = _structured(row["choices"], "choices")
+    if isinstance(choices, dict) and {"text", "label"} <= choices.keys():  # as in ARC, without the name of its answers
+        return _labelled({**row, "choices": choices, "answerKey": row["answer"]})
     if not isinstance(choices, list):
         raise _InvalidRow("choices", f"a list of texts is wanted, not {type(choices).__name__}")
     targets = _structured(row.get("target_probabilities"), "target_probabilities")
@@ -129,18 +131,22 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
-def find_adapter(columns: Iterable[str], names: Iterable[str] = ADAPTERS) -> Adapter | None:
-    """The first adapter of these names that knows what to make of the columns."""
+def find_adapter(columns: Iterable[str], names: Iterable[str] = ADAPTERS, labelled: bool = True) -> Adapter | None:
+    """The first adapter of these names that knows what to make of the columns; unlabelled, that of the answer may miss."""
     columns = set(columns)
-    return next((ADAPTERS[name] for name in names if set(ADAPTERS[name].columns) <= columns), None)
+    for name in names:
+        wanted = set(ADAPTERS[name].columns) - (set() if labelled else {ADAPTERS[name].answer_column})
+        if wanted <= columns:
+            return ADAPTERS[name]
+    return None
 
 
-def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], source: str) -> Adapter:
+def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], source: str, labelled: bool) -> Adapter:
     if callable(adapter):
         return Adapter((), adapter)
     if adapter != "auto" and adapter not in ADAPTERS:
         raise ValueError(f"unknown adapter '{adapter}'; choose 'auto' or one of {', '.join(ADAPTERS)}")
-    found = find_adapter(columns, ADAPTERS if adapter == "auto" else [adapter])
+    found = find_adapter(columns, ADAPTERS if adapter == "auto" else [adapter], labelled)
     if found is not None:
         return found
     if adapter != "auto":
@@ -177,15 +183,17 @@ def _answer_index(answer: Any, column: str, labels: list[str] | None, num_option
     return int(answer)
 
 
-def _validated(row: Row, adapter: Adapter) -> Row:
-    adapted = adapter.convert(row)
+def _validated(row: Row, adapter: Adapter, labelled: bool) -> Row:
+    adapted = adapter.convert(row if labelled else {**row, adapter.answer_column: None})
     question = _text(adapted["question"], "question")
     choices = [_text(choice, f"choices[{k}]") for k, choice in enumerate(adapted["choices"])]
     if not 2 <= len(choices) <= MAX_OPTIONS:
         raise _InvalidRow("choices", f"{len(choices)} option(s), 2 to {MAX_OPTIONS} are wanted")
     if len(set(choices)) < len(choices):
         raise _InvalidRow("choices", f"duplicate option {Counter(choices).most_common(1)[0][0]!r}")
-    answer = _answer_index(adapted["answer"], adapter.answer_column, adapted.get("labels"), len(choices))
+    answer = None
+    if labelled:
+        answer = _answer_index(adapted["answer"], adapter.answer_column, adapted.get("labels"), len(choices))
     targets = adapted.get("target_probabilities")
     if targets is not None:
         total = math.fsum(targets)
@@ -210,6 +218,7 @@ def adapt_questions(
     adapter: str | Callable[[Row], Row] = "auto",
     drop_invalid: bool = False,
     source: str | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """
     Turns a data set of a known layout into the unified columns and checks every row.
@@ -226,6 +235,8 @@ def adapt_questions(
             Leave rows out that are no valid question, and log how many, instead of raising.
         source (`str`, *optional*):
             What errors call the data; by default the name and split the data set knows itself by.
+        labelled (`bool`, *optional*, defaults to `True`):
+            Whether the answers are wanted. Otherwise they are neither read nor missed, and `answer` is `None` everywhere.
 
     Returns:
         `Dataset`: unified columns; `subject` and `target_probabilities` only where some row has them.
@@ -249,11 +260,11 @@ def adapt_questions(
             f"a `datasets.Dataset` is wanted, not {type(dataset).__name__}; pick one split of a DatasetDict"
         )
     source = source or f"{dataset.info.dataset_name or 'dataset'}" + (f" ({dataset.split})" if dataset.split else "")
-    chosen = _choose_adapter(adapter, dataset.column_names, source)
+    chosen = _choose_adapter(adapter, dataset.column_names, source, labelled)
     valid, dropped = [], Counter()
     for index, row in enumerate(dataset):
         try:
-            valid.append(_validated(row, chosen))
+            valid.append(_validated(row, chosen, labelled))
         except _InvalidRow as error:
             if drop_invalid:
                 dropped[error.column.partition("[")[0]] += 1

@@ -83,6 +83,7 @@ def load_questions(
     seed: int | None = None,
     revision: str | None = None,
     drop_invalid: bool = False,
+    labelled: bool = True,
 ) -> Dataset:
     """
     Loads option questions from a file, a folder or the Hub, in the unified columns.
@@ -104,7 +105,7 @@ def load_questions(
             Shuffle the questions with this seed, before `limit`.
         revision (`str`, *optional*):
             Branch, tag or commit of a data set on the Hub.
-        drop_invalid (`bool`, *optional*, defaults to `False`):
+        drop_invalid (`bool`, *optional*, defaults to `False`), labelled (`bool`, *optional*, defaults to `True`):
             See [`adapt_questions`].
 
     Returns:
@@ -114,7 +115,7 @@ def load_questions(
         raise ValueError(f"limit={limit} leaves no questions; pass a positive number or None")
     loaded = load_rows(path, name, split, revision)
     source = str(path) + "".join(f" ({part})" for part in (name, split) if part)
-    questions = adapt_questions(loaded, adapter, drop_invalid, source)
+    questions = adapt_questions(loaded, adapter, drop_invalid, source, labelled)
     if seed is not None:
         questions = questions.shuffle(seed=seed)
     return questions if limit is None else questions.select(range(min(limit, len(questions))))

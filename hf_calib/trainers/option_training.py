@@ -12,7 +12,7 @@ from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head
 from ..em_ece import em_ece_loss
 from ..option_head import OptionHead, unwrap_causal_lm
 from ..option_scorer import OptionScorer
-from ..options import OPTION_COLUMNS, OptionEncoder
+from ..options import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder
 from .data import encode_questions
 from .estep import EMTrainerMixin
 from .option_losses import BATCH_CALIBRATION_LOSSES, option_cross_entropy
@@ -78,29 +78,38 @@ class OptionTrainingMixin(EMTrainerMixin):
         mask: torch.Tensor,
         calibration_weight: float,
         reference_logits: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Weighted sum, over the questions, of the losses over options; each is logged as a mean over all processes."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Weighted sums of the losses over options: over the questions with an answer, of those that ask for one, and over all
+        questions, of the others. Each loss is logged as a mean over all processes.
+        """
         args, probabilities = self.args, option_logits.detach().softmax(-1)
-        smoothing = args.option_label_smoothing, args.option_focal_gamma
-        losses = {"option_loss": option_cross_entropy(option_logits, labels, mask, *smoothing)}
-        loss = args.option_loss_weight * losses["option_loss"]
-        if calibration_weight:
-            if "options" in self.calibrators:
-                name, targets = "em_ece", self.calibrators["options"].targets(probabilities, mask)
-                losses[name] = em_ece_loss(option_logits, targets, mask, args.em_loss, reduction="sum")
-            else:
-                name = args.calibration_loss
-                losses[name] = BATCH_CALIBRATION_LOSSES[name](option_logits, labels) * len(labels)
-            loss = loss + calibration_weight * losses[name]
-        if reference_logits is not None:
-            losses["reference_kl"] = em_ece_loss(
-                option_logits, reference_logits.softmax(-1), mask, "kl", reduction="sum"
-            )
-            loss = loss + args.reference_weight * losses["reference_kl"]
+        answered = labels != IGNORE_INDEX
+        known_logits, known_labels = option_logits[answered], labels[answered]
         confidence, prediction = probabilities.max(-1)
-        losses |= {"option_accuracy": (prediction == labels).sum(), "option_confidence": confidence.sum()}
-        self._log_means(losses, len(labels))
-        return loss
+        smoothing = args.option_label_smoothing, args.option_focal_gamma
+        asking = {"option_loss": option_cross_entropy(known_logits, known_labels, mask[answered], *smoothing)}
+        supervised = args.option_loss_weight * asking["option_loss"]
+        others, unsupervised = (
+            {"option_confidence": confidence.sum()},
+            option_logits.new_zeros((), dtype=torch.float32),
+        )
+        if calibration_weight and "options" in self.calibrators:
+            targets = self.calibrators["options"].targets(probabilities, mask)
+            others["em_ece"] = em_ece_loss(option_logits, targets, mask, args.em_loss, reduction="sum")
+            unsupervised = unsupervised + calibration_weight * others["em_ece"]
+        elif calibration_weight:
+            name = args.calibration_loss
+            asking[name] = BATCH_CALIBRATION_LOSSES[name](known_logits, known_labels) * len(known_labels)
+            supervised = supervised + calibration_weight * asking[name]
+        if reference_logits is not None:
+            targets = reference_logits.softmax(-1)
+            others["reference_kl"] = em_ece_loss(option_logits, targets, mask, "kl", reduction="sum")
+            unsupervised = unsupervised + args.reference_weight * others["reference_kl"]
+        asking["option_accuracy"] = (prediction == labels).sum()
+        self._log_means(asking, len(known_labels))
+        self._log_means(others, len(labels))
+        return supervised, unsupervised
 
     def _log_means(self, sums: dict[str, torch.Tensor], count: int) -> None:
         """Log sums over the rows of a micro-batch as means over those of all processes."""

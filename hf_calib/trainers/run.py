@@ -74,6 +74,9 @@ class TrainArguments(ScriptArguments):
             Evaluate on so many examples.
         text_dataset_name (`list[str]`, *optional*):
             Texts or instruction pairs to mix into the training questions; they count in the likelihood only.
+        unlabelled_dataset_name (`list[str]`, *optional*), num_unlabelled_examples (`int`, *optional*):
+            For `"calibrated_sft"`: questions to train on without their answers, which need not be there; see
+            [`CalibratedSFTTrainer`].
         option_dataset_name (`list[str]`, *optional*), num_option_examples (`int`, *optional*):
             For `"calibrated_dpo"`: option questions to interleave with the pairs, and how many of them.
         eval_option_dataset_name (`list[str]`, *optional*), num_eval_option_examples (`int`, *optional*):
@@ -112,6 +115,12 @@ class TrainArguments(ScriptArguments):
     text_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "Texts to mix into the training questions, for their likelihood only."}
     )
+    unlabelled_dataset_name: list[str] | None = field(
+        default=None, metadata={"help": "calibrated_sft: questions to train on without their answers."}
+    )
+    num_unlabelled_examples: int | None = field(
+        default=None, metadata={"help": "Take so many of them (default: all)."}
+    )
     option_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "calibrated_dpo: option questions to interleave with the pairs."}
     )
@@ -133,14 +142,14 @@ class TrainArguments(ScriptArguments):
     def __post_init__(self):
         for name in (
             "dataset_name",
-            *(f"{kind}_dataset_name" for kind in ("eval", "text", "option", "eval_option", "collapse")),
+            *(f"{k}_dataset_name" for k in ("eval", "text", "unlabelled", "option", "eval_option", "collapse")),
         ):
             value = getattr(self, name)
             # A recipe may name one data set without a list around it.
             setattr(self, name, [value] if isinstance(value, str) else value)
         if self.collapse_steps < 1:
             raise ValueError(f"collapse_steps must be at least 1, got {self.collapse_steps}.")
-        for name in ("train", "eval", "option", "eval_option", "collapse"):
+        for name in ("train", "eval", "unlabelled", "option", "eval_option", "collapse"):
             if (value := getattr(self, f"num_{name}_examples")) is not None and value < 1:
                 raise ValueError(f"num_{name}_examples must be at least 1, got {value}.")
 
@@ -247,6 +256,12 @@ def _load_data(
             )
         datasets["eval_dataset"] = load(
             script_args.eval_dataset_name or names, test_split, script_args.num_eval_examples
+        )
+    if script_args.unlabelled_dataset_name:
+        if trainer_class is not CalibratedSFTTrainer:
+            raise ValueError(f"unlabelled_dataset_name is for trainer: calibrated_sft, not {script_args.trainer}.")
+        datasets["unlabelled_dataset"] = sources.questions(
+            script_args.unlabelled_dataset_name, train_split, script_args.num_unlabelled_examples, labelled=False
         )
     for prefix, split in (("option", train_split), ("eval_option", test_split)):
         if asked := getattr(script_args, f"{prefix}_dataset_name"):

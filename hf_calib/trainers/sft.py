@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from ..calibration_error import calibration_report
+from ..data.mcq import adapt_questions
 from ..em_ece import EMCalibrator
 from ..folding import fold_temperature
 from ..option_scorer import OptionScorer, pad_rows
@@ -22,7 +23,7 @@ from .config import CalibratedSFTConfig
 from .data import split_rows
 from .estep import hold_out
 from .option_training import OptionTrainingMixin
-from .reference import REFERENCE_COLUMN, add_reference
+from .reference import REFERENCE_COLUMN, add_reference, load_reference
 
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             Questions to evaluate on: every measure of [`calibration_report`] appears as `eval_ece`, `eval_accuracy`, ...
         estep_dataset ([`~datasets.Dataset`], *optional*):
             Questions for the E-step. By default a part of `train_dataset` is held out (`em_estep_set="holdout"`).
+        unlabelled_dataset ([`~datasets.Dataset`], *optional*):
+            Questions whose answers are not needed, and not read (`question`, `choices`), to train on beside the others: they
+            count in EM-ECE and in the divergence from the reference, which ask for no label.
         kwargs:
             Further arguments of [`~trl.SFTTrainer`].
 
@@ -75,6 +79,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         estep_dataset: Dataset | None = None,
+        unlabelled_dataset: Dataset | None = None,
         **kwargs,
     ):
         if kwargs.get("data_collator") is not None:
@@ -84,6 +89,11 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             args = CalibratedSFTConfig(f"{name.split('/')[-1]}-calibrated")
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
+        if unlabelled_dataset is not None and not (args.takes_e_steps or args.has_reference):
+            raise ValueError(
+                "Nothing in this objective learns from unlabelled questions: give a reference_model_name_or_path, or "
+                "objective='rcft' with lambda_ece > 0 and calibration_loss='em_ece'; or leave unlabelled_dataset out."
+            )
         args.max_length = self._fitting_length(model, args)
         self._regularised = args.takes_e_steps
         self._trains_options = args.calibration_weight > 0 or args.option_loss_weight > 0 or args.has_reference
@@ -93,7 +103,11 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, "train" perhaps among them
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._add_option_head()
-        self._num_questions = None
+        if unlabelled_dataset is not None:
+            unlabelled = adapt_questions(unlabelled_dataset, labelled=False)
+            unlabelled = self._encode(unlabelled, "unlabelled", args, args.max_length, True, args.likelihood)
+            self.train_dataset = concatenate_datasets([self.train_dataset, unlabelled])
+        self._num_questions = None  # of an optimizer step: with an answer, and in all
         self.estep_dataset = None
         if self._regularised:
             self.estep_dataset = self._prepare_dataset(
@@ -175,13 +189,17 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
     # Before training
 
     def _add_reference(self) -> None:
+        args = self.args
+        reference = load_reference(
+            args.reference_model_name_or_path, self._tokenizer, trust_remote_code=args.trust_remote_code
+        )
+        reference.to(self.accelerator.device)
         self.train_dataset = add_reference(
             self.train_dataset,
-            self.args.reference_model_name_or_path,
+            reference,
             self._tokenizer,
-            self.args.option_normalization,
-            self.args.per_device_eval_batch_size,
-            trust_remote_code=self.args.trust_remote_code,
+            args.option_normalization,
+            args.per_device_eval_batch_size,
         )
 
     def _warm_start(self) -> None:
@@ -207,11 +225,15 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         if self._trains_options:
             # Losses over options are means over all questions of an optimizer step, as the likelihood is over its tokens:
             # then 8x1 and 2x4 (batch x accumulation) train alike, and so does any number of processes.
-            count = sum((b["option_label"] != IGNORE_INDEX).sum() for b in batch_samples if "option_label" in b)
-            count = torch.as_tensor(count, device=device)
+            batches = [batch for batch in batch_samples if "option_label" in batch]
+            answered = sum((batch["option_label"] != IGNORE_INDEX).sum() for batch in batches)
+            questions = sum(batch["option_mask"].any(-1).sum() for batch in batches)
+            counts = torch.tensor([[answered, questions]], device=device)
             if self.args.average_tokens_across_devices:
-                count = self.accelerator.gather(count).sum() // self.get_tp_size()
-            self._num_questions = count.clamp(min=1)
+                counts = self.accelerator.gather(counts) // self.get_tp_size()
+            self._num_questions = counts.sum(0).clamp(min=1)
+            if num_items is not None:  # a step may have unlabelled questions alone
+                num_items = torch.as_tensor(num_items, device=device).clamp(min=1)
         return batch_samples, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -227,19 +249,22 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         if self._option_logits is None or not self._trains_options:
             return loss
 
-        answered = option_label != IGNORE_INDEX
-        option_loss = self._option_loss(
-            self._option_logits[answered],
-            option_label[answered],
-            option_mask[answered],
+        asked = option_mask.any(-1)  # the other rows are texts
+        supervised, unsupervised = self._option_loss(
+            self._option_logits[asked],
+            option_label[asked],
+            option_mask[asked],
             calibration_weight=self.args.calibration_weight,
-            reference_logits=None if reference_logits is None else reference_logits[answered],
+            reference_logits=None if reference_logits is None else reference_logits[asked],
         )
         if num_items_in_batch is None:
-            # Trainer itself divides by the accumulation steps: a plain mean over the micro-batch.
-            return loss + option_loss / answered.sum().clamp(min=1)
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return loss + option_loss / self._num_questions * (processes // self.get_tp_size())
+            # Trainer itself divides by the accumulation steps: plain means over the micro-batch.
+            counts, scale = torch.stack([(option_label != IGNORE_INDEX).sum(), asked.sum()]).clamp(min=1), 1
+        else:
+            counts = self._num_questions
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            scale = processes // self.get_tp_size()
+        return loss + (supervised / counts[0] + unsupervised / counts[1]) * scale
 
     # Evaluation
 

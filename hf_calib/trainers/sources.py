@@ -29,9 +29,11 @@ class DataSources:
     def __init__(self, seed: int, drop_invalid: bool):
         self.seed, self.drop_invalid = seed, drop_invalid
 
-    def questions(self, names: Sequence[str], split: str, limit: int | None = None) -> Dataset:
+    def questions(self, names: Sequence[str], split: str, limit: int | None = None, labelled: bool = True) -> Dataset:
         """Questions in the unified columns, shuffled; `limit` of them at most."""
-        parts = [load_questions(name, split=split, drop_invalid=self.drop_invalid) for name in names]
+        parts = [
+            load_questions(name, split=split, drop_invalid=self.drop_invalid, labelled=labelled) for name in names
+        ]
         return _draw(concatenate_datasets(parts).shuffle(seed=self.seed), limit)
 
     def pairs(

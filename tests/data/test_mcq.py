@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
+from hf_calib.data.adapters import find_adapter
 from hf_calib.data.mcq import (
     PromptFormat,
     adapt_questions,
@@ -145,6 +146,20 @@ def test_invalid_rows_are_named_and_can_be_dropped(change, message, caplog):
         adapt_questions(dataset, source="exam.parquet")
     assert len(adapt_questions(dataset, drop_invalid=True)) == 1
     assert "left out 1 of 2 rows" in caplog.text
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if "sciq" not in name])
+def test_unlabelled_questions_need_no_answer(name):
+    row = LAYOUTS[name]
+    adapter = find_adapter(row)
+    expected = adapt_questions(Dataset.from_list([row]))[0]
+    for rows in (
+        [{k: v for k, v in row.items() if k != adapter.answer_column}],
+        [{**row, adapter.answer_column: None}],
+    ):
+        (found,) = adapt_questions(Dataset.from_list(rows), labelled=False)
+        assert found["answer"] is None
+        assert (found["question"], found["choices"]) == (expected["question"], expected["choices"])
 
 
 def test_hidden_labels_name_the_split(tmp_path):

@@ -114,3 +114,93 @@ def test_a_reference_of_another_vocabulary_is_refused(world_model, questions, tm
         make_trainer(world_model, questions, tmp_path, reference_model_name_or_path=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="reference_weight"):
         CalibratedSFTConfig(str(tmp_path), **SETTINGS, reference_weight=-1)
+
+
+def test_unlabelled_questions_have_no_label_and_teach(world_model, reference, questions, tmp_path):
+    """Answers that lie are not read; the divergence falls on questions that no label is known of, steps without any among them."""
+    lying = questions.map(lambda row: {"answer": (row["answer"] + 1) % len(row["choices"])})
+    args = CalibratedSFTConfig(
+        str(tmp_path), **{**SETTINGS, "num_train_epochs": 6}, reference_model_name_or_path=reference
+    )
+    labelled = questions.select(range(4))  # most batches of 8 among 40 hold none
+    losses = []
+    for rows in (questions, lying, questions.remove_columns("answer")):
+        trainer = CalibratedSFTTrainer(world_model, args, train_dataset=labelled, unlabelled_dataset=rows)
+        assert len(trainer.train_dataset) == 44
+        assert trainer.train_dataset["option_label"][4:] == [-100] * 40
+        assert {label for row in trainer.train_dataset["labels"][4:] for label in row} == {-100}
+        trainer.train()
+        divergences = logged(trainer, "reference_kl")
+        assert divergences[-1] < divergences[0] / 2
+        losses.append(logged(trainer, "loss"))
+    assert np.isfinite(losses).all() and losses[0] == losses[1] == losses[2]
+
+
+def test_unlabelled_questions_count_apart_from_the_answered(world_model, reference, questions, tmp_path):
+    """The divergence is a mean over all questions of the step, the cross-entropy over those with an answer."""
+    settings = {"per_device_train_batch_size": 40, "max_steps": 1, "likelihood_weight": 0.0, "option_loss_weight": 2.0}
+    args = CalibratedSFTConfig(
+        str(tmp_path), **{**SETTINGS, **settings}, reference_model_name_or_path=reference, reference_weight=3.0
+    )
+    labelled, others = questions.select(range(10)), questions.select(range(10, 40))
+    trainer = CalibratedSFTTrainer(world_model, args, train_dataset=labelled, unlabelled_dataset=others)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    p = batch.pop("reference_logits").softmax(-1)
+    del batch["labels"]
+    log_q = trainer.model(**batch, options_only=True).logits.detach().log_softmax(-1)
+    divergence = torch.nn.functional.kl_div(log_q, p, reduction="batchmean").item()
+    cross_entropy = torch.nn.functional.nll_loss(log_q[:10], batch["option_label"][:10]).item()
+    trainer.train()
+    (step,) = [entry for entry in trainer.state.log_history if "reference_kl" in entry]
+    assert step["reference_kl"] == pytest.approx(divergence, rel=1e-4)
+    assert step["option_loss"] == pytest.approx(cross_entropy, rel=1e-4)
+    assert step["loss"] == pytest.approx(2.0 * cross_entropy + 3.0 * divergence, rel=1e-3)
+
+
+def test_unlabelled_questions_take_the_m_step(world_model, questions, tmp_path):
+    """EM-ECE's targets come from the confidence alone: no label is needed, and no reference."""
+    args = CalibratedSFTConfig(str(tmp_path), **{**SFT_RUN, "max_steps": 2}, lambda_ece=1.0)
+    trainer = CalibratedSFTTrainer(
+        world_model, args, train_dataset=questions, unlabelled_dataset=questions.remove_columns("answer")
+    )
+    trainer.train()
+    assert len(trainer.train_dataset) == 32 + 40 and len(trainer.estep_dataset) == 8
+    assert np.isfinite(logged(trainer, "em_ece")).all()
+
+
+def test_unlabelled_questions_want_a_loss_without_labels(world_model, questions, tmp_path):
+    for settings in ({"objective": "cft"}, {"objective": "rcft", "calibration_loss": "mmce"}):
+        args = CalibratedSFTConfig(str(tmp_path), **{**SFT_RUN, **settings})
+        with pytest.raises(ValueError, match="Nothing in this objective learns from unlabelled questions"):
+            CalibratedSFTTrainer(world_model, args, train_dataset=questions, unlabelled_dataset=questions)
+
+
+def test_dpo_keeps_the_options_near_its_reference(make_dpo_trainer, world_model, world, pairs, questions):
+    """What is anchored to is the policy before training, or the reference given."""
+    settings = {"lambda_pref": 0.0, "lambda_options": 3.0, "reference_weight": 10.0, "num_train_epochs": 2}
+
+    def asked(model):
+        prompt_format = PromptFormat("text", template="{question}")
+        return predict_options(model, world.tokenizer(), questions, prompt_format=prompt_format, progress=False)
+
+    before = asked(load_model(world_model)[0])
+    trainer = make_dpo_trainer(pairs, option_dataset=questions, **settings)
+    kept = np.array(trainer.option_dataset["reference_logits"])
+    np.testing.assert_allclose(kept, _nearest(kept, before.option_logits), rtol=1e-4, atol=1e-4)
+    trainer.train()
+    assert logged(trainer, "reference_kl")[0] == pytest.approx(0, abs=1e-5)
+    free = make_dpo_trainer(pairs, option_dataset=questions, **{**settings, "reference_weight": 0.0})
+    free.train()
+    moved = [np.abs(asked(run.model).probabilities - before.probabilities).mean() for run in (trainer, free)]
+    assert moved[0] < moved[1] / 2
+    other = world.model(seed=4)
+    given = make_dpo_trainer(pairs, ref_model=other, option_dataset=questions, **settings)
+    kept = np.array(given.option_dataset["reference_logits"])
+    np.testing.assert_allclose(kept, _nearest(kept, asked(other).option_logits), rtol=1e-4, atol=1e-4)
+
+
+def _nearest(kept: np.ndarray, option_logits: np.ndarray) -> np.ndarray:
+    """Of all questions' option logits those that were kept from the E-step, each the nearest of its own."""
+    rows = [np.abs(option_logits - row).max(-1).argmin() for row in kept]
+    assert len(set(rows)) == len(rows) < len(option_logits)
+    return option_logits[rows]

@@ -58,6 +58,23 @@ def test_a_recipe_pretrains_on_texts(world, world_model, start, tmp_path):
     assert not all(before[name].equal(after[name]) for name in before)
 
 
+def test_a_recipe_takes_questions_without_answers(start, files, world_model, tmp_path, capsys):
+    """A few labels, many questions, and the model from before: what somebody with a folder of questions has."""
+    questions = Dataset.from_parquet(files["questions"]).select_columns(["question", "choices"])
+    questions.to_json(tmp_path / "questions.jsonl")
+    unlabelled = ["--unlabelled_dataset_name", str(tmp_path / "questions.jsonl"), "--num_unlabelled_examples", "20"]
+    recipe = ["train", "--config", str(recipe_path("quickstart/cft.yaml")), "--dataset_name", files["questions"]]
+    recipe += ["--num_train_examples", "10", "--logging_steps", "1", *start]
+    assert main([*recipe, *unlabelled, "--reference_model_name_or_path", world_model]) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "reference_kl" in entry] == [1, 2]
+    assert main([*recipe, *unlabelled]) == 2
+    assert "Nothing in this objective learns from unlabelled questions" in capsys.readouterr().err
+    recipe[2] = str(recipe_path("quickstart/dpo.yaml"))
+    assert main([*recipe, *unlabelled]) == 2
+    assert "unlabelled_dataset_name is for trainer: calibrated_sft, not dpo" in capsys.readouterr().err
+
+
 def test_options_are_for_calibrated_dpo(start, files, capsys):
     recipe = ["train", "--config", str(recipe_path("quickstart/dpo.yaml")), "--dataset_name", files["questions"]]
     assert main([*recipe, *start, "--option_dataset_name", files["questions"]]) == 2
