@@ -72,7 +72,8 @@ class Method:
         recipe (`str`, *optional*):
             Recipe, by its path in recipes/ or elsewhere.
         set (`dict`, *optional*):
-            Arguments of the recipe to change. `{labels}`, `{model}` and `{quickstart}` in texts are filled in.
+            Arguments of the recipe to change. `{labels}`, `{model}` and `{quickstart}` in texts are filled in, and
+            `{unlabelled}`: a file of all questions that labels are drawn from, without their answers.
         budgets (`dict[int, dict]`, *optional*):
             More of them, for a number of labels.
         hold_out (`float`, *optional*):

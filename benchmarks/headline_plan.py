@@ -115,6 +115,9 @@ class Plan:
             labels = out / "labels.parquet"
             self._divided(method, seed, source, budget)[0].to_parquet(labels)
             places = {"labels": str(labels), "model": path, **self._places(seed)}
+            if "{unlabelled}" in str(arguments):
+                places["unlabelled"] = str(out / "unlabelled.parquet")
+                self._pools(seed, source)[0].remove_columns("answer").to_parquet(places["unlabelled"])
             train(fill(fill(arguments, places), places), out)
 
         training = self._stage(
@@ -127,6 +130,7 @@ class Plan:
         model, source, budget, _, seed = place
         config, method = self.config, self.config.methods[name]
         names, most = self._normalizations(method), max(config.budgets)
+        supervised = method.calibrator is None or METHODS[method.calibrator].supervised
         references = {}
         if method.recipe or method.of:
             divided = method.of or name
@@ -141,7 +145,7 @@ class Plan:
             def questions() -> Dataset:
                 return self._labels(seed, source, most)
 
-            if method.calibrator is not None and not METHODS[method.calibrator].supervised:
+            if not supervised:
                 before = self._untrained(f"{model}-reference", config.models[model].reference, seed)
                 references = {n: self._asked(before, n, seed, source, what, questions) for n in names}
         fitted = {n: self._asked(asked, n, seed, source, what, questions) for n in names}
@@ -149,7 +153,7 @@ class Plan:
 
         def work(out: Path) -> None:
             known, before = (
-                {n: first_of(load_views(stage)[0], budget) for n, stage in stages.items()}
+                {n: first_of(load_views(stage)[0], budget if supervised else most) for n, stage in stages.items()}
                 for stages in (fitted, references)
             )
             normalization, calibrator = choose(known, method.calibrator, before, seed)
@@ -163,7 +167,8 @@ class Plan:
 
         folder = self._folder(place, name) / "calibrated"
         needs = (*fitted.values(), *references.values(), *tested.values())
-        return self._stage(folder, f"calibrate {name}", [method.calibrator, budget, seed], work, needs)
+        made_of = [method.calibrator, budget if supervised else most, seed]
+        return self._stage(folder, f"calibrate {name}", made_of, work, needs)
 
     def _untrained(self, name: str, path: str, seed: int) -> Asked:
         return Asked(path, None, self.output_dir / (f"seed-{seed}" if self.config.quickstart else "") / slug(name))

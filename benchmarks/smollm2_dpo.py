@@ -53,7 +53,7 @@ COLUMNS = ["id", "question", "choices", "answer"]
 PROMPT_FORMAT = PromptFormat("text", chat_template=False)
 
 MEASURES = {
-    "pair_accuracy": "pair accuracy", "pair_ece": "pair-ECE", "accuracy": "accuracy", "confidence": "confidence",
+    "ranking_accuracy": "ranking", "pair_accuracy": "pair accuracy", "pair_ece": "pair-ECE", "accuracy": "accuracy", "confidence": "confidence",
     "ece": "conf-ECE", "debiased_ece": "debiased", "nll": "NLL",
 }  # fmt: skip
 
@@ -118,6 +118,8 @@ def measure(
     )
     scores = score_pairs(loaded, tokenizer, pairs)
     report = calibration_report(predictions.probabilities, predictions.labels)
+    # How often the model itself, beside no reference, gives the chosen completion the higher likelihood.
+    report["ranking_accuracy"] = float((scores[:, 0] > scores[:, 1]).mean())
     if reference is not None:
         sides = [[row[side] + tokenizer.eos_token for side in ("chosen", "rejected")] for row in pairs]
         lengths = [[len(ids) for ids in tokenizer(texts)["input_ids"]] for texts in sides]
