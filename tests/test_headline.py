@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 
 from hf_calib import calibration_report, predict_options
 from hf_calib.data.prompts import PromptFormat
@@ -51,6 +52,7 @@ def config(tmp_path_factory):
         questions.remove_columns("answer").add_column("answer", answers).to_parquet(folder / f"{name}.parquet")
     files = {"train": str(folder / "train.parquet"), "test": str(folder / "test.parquet")}
     steps = {"max_steps": 2, "per_device_train_batch_size": 8}
+    anchor = {"unlabelled_dataset_name": "{unlabelled}", "reference_model_name_or_path": str(folder / "reference")}
     settings = {
         "title": "Two subjects",
         "seeds": [0],
@@ -72,6 +74,7 @@ def config(tmp_path_factory):
             "DACA": {"calibrator": "agreement"},
             "RCFT": {"recipe": "quickstart/rcft.yaml", "set": steps},
             "RCFT + TS": {"of": "RCFT", "calibrator": "temperature"},
+            "anchored": {"recipe": "quickstart/cft.yaml", "set": {**steps, **anchor}},
             "CFT + TS": {"recipe": "quickstart/cft.yaml", "set": steps, "hold_out": 0.25, "calibrator": "temperature"},
         },
         "bars": [{"name": "ratio", "measure": "ece", "statistic": "ratio", "at_most": 0.5}],
@@ -84,6 +87,19 @@ def config(tmp_path_factory):
 def run(monkeypatch, *args):
     monkeypatch.setattr(sys, "argv", ["headline.py", *map(str, args)])
     headline.main()
+
+
+def test_questions_without_answers_are_all_that_labels_are_drawn_from(config, tmp_path, monkeypatch):
+    run(monkeypatch, "--config", config, "--only", "anchored", "--output_dir", tmp_path)
+    pools = Plan(read_config(config), tmp_path)
+    for name in ("taste", "fact"):
+        (model,) = tmp_path.rglob(f"{name}-40/anchored/model")
+        unlabelled, labels = (
+            Dataset.from_parquet(str(model / f"{part}.parquet")) for part in ("unlabelled", "labels")
+        )
+        assert "answer" not in unlabelled.column_names and len(labels) == 40
+        assert unlabelled["id"] == pools._pools(0, name)[0]["id"] and set(labels["id"]) <= set(unlabelled["id"])
+        assert "reference_kl" in (model / "train.log").read_text()
 
 
 def test_killed_and_resumed_it_says_the_same(config, tmp_path, monkeypatch, capsys):
