@@ -38,7 +38,6 @@ from hf_calib.trainers.preference import as_two_options
 BETAS = (0.1, 1.0, 10.0)
 PLAIN = {"lambda_pref": 0.0}
 CALIBRATED = {"option_likelihood_weight": 0.3, "em_holdout_fraction": 0.2, "em_refresh": "15"}
-ANCHORED = CALIBRATED | {"option_likelihood_weight": 0.1, "reference_weight": 3.0}
 # The two values of each method's knob, beside beta. Learning rates are dpo.yaml's 2e-4 where it is not the knob.
 METHODS = {
     "DPO": {"lr 2e-4": PLAIN, "lr 5e-4": PLAIN | {"learning_rate": 5e-4}},
@@ -47,9 +46,7 @@ METHODS = {
     "IPO": {f"lr {v}": PLAIN | {"loss_type": ["ipo"], "learning_rate": float(v)} for v in ("2e-4", "5e-4")},
     "CATTO term": {f"weight {v}": PLAIN | {"catto_weight": v} for v in (0.1, 1.0)},
     "entropy bonus": {f"weight {v}": PLAIN | {"entropy_weight": v} for v in (0.03, 0.3)},
-    "calibrated DPO": {
-        f"lambdas 3, {v}, reference": ANCHORED | {"lambda_pref": 3.0, "lambda_options": v} for v in (1.0, 3.0)
-    },
+    "calibrated DPO": {f"lambdas 3, {v}": CALIBRATED | {"lambda_pref": 3.0, "lambda_options": v} for v in (1.0, 3.0)},
     "calibrated DPO, votes unknown": {
         f"lambdas 1, {v}": CALIBRATED | {"lambda_pref": 1.0, "lambda_options": v} for v in (1.0, 3.0)
     },

@@ -31,7 +31,6 @@ from .preference import (
     preference_scale,
     sequence_log_probs,
 )
-from .reference import REFERENCE_COLUMN, add_reference
 
 
 logger = logging.getLogger(__name__)
@@ -149,13 +148,6 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
             likelihood = "completion" if args.option_likelihood_weight else None
             self.option_dataset = self._encode_options(option_dataset, "training", likelihood)
             estep_datasets["options"] = self._encode_options(adapt_questions(estep_option_dataset), "E-step")
-            if args.reference_weight:
-                # Before training the policy is the reference, where no other is given.
-                reference = self.model if ref_model is None else ref_model
-                batch_size = args.per_device_eval_batch_size
-                self.option_dataset = add_reference(
-                    self.option_dataset, reference, self._tokenizer, args.option_normalization, batch_size
-                )
         if eval_option_dataset is not None:
             self.eval_option_dataset = self._encode_options(adapt_questions(eval_option_dataset), "evaluation")
         if self._option_shape["max_options"]:
@@ -310,18 +302,13 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
 
     def _question_loss(self, model, options: dict[str, torch.Tensor]) -> torch.Tensor:
         args, labels = self.args, options.pop("labels", None)
-        reference_logits = options.pop(REFERENCE_COLUMN, None)
         if labels is None:
             option_logits, likelihood = model(**options, options_only=True).logits, 0.0
         else:
             likelihood = -model(**options, labels=labels, fused_lm_head=True).log_probs.sum()
             option_logits = self.option_head.pop()
         losses = self._option_loss(
-            option_logits,
-            options["option_label"],
-            options["option_mask"],
-            calibration_weight=1.0,
-            reference_logits=reference_logits,
+            option_logits, options["option_label"], options["option_mask"], calibration_weight=1.0
         )
         loss = sum(losses) + args.option_likelihood_weight * likelihood
         # A mean over the questions of the step; Trainer divides by its micro-batches.

@@ -39,9 +39,6 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPO
             [`~hf_calib.trainers.option_losses.OptionLossArguments`], with `option_label_smoothing` and `option_focal_gamma`.
         option_likelihood_weight (`float`, *optional*, defaults to `0.0`):
             Within that loss, weight of the answer's negative log-likelihood (that of CFT), in nats a question; at least 0.
-        reference_weight (`float`, *optional*, defaults to `0.0`):
-            Within that loss, weight of KL(q_ref || q), which keeps the options at what DPO's own reference makes of them,
-            whatever the labels; in nats a question, at least 0. For a reference that is calibrated.
         preference_probability_column (`str`, *optional*, defaults to `"preference_probability"`):
             Column with the probability that the chosen completion is preferred, such as the share of annotators who
             agree. Training pairs that have it need no E-step: it is the target of q. Where only the pairs of the E-step
@@ -79,9 +76,6 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPO
     option_likelihood_weight: float = field(
         default=0.0, metadata={"help": "Within the loss on questions: weight of the answer's likelihood (CFT)."}
     )
-    reference_weight: float = field(
-        default=0.0, metadata={"help": "Within the loss on questions: weight of the divergence from DPO's reference."}
-    )
     preference_probability_column: str = field(
         default=PREFERENCE_COLUMN, metadata={"help": "Column with the probability that the chosen one is preferred."}
     )
@@ -109,7 +103,6 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPO
             "lambda_pref",
             "lambda_options",
             "option_likelihood_weight",
-            "reference_weight",
             "cdpo_smoothing",
             "catto_weight",
             "entropy_weight",

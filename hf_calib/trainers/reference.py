@@ -57,7 +57,7 @@ def add_reference(
         dataset ([`~datasets.Dataset`]):
             Encoded training rows; rows without options get no logits.
         reference ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The reference.
+            The reference, in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             What the rows are encoded with.
         normalization (`str`):
@@ -72,11 +72,7 @@ def add_reference(
         `ValueError`: if ZeRO-3 spreads the reference's weights.
     """
     if is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "reference_weight > 0 scores questions before training, with all weights at hand: use ZeRO-2."
-        )
-    training = reference.training
-    reference.eval()
+        raise ValueError("reference_model_name_or_path loads a second model whole, which ZeRO-3 spreads: use ZeRO-2.")
     rows = [row for row, count in enumerate(dataset["num_options"]) if count]
     results = Results(None, {}, resume=False, state=PartialState())
     score_features(
@@ -87,7 +83,6 @@ def add_reference(
         "reference question",
         lambda index: f"training row {rows[index]} has reference logits",
     )
-    reference.train(training)
     column = [[] for _ in range(len(dataset))]
     for row, option_logits in zip(rows, results.gather(), strict=True):
         column[row] = option_logits.tolist()
