@@ -73,8 +73,7 @@ def one_process(folder):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="compares processes on CPUs")
-# ZeRO-2 shares its parts with ZeRO-3, and test_cli.py trains under it; a launch costs what all the rest does.
-@pytest.mark.parametrize("config", ["ddp", "deepspeed_zero3"])
+@pytest.mark.parametrize("config", ["ddp", "deepspeed_zero2", "deepspeed_zero3"])
 def test_two_processes_train_as_one(folder, world_model, one_process, config):
     """The same pairs and questions in every step, and the same E-steps, whoever computes them."""
     if config != "ddp":
