@@ -53,8 +53,8 @@ COLUMNS = ["id", "question", "choices", "answer"]
 PROMPT_FORMAT = PromptFormat("text", chat_template=False)
 
 MEASURES = {
-    "ranking_accuracy": "ranking", "pair_accuracy": "pair accuracy", "pair_ece": "pair-ECE", "accuracy": "accuracy", "confidence": "confidence",
-    "ece": "conf-ECE", "debiased_ece": "debiased", "nll": "NLL",
+    "ranking_accuracy": "ranking", "pair_accuracy": "pair accuracy", "pair_ece": "pair-ECE",
+    "accuracy": "accuracy", "confidence": "confidence", "ece": "conf-ECE", "debiased_ece": "debiased", "nll": "NLL",
 }  # fmt: skip
 
 

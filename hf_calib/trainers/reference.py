@@ -1,10 +1,11 @@
-"""Anchoring: what a reference makes of the training questions, kept with them as a target that needs no labels."""
+"""Anchoring: what another model makes of the training questions, kept with them as a target that needs no labels."""
 
 from __future__ import annotations
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..loading import load_model, load_tokenizer
@@ -15,21 +16,41 @@ from ..predict import Results, score_features
 REFERENCE_COLUMN = "reference_logits"
 
 
-def load_reference(name_or_path: str, tokenizer: PreTrainedTokenizerBase, **loading) -> PreTrainedModel:
+def add_reference(
+    dataset: Dataset,
+    name_or_path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    normalization: str,
+    batch_size: int,
+    **loading,
+) -> Dataset:
     """
-    The model named as the reference.
+    Score the encoded questions with a reference model, once, and keep its option logits in the column `reference_logits`.
+    Each process scores its part; all get the whole.
 
     Args:
+        dataset ([`~datasets.Dataset`]):
+            Encoded training rows; rows without options get no logits.
         name_or_path (`str`):
-            A model, or an adapter on one.
+            The reference: a model, or an adapter on one.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            That of the model in training.
+            What the rows are encoded with.
+        normalization (`str`):
+            See [`~hf_calib.option_scorer.OptionScorer`].
+        batch_size (`int`):
+            Questions a batch.
         loading:
             Further arguments of [`~hf_calib.loading.load_tokenizer`].
 
+    Returns:
+        [`~datasets.Dataset`]: the rows with one column more.
+
     Raises:
-        `OSError`: if there is no such model. `ValueError`: if it has another vocabulary.
+        `OSError`: if there is no such model. `ValueError`: if the reference has another vocabulary, or its weights would be
+            spread by ZeRO-3.
     """
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("reference_model_name_or_path loads a second model whole, which ZeRO-3 spreads: use ZeRO-2.")
     try:
         its_tokenizer = load_tokenizer(name_or_path, **loading)
     except (OSError, ValueError) as error:
@@ -39,45 +60,14 @@ def load_reference(name_or_path: str, tokenizer: PreTrainedTokenizerBase, **load
             f"The reference {name_or_path} has another vocabulary than the model: choose the model that training (or its "
             "preference alignment) began with."
         )
-    return load_model(name_or_path, **loading)[0]
-
-
-def add_reference(
-    dataset: Dataset,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    normalization: str,
-    batch_size: int,
-) -> Dataset:
-    """
-    Score the encoded questions with a reference model, once, and keep its option logits in the column `reference_logits`.
-    Each process scores its part; all get the whole.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Encoded training rows; rows without options get no logits.
-        reference ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The reference, in evaluation mode.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            What the rows are encoded with.
-        normalization (`str`):
-            See [`~hf_calib.option_scorer.OptionScorer`].
-        batch_size (`int`):
-            Questions a batch.
-
-    Returns:
-        [`~datasets.Dataset`]: the rows with one column more.
-
-    Raises:
-        `ValueError`: if ZeRO-3 spreads the reference's weights.
-    """
-    if is_deepspeed_zero3_enabled():
-        raise ValueError("reference_model_name_or_path loads a second model whole, which ZeRO-3 spreads: use ZeRO-2.")
+    model, _ = load_model(name_or_path, **loading)
+    scorer = OptionScorer(model, tokenizer, normalization)
     rows = [row for row, count in enumerate(dataset["num_options"]) if count]
     results = Results(None, {}, resume=False, state=PartialState())
+    features = list(dataset.select(rows))
     score_features(
-        OptionScorer(reference, tokenizer, normalization),
-        list(dataset.select(rows)),
+        scorer,
+        features,
         batch_size,
         results,
         "reference question",
@@ -86,4 +76,7 @@ def add_reference(
     column = [[] for _ in range(len(dataset))]
     for row, option_logits in zip(rows, results.gather(), strict=True):
         column[row] = option_logits.tolist()
+    del model, scorer
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return dataset.add_column(REFERENCE_COLUMN, column)

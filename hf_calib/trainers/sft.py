@@ -23,7 +23,7 @@ from .config import CalibratedSFTConfig
 from .data import split_rows
 from .estep import hold_out
 from .option_training import OptionTrainingMixin
-from .reference import REFERENCE_COLUMN, add_reference, load_reference
+from .reference import REFERENCE_COLUMN, add_reference
 
 
 logger = logging.getLogger(__name__)
@@ -189,17 +189,13 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
     # Before training
 
     def _add_reference(self) -> None:
-        args = self.args
-        reference = load_reference(
-            args.reference_model_name_or_path, self._tokenizer, trust_remote_code=args.trust_remote_code
-        )
-        reference.to(self.accelerator.device)
         self.train_dataset = add_reference(
             self.train_dataset,
-            reference,
+            self.args.reference_model_name_or_path,
             self._tokenizer,
-            args.option_normalization,
-            args.per_device_eval_batch_size,
+            self.args.option_normalization,
+            self.args.per_device_eval_batch_size,
+            trust_remote_code=self.args.trust_remote_code,
         )
 
     def _warm_start(self) -> None:
