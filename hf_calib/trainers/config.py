@@ -48,6 +48,10 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
             training, and must have its vocabulary.
         reference_weight (`float`, *optional*, defaults to `1.0`):
             Weight of KL(q_ref || q) over the options, in nats a question; at least 0.
+        reference_pseudo_count (`float`, *optional*, defaults to `200.0`):
+            The reference itself is calibrated first, by a temperature fitted on all labels (it has learnt none of them) and
+            shrunk towards 1, as if it had been calibrated on this many questions more. `0`: the labels alone decide, which suits
+            a reference that is not calibrated, as the model itself. `inf`: the reference as it is.
         warm_start (`bool`, *optional*, defaults to `False`):
             Begin where temperature scaling ends: the temperature fitted on the E-step questions is folded into the weights
             before training. For `"rcft"` with full fine-tuning, and options of single tokens.
@@ -84,6 +88,13 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
     reference_weight: float = field(
         default=1.0, metadata={"help": "Weight of the divergence from the reference model, at least 0."}
     )
+    reference_pseudo_count: float = field(
+        default=200.0,
+        metadata={
+            "help": "Shrinkage towards 1 of the temperature that calibrates the reference on the labels, in questions; 0 to let "
+            "the labels alone decide, inf to take the reference as it is."
+        },
+    )
     warm_start: bool = field(
         default=False, metadata={"help": "Fold the temperature fitted on the E-step questions into the weights first."}
     )
@@ -113,6 +124,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
             option_normalization=("sum", "mean"),
         )
         check_weights(self, "lambda_ece", "likelihood_weight", "reference_weight")
+        if not self.reference_pseudo_count >= 0:
+            raise ValueError(f"reference_pseudo_count must be at least 0, got {self.reference_pseudo_count}.")
         self._check_option_loss()
         self._set_up_em()
         if not (self.likelihood_weight or self.option_loss_weight or self.has_reference):

@@ -195,6 +195,8 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             self._tokenizer,
             self.args.option_normalization,
             self.args.per_device_eval_batch_size,
+            self.args.reference_pseudo_count,
+            None if self.args.em_estep_set == "train" else self.estep_dataset,
             trust_remote_code=self.args.trust_remote_code,
         )
 

@@ -1,5 +1,7 @@
 """Anchoring to a reference model."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, predict_options
 from hf_calib.data.mcq import PromptFormat, load_questions
 from hf_calib.data.world import World, WorldConfig
 from hf_calib.loading import load_model
+from hf_calib.posthoc import TemperatureScaling, softmax
+from hf_calib.trainers.reference import fit_reference_temperature
 
 
-SETTINGS = {**SFT_RUN, "objective": "cft"}
+SETTINGS = {**SFT_RUN, "objective": "cft", "reference_pseudo_count": math.inf}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,42 @@ def test_the_model_comes_near_its_reference(world_model, reference, questions, t
     np.testing.assert_allclose(logged(again, "reference_kl"), divergences, rtol=1e-2)
 
 
+@pytest.mark.parametrize("objective", ["cft", "rcft"])
+def test_the_reference_is_calibrated_on_all_labels(world_model, reference, questions, tmp_path, objective):
+    """Those held out for the E-step included, and none of the questions without an answer."""
+    before = predict_options(*load_model(reference), questions, prompt_format=PromptFormat("text"), progress=False)
+    favourites = before.probabilities.argmax(axis=1)
+    answers = [
+        int(favourite + (row % 3 == 0)) % 4 for row, favourite in enumerate(favourites)
+    ]  # right two times in three
+    questions = questions.remove_columns("answer").add_column("answer", answers)
+    settings = {**SETTINGS, "objective": objective, "reference_pseudo_count": 0.0, "max_steps": 1}
+    args = CalibratedSFTConfig(str(tmp_path), **settings, reference_model_name_or_path=reference)
+    labelled, others = questions.select(range(30)), questions.select(range(30, 40))
+    trainer = CalibratedSFTTrainer(world_model, args, train_dataset=labelled, unlabelled_dataset=others)
+    temperature = TemperatureScaling().fit(before.option_logits[:30], answers[:30]).temperature.item()
+    assert 0.01 < temperature < 0.9 or 1.1 < temperature < 100
+    found = np.array(trainer.train_dataset["reference_logits"])
+    assert len(found) == (40 if objective == "cft" else 34)
+    scaled = softmax(before.option_logits / temperature)
+    np.testing.assert_allclose(softmax(found[-10:]), scaled[30:], rtol=1e-4)
+    assert np.abs(softmax(found)[:, None] - scaled).max(-1).min(-1).max() < 1e-4  # each is one of them
+
+
+def test_the_temperature_is_shrunk_towards_one():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.standard_normal((1000, 4))
+    labels = (softmax(logits / 4).cumsum(axis=1) > rng.random((1000, 1))).argmax(axis=1)
+    rows = list(logits)
+    alone, half, little = (fit_reference_temperature(rows, labels, count) for count in (0.0, 1000.0, 1e9))
+    assert alone == pytest.approx(4, rel=0.2) and 1.2 < half < alone - 0.5 and little == pytest.approx(1, abs=1e-3)
+    assert fit_reference_temperature(rows, labels, math.inf) == 1
+    assert fit_reference_temperature(rows, np.full(1000, -100), 0.0) == 1
+    # Labels that are not known count for nothing, and questions may have different numbers of options.
+    mixed = [*rows, np.array([5.0, 0.0])]
+    assert fit_reference_temperature(mixed, np.append(labels, -100), 0.0) == pytest.approx(alone)
+
+
 def test_without_weight_there_is_no_reference(world_model, questions, tmp_path):
     settings = {"reference_model_name_or_path": str(tmp_path / "nowhere"), "reference_weight": 0.0}
     trainer = make_trainer(world_model, questions, tmp_path, **settings)
@@ -112,8 +152,9 @@ def test_a_reference_of_another_vocabulary_is_refused(world_model, questions, tm
         make_trainer(world_model, questions, tmp_path, reference_model_name_or_path=str(tmp_path / "other"))
     with pytest.raises(OSError, match="reference_model_name_or_path=.* cannot be loaded"):
         make_trainer(world_model, questions, tmp_path, reference_model_name_or_path=str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="reference_weight"):
-        CalibratedSFTConfig(str(tmp_path), **SETTINGS, reference_weight=-1)
+    for name in ("reference_weight", "reference_pseudo_count"):
+        with pytest.raises(ValueError, match=name):
+            CalibratedSFTConfig(str(tmp_path), **{**SETTINGS, name: -1})
 
 
 def test_unlabelled_questions_have_no_label_and_teach(world_model, reference, questions, tmp_path):
