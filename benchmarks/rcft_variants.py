@@ -28,6 +28,7 @@ VARIANTS = {
     "rcft, memorising": {"learning_rate": 1e-3, "num_train_epochs": 12},
     "paper preset": {"em_preset": "paper"},
     "E-step on the training questions": {"em_estep_set": "train"},
+    "E-step every 50 steps": {"em_refresh": 50},
     "E-step once": {"em_refresh": "once"},
     "bins": {"em_estimator": "bins"},
     "squared error": {"em_loss": "brier"},

@@ -9,7 +9,7 @@
         --model ./smollm2 --train arc_easy_train.parquet --test arc_easy_test.parquet
 
 Every few steps the model is asked the training questions and the test questions. A run that was cut off begins again, one that is
-done is kept. Writes map.md, points.json and map.png; prints, last, one line of JSON: the test ECE of RCFT over that of CFT at
+done is kept. Writes map.md, points.json and map.png / .svg; prints, last, one line of JSON: the test ECE of RCFT over that of CFT at
 the same accuracy on the training questions.
 """
 
@@ -25,6 +25,7 @@ from headline_stages import train
 
 from hf_calib import calibration_report, classify_regime, load_questions, quickstart
 from hf_calib.paths import recipe_path
+from hf_calib.plots.style import BLUE, GREY, STYLE, VERMILLION, add_legend, new_figure, save_figure
 from hf_calib.predictions import OptionPredictions
 from hf_calib.report import write_json
 
@@ -104,34 +105,33 @@ def write_map(folder: Path, title: str, points: list[dict]) -> dict[str, float]:
     ]
     lines += [row(["---"] * 6), *(row([run, *errors[run]]) for run in RUNS), row(["rcft / cft", *ratios])]
     (folder / "map.md").write_text("\n".join(lines) + "\n")
-    draw(points).savefig(folder / "map.png", dpi=160)
+    save_figure(draw(points), folder / "map.png")
     return {f"{accuracy:.3f}": round(float(ratio), 3) for accuracy, ratio in zip(accuracies, ratios, strict=True)}
 
 
 def draw(points: list[dict]):
     """Accuracy and conf-ECE by step; full lines are the questions trained on."""
-    from matplotlib.figure import Figure
+    import matplotlib as mpl
 
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for run, colour in zip(RUNS, ("#D55E00", "#0072B2"), strict=True):
-        for part, style in zip(PARTS, ("-", "--"), strict=True):
-            steps = track(points, run, part, "step")
-            label = f"{run.upper()}, {part} questions"
-            for axes, measure in ((left, "accuracy"), (right, "ece")):
-                axes.plot(steps, track(points, run, part, measure), style, color=colour, marker="o", ms=3, label=label)
-    for part, style in zip(PARTS, ("-", "--"), strict=True):
-        border = next(point["critical_accuracy"] for point in points if point["questions"] == part)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(8, 4)
+        left, right = figure.subplots(1, 2)
+        for run, colour in zip(RUNS, (VERMILLION, BLUE), strict=True):
+            for part, style in zip(PARTS, ("-", "--"), strict=True):
+                steps, label = track(points, run, part, "step"), f"{run.upper()}, {part} questions"
+                for axes, measure in ((left, "accuracy"), (right, "ece")):
+                    axes.plot(
+                        steps, track(points, run, part, measure), style, color=colour, marker="o", ms=3, label=label
+                    )
+        border = points[0]["critical_accuracy"]
         if border is not None:
-            left.axhline(border, color="#555555", linewidth=1, linestyle=style, label=f"ACC*, {part} questions")
-    bounds = [max(0.0, bound or 0.0) for bound in (point["sum_lower_bound"] for point in points)]
-    if any(bounds):
-        steps, bound = track(points, "cft", "train", "step"), track(points, "cft", "train", "sum_lower_bound")
-        right.plot(steps, bound, ":", color="#D55E00", label="least ECE + TCE of CFT, train questions")
-    left.set(xlabel="optimizer step", ylabel="accuracy")
-    right.set(xlabel="optimizer step", ylabel="conf-ECE")
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
+            left.axhline(border, color=GREY, linewidth=1, label="ACC*, train questions")
+            bound = track(points, "cft", "train", "sum_lower_bound")
+            label = "least ECE + TCE, CFT, train questions"
+            right.plot(track(points, "cft", "train", "step"), bound, ":", color=VERMILLION, label=label)
+        left.set(xlabel="optimizer step", ylabel="accuracy")
+        right.set(xlabel="optimizer step", ylabel="conf-ECE", ylim=(0, None))
+        add_legend(figure, columns=3)
     return figure
 
 

@@ -90,8 +90,7 @@ class CollapseCallback(TrainerCallback):
     ):
         if every < 1:
             raise ValueError(f"every={every}; at least 1 step is wanted")
-        plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-        if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        if divides_weights(trainer):
             raise ValueError(
                 "CollapseCallback wants the whole model in every process, but its weights are divided among them (ZeRO-3 or "
                 "FSDP). Train with ZeRO-2, or compare saved checkpoints with `hf-calib diagnose`."
@@ -174,6 +173,12 @@ class CollapseCallback(TrainerCallback):
             else:
                 trackio = callback._trackio
                 trackio.log({f"train/{name}": trackio.Image(image), "train/global_step": step})
+
+
+def divides_weights(trainer: Trainer) -> bool:
+    """Whether the weights are divided among the processes (ZeRO-3, FSDP), so that none of them can ask the model alone."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
 
 def _pixels(figure: Figure) -> np.ndarray:

@@ -22,8 +22,9 @@ from trl import (
 from ..data.prompts import PromptArguments
 from ..loading import merge_command
 from ..options import OptionEncoder
+from ..predict import predict_options
 from ..report import check_output_dir
-from .callbacks import CollapseCallback
+from .callbacks import CollapseCallback, divides_weights
 from .config import CalibratedSFTConfig
 from .data import TEXT_COLUMNS
 from .dpo import CalibratedDPOTrainer
@@ -288,6 +289,7 @@ def run_training(trainer: Trainer) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    _predict_held_out(trainer)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
@@ -297,3 +299,24 @@ def run_training(trainer: Trainer) -> None:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # see launch.leave_process_group
     trainer.end()
+
+
+def _predict_held_out(trainer: Trainer) -> None:
+    """
+    Ask the trained model the questions that were held out for the E-step, and keep the answers in `held_out/`, where
+    `hf-calib calibrate --predictions` finds them.
+    """
+    args, questions = trainer.args, getattr(trainer, "held_out_questions", None)
+    if questions is None or divides_weights(trainer):
+        return
+    predict_options(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        questions,
+        prompt_format=args.prompt_format(),
+        normalization=args.option_normalization,
+        batch_size=args.per_device_eval_batch_size,
+        output_path=Path(args.output_dir) / "held_out" / "predictions.npz",
+        resume=False,
+        progress=not args.disable_tqdm,
+    )

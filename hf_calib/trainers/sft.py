@@ -99,6 +99,8 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         self._trains_options = args.calibration_weight > 0 or args.option_loss_weight > 0 or args.has_reference
         if self._regularised and estep_dataset is None:
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
+        # Questions that no gradient sees: a post-hoc calibrator can be fitted on what the trained model makes of them.
+        self.held_out_questions = estep_dataset if self._regularised and args.em_estep_set == "holdout" else None
         self._init_options()
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, "train" perhaps among them
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)

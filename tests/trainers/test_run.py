@@ -4,6 +4,7 @@ import json
 import pickle
 import shlex
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, concatenate_datasets
@@ -73,6 +74,27 @@ def test_a_recipe_takes_questions_without_answers(start, files, world_model, tmp
     recipe[2] = str(recipe_path("quickstart/dpo.yaml"))
     assert main([*recipe, *unlabelled]) == 2
     assert "unlabelled_dataset_name is for trainer: calibrated_sft, not dpo" in capsys.readouterr().err
+
+
+def test_what_was_held_out_is_there_to_calibrate_on(start, files, tmp_path):
+    """The answers of the trained model, as `evaluate` would give them, to questions that no gradient has seen."""
+    recipe = ["train", "--config", str(recipe_path("quickstart/rcft.yaml")), "--dataset_name", files["questions"]]
+    assert main([*recipe, *start, "--em_holdout_fraction", "0.5"]) == 0
+    out = tmp_path / "out"
+    held_out = OptionPredictions.load(out / "held_out" / "predictions.npz")
+    assert len(held_out) == 15
+    asking = ["--scoring", "text", "--prompt_template", "{question}", "--output_dir", str(tmp_path / "evaluation")]
+    assert main(["evaluate", "--model", str(out), "--dataset", files["questions"], *asking]) == 0
+    asked = OptionPredictions.load(tmp_path / "evaluation" / "predictions.npz").select(held_out.ids)
+    np.testing.assert_allclose(held_out.option_logits, asked.option_logits, rtol=1e-4, atol=1e-4)
+    assert held_out.metadata["prompt_format"] == asked.metadata["prompt_format"]
+    calibrate = ["calibrate", "--predictions", str(out / "held_out"), "--method", "temperature"]
+    calibrate += ["--output_dir", str(tmp_path / "calibration")]
+    assert main(calibrate) == 0
+    assert (tmp_path / "calibration" / "calibrators" / "temperature" / "calibrator.json").exists()
+    again = [*recipe, *start[:2], "--output_dir", str(tmp_path / "paper"), "--max_steps", "1", "--em_preset", "paper"]
+    assert main(again) == 0
+    assert not (tmp_path / "paper" / "held_out").exists()  # its E-step questions are those it trains on
 
 
 def test_options_are_for_calibrated_dpo(start, files, capsys):
