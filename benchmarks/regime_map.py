@@ -33,12 +33,11 @@ from hf_calib.report import write_json
 RUNS = ("cft", "rcft")
 PARTS = ("train", "test")
 MEASURES = ("accuracy", "confidence", "ece", "ece_noise_floor", "tce", "sum_lower_bound", "nll", "regime")
-# What makes the recipes of a folder train far too hard, how many questions of each part, and measurements a run.
+# What makes the recipes of a folder train far too hard, how many questions of each part, and how many measurements.
 FAR = {
-    "world": ("quickstart", {"learning_rate": 1e-3, "num_train_epochs": 12}, (2000, 4000)),
-    "smollm2": ("smollm2-135m", {"num_train_epochs": 8, "save_strategy": "no"}, (200, 400)),
+    "world": ("quickstart", {"learning_rate": 1e-3, "num_train_epochs": 12}, (2000, 4000), 12),
+    "smollm2": ("smollm2-135m", {"num_train_epochs": 6, "save_strategy": "no"}, (120, 300), 6),
 }
-MEASUREMENTS = 12
 
 
 def train_far(what: str, name: str, model: str, folder: Path, seed: int) -> None:
@@ -48,15 +47,15 @@ def train_far(what: str, name: str, model: str, folder: Path, seed: int) -> None
         return
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    recipes, settings, (num_labels, _) = FAR[what]
+    recipes, settings, sizes, measurements = FAR[what]
     recipe = yaml.safe_load(recipe_path(f"{recipes}/{name}.yaml").read_text())
     for key in ("dataset_config", "num_train_examples"):
         recipe.pop(key, None)
     recipe |= {**settings, "model_name_or_path": model, "dataset_name": str(folder / "train.parquet"), "seed": seed}
-    trained = num_labels * (1 - recipe.get("em_holdout_fraction", 0))
+    trained = sizes[0] * (1 - recipe.get("em_holdout_fraction", 0))
     steps = trained * recipe["num_train_epochs"] / recipe["per_device_train_batch_size"]
-    recipe |= {"collapse_dataset_name": str(folder / "asked.parquet"), "num_collapse_examples": sum(FAR[what][2])}
-    train({**recipe, "collapse_steps": round(steps / MEASUREMENTS)}, out)
+    recipe |= {"collapse_dataset_name": str(folder / "asked.parquet"), "num_collapse_examples": sum(sizes)}
+    train({**recipe, "collapse_steps": round(steps / measurements)}, out)
 
 
 def measure(name: str, folder: Path) -> list[dict]:
