@@ -12,10 +12,23 @@ import yaml
 from datasets import Dataset
 from headline_cells import MEASURES, PAIRED, Place, compare, measure
 from headline_config import Config, Method, slug
-from headline_stages import Stage, choose, fill, first_of, identity, last_model, load_pools, load_views, named, train
+from headline_stages import (
+    Stage,
+    choose,
+    fill,
+    first_of,
+    identity,
+    last_model,
+    load_pools,
+    load_views,
+    means,
+    named,
+    train,
+)
 
 from hf_calib import predict_options, quickstart
 from hf_calib.data.mcq import permute_options
+from hf_calib.loading import load_tokenizer
 from hf_calib.paths import recipe_path
 from hf_calib.posthoc import METHODS
 from hf_calib.report import write_json
@@ -184,23 +197,32 @@ class Plan:
         config, training = self.config, asked.training
         made_of = [what, views, normalization, config.asking, self._source_identity(source, what)]
         made_of += [identity(asked.path) if training is None else None]
+        needs = (training,) if training else self._quickstart(seed)
+        summed = None
+        if normalization == "mean" and training is None and "sum" in config.normalizations:
+            # An untrained model is asked by both: once will do.
+            summed = self._asked(asked, "sum", seed, source, what, questions, views)
+            needs = (summed,)
 
         def work(out: Path) -> None:
             path = fill(asked.path, self._places(seed))
-            model, tokenizer = last_model(path, training.key if training else "")
             rows = questions()
             for view in range(views):
+                turned, file = permute_options(rows, view) if view else rows, out / f"{view}.npz"
+                if summed is not None:
+                    means(load_views(summed)[view], load_tokenizer(path), turned, config.prompt_format()).save(file)
+                    continue
+                model, tokenizer = last_model(path, training.key if training else "")
                 predict_options(
                     model,
                     tokenizer,
-                    permute_options(rows, view) if view else rows,
+                    turned,
                     prompt_format=config.prompt_format(),
                     normalization=normalization,
                     batch_size=config.batch_size,
-                    output_path=out / f"{view}.npz",
+                    output_path=file,
                 )
 
-        needs = (training,) if training else self._quickstart(seed)
         folder = asked.folder / normalization / f"{slug(source)}-{what}"
         kind = "trained" if training else "untrained"
         return self._stage(folder, f"ask {kind}: {source}, {what.partition('-seed')[0]}", made_of, work, needs)

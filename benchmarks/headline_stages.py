@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ import numpy as np
 import yaml
 from datasets import Dataset
 from headline_config import Source
+from transformers import PreTrainedTokenizerBase
 
 from hf_calib import __version__, load_questions
 from hf_calib.cli import main as hf_calib
-from hf_calib.data.mcq import deduplicate_questions, split_questions
+from hf_calib.data.mcq import PromptFormat, deduplicate_questions, split_questions
 from hf_calib.loading import load_model
+from hf_calib.options import OptionEncoder
 from hf_calib.posthoc import PostHocCalibrator, cross_validate, fit_calibrator, softmax
 from hf_calib.predictions import OptionPredictions
 from hf_calib.report import write_json
@@ -103,6 +105,17 @@ def load_views(stage: Stage, part: str = ".") -> list[OptionPredictions]:
     """What a stage has predicted (in a part of its folder), once for each order of the options."""
     files = sorted((stage.folder / part).glob("*.npz"), key=lambda path: int(path.stem))
     return [OptionPredictions.load(path) for path in files]
+
+
+def means(
+    summed: OptionPredictions, tokenizer: PreTrainedTokenizerBase, questions: Dataset, prompt_format: PromptFormat
+) -> OptionPredictions:
+    """Sums of the log-likelihoods of an option's tokens as their means, without asking the model again."""
+    encoder, option_logits = OptionEncoder(tokenizer, prompt_format), summed.option_logits.copy()
+    for row, question in zip(option_logits, questions, strict=True):
+        counts = np.bincount(encoder.encode(question)["option_index"])
+        row[: len(counts)] /= counts
+    return replace(summed, option_logits=option_logits, metadata={**summed.metadata, "normalization": "mean"})
 
 
 @lru_cache(maxsize=1)

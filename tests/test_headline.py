@@ -29,6 +29,7 @@ import headline  # noqa: E402
 from headline_cells import Place, compare, measure, over_seeds, read_bar  # noqa: E402
 from headline_config import Bar, Method, read_config  # noqa: E402
 from headline_plan import Plan  # noqa: E402
+from headline_stages import means  # noqa: E402
 
 
 # A run, whole
@@ -100,6 +101,26 @@ def test_questions_without_answers_are_all_that_labels_are_drawn_from(config, tm
         assert "answer" not in unlabelled.column_names and len(labels) == 40
         assert unlabelled["id"] == pools._pools(0, name)[0]["id"] and set(labels["id"]) <= set(unlabelled["id"])
         assert "reference_kl" in (model / "train.log").read_text()
+
+
+def test_an_untrained_model_is_asked_once_for_sum_and_mean(tiny_tokenizers, tiny_llama):
+    tokenizer = tiny_tokenizers["gpt2"]
+    rows = [(["ice", "carbon dioxide or water"], 0), (["Mars", "Jupiter, the largest", "blue"], 2)]
+    questions = Dataset.from_list(
+        [
+            {"id": str(n), "question": "Which is it?", "choices": choices, "answer": answer}
+            for n, (choices, answer) in enumerate(rows)
+        ]
+    )
+    asked = {"prompt_format": PromptFormat("text", chat_template=False), "progress": False}
+    summed, expected = (
+        predict_options(tiny_llama(tokenizer), tokenizer, questions, normalization=normalization, **asked)
+        for normalization in ("sum", "mean")
+    )
+    derived = means(summed, tokenizer, questions, asked["prompt_format"])
+    assert not np.allclose(summed.probabilities, expected.probabilities, atol=0.05)
+    np.testing.assert_allclose(derived.option_logits, expected.option_logits, rtol=1e-5)
+    np.testing.assert_array_equal(derived.option_mass, expected.option_mass)
 
 
 def test_killed_and_resumed_it_says_the_same(config, tmp_path, monkeypatch, capsys):
