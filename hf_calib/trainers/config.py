@@ -46,7 +46,7 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
             A model to stay near in what it makes of the training questions' options, whatever their labels: best the one
             that preference alignment began with, which often is calibrated still. It is asked as the model is, once, before
             training, and must have its vocabulary.
-        reference_weight (`float`, *optional*, defaults to `1.0`):
+        reference_weight (`float`, *optional*, defaults to `10.0`):
             Weight of KL(q_ref || q) over the options, in nats a question; at least 0.
         reference_pseudo_count (`float`, *optional*, defaults to `200.0`):
             The reference itself is calibrated first, by a temperature fitted on all labels (it has learnt none of them) and
@@ -86,7 +86,7 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
         metadata={"help": "Model to stay near over the options, such as the one from before preference alignment."},
     )
     reference_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the divergence from the reference model, at least 0."}
+        default=10.0, metadata={"help": "Weight of the divergence from the reference model, at least 0."}
     )
     reference_pseudo_count: float = field(
         default=200.0,
