@@ -10,7 +10,17 @@ from collections.abc import Sequence
 import yaml
 
 from . import __version__
-from .commands import calibrate, diagnose, evaluate, quickstart, register, train
+from .commands import (
+    calibrate,
+    card,
+    diagnose,
+    evaluate,
+    push,
+    quickstart,
+    register,
+    train,
+    verify,
+)
 from .launch import leave_process_group
 
 
@@ -20,6 +30,9 @@ _COMMANDS = {
     "diagnose": diagnose,
     "calibrate": calibrate,
     "train": train,
+    "card": card,
+    "push": push,
+    "verify": verify,
     "quickstart": quickstart,
     "register": register,
 }
