@@ -49,8 +49,8 @@ _REFERENCES = re.compile(r"^## Citations?\b", re.MULTILINE)
 _DESCRIBED = ("before", "with_calibrator")  # further sets of results inside a results.json
 
 _MEANINGS = {
-    CALIBRATABLE: "Accuracy and calibration go together here: nothing stands in the way of a confidence that can be "
-    "taken at its word.",
+    CALIBRATABLE: "Accuracy and calibration go together here: what calibration error there is can be repaired without giving up "
+    "accuracy.",
     NON_CALIBRATABLE: "The accuracy is higher than a calibrated model of this knowledge has on new questions, as where answers "
     "were memorised: calibration error and target calibration error cannot both vanish, and the confidence holds on such "
     "questions only.",
@@ -176,9 +176,10 @@ class CalibrationCard:
 
     def usage(self) -> str:
         """Python that loads the model and asks it as it was asked here."""
-        auto, source = "AutoModelForCausalLM", "transformers"
+        imports, auto = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
         if self.results.get("adapter"):
-            auto, source = "AutoPeftModelForCausalLM", "peft"
+            auto = "AutoPeftModelForCausalLM"
+            imports = [f"from peft import {auto}", "from transformers import AutoTokenizer"]
         name = self.results.get("repo_id") or self.results.get("model") or "org/model"
         protocol = EvaluationProtocol.of(self.results)
         asked = [repr(protocol.scoring)]
@@ -192,8 +193,8 @@ class CalibrationCard:
         if calibrated := self.results.get("with_calibrator"):
             public.insert(1, "load_calibrator")
         lines = [
-            f"from {source} import {auto}",
-            "from transformers import AutoTokenizer",
+            *imports,
+            "",
             f"from hf_calib import {', '.join(public)}",
             "",
             f"model = {auto}.from_pretrained({name!r})",

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 
-# Arguments that may hold a secret, or that say what becomes of the result rather than how it is made.
-_SECRETS = ("hub_token", "token", "env")
+# Arguments that may hold a secret.
+_SECRETS = ("hub_token", "env")
 
 
 def without_secrets(text: str) -> str:
@@ -33,13 +33,14 @@ def effective_recipe(argv: Sequence[str]) -> str:
             Arguments of `hf-calib train`.
 
     Returns:
-        `str`: a recipe that trains the same, in YAML.
+        `str`: a recipe that trains the same, in YAML; that it was pushed, and where to, is left out.
     """
     given = _arguments(argv)
     config = given.pop("config", None)
     recipe = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {} if config else {}
     recipe |= given
-    return _dump({name: value for name, value in recipe.items() if name not in _SECRETS})
+    published = {name: value for name, value in recipe.items() if not name.startswith(("hub_", "push_to_hub"))}
+    return without_secrets(_dump(published))
 
 
 def shown_command(argv: Sequence[str]) -> str:

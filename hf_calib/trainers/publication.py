@@ -95,6 +95,10 @@ def training_record(
     settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name, None) is not None}
     if settings.get("max_steps", 0) <= 0:
         settings.pop("max_steps", None)
+    if not getattr(args, "takes_e_steps", True):
+        settings = {name: value for name, value in settings.items() if not name.startswith("em_")}
+    if not getattr(args, "has_reference", True):
+        settings.pop("reference_weight", None)
     settings["batch size"] = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
     )
