@@ -363,7 +363,13 @@ class Handler(BaseHTTPRequestHandler):
                 raise HubError(400, "Can only commit on a branch")
             proposal = repo.open_pull_request(head) if self.proposes() else None
             commit = repo.add_commit(
-                f"pr-{proposal}" if proposal else rev, header.get("summary", ""), header.get("description", ""), self.user(), write, link, delete
+                f"pr-{proposal}" if proposal else rev,
+                header.get("summary", ""),
+                header.get("description", ""),
+                self.user(),
+                write,
+                link,
+                delete,
             )
         prefix = "" if kind == "models" else f"{kind}/"
         self.send_json(
@@ -372,7 +378,11 @@ class Handler(BaseHTTPRequestHandler):
                 "commitOid": commit["id"],
                 "hookOutput": "",
                 "commitUrl": f"{self.server.url}/{prefix}{repo.id}/commit/{commit['id']}",
-                **({"pullRequestUrl": f"{self.server.url}/{prefix}{repo.id}/discussions/{proposal}"} if proposal else {}),
+                **(
+                    {"pullRequestUrl": f"{self.server.url}/{prefix}{repo.id}/discussions/{proposal}"}
+                    if proposal
+                    else {}
+                ),
             }
         )
 

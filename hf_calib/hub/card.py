@@ -17,7 +17,7 @@ from ..data.prompts import DEFAULT_TEMPLATES
 from ..evaluation import groups_of
 from ..regime import CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED
 from ..report import markdown_table
-from .markup import BEGIN, END, render
+from .markup import BEGIN, END, escape, render
 from .protocol import EvaluationProtocol, is_hub_id
 
 
@@ -154,13 +154,16 @@ class CalibrationCard:
             if not data.get(key):
                 data[key] = value
         data.pop("licence", None)  # so TRL writes it, with the value "license"
-        data.base_model = data.base_model or training.get("base_model")
+        if not _on_hub(data.base_model):  # PEFT writes the folder of the base model, in a tag too
+            named = (training.get("base_model"), self.results.get("inherited", {}).get("base_model"))
+            data.base_model = next(filter(_on_hub, named), None)
         data.datasets = data.datasets or training.get("hub_datasets") or None
         data.library_name = "peft" if self.results.get("adapter") else data.library_name or "transformers"
         data.pipeline_tag = data.pipeline_tag or "text-generation"
         objective = training.get("settings", {}).get("objective")
         tags = ["calibration", "hf_calib", *([objective] if objective in ("cft", "rcft") else [])]
         kept = [data.tags] if isinstance(data.tags, str) else data.tags or []
+        kept = [tag for tag in kept if not tag.startswith("base_model:") or is_hub_id(tag.rpartition(":")[2])]
         data.tags = [*kept, *(tag for tag in tags if tag not in kept)]
         if ours := self.eval_results():
             theirs = [
@@ -224,6 +227,7 @@ class CalibrationCard:
     def section(self) -> str:
         """The calibration section in Markdown, between its markers."""
         groups = groups_of(self.results)
+        shown = [{**stage, "stage": escape(stage["stage"])} for stage in self.stages]
         content = render(
             "calibration.md.j2",
             card=self,
@@ -234,7 +238,7 @@ class CalibrationCard:
             figures=self.results.get("figures", {}),
             protocol=EvaluationProtocol.of(self.results),
             on_hub=is_hub_id(self.results.get("dataset")),
-            table=markdown_table(self.stages, empty_columns=False) if self.stages else "",
+            table=markdown_table(shown, empty_columns=False) if shown else "",
             groups=groups,
             off=[
                 name for name, group in groups.items() if group["ece_p_value_holm"] < self.results.get("alpha", 0.05)
@@ -256,7 +260,9 @@ class CalibrationCard:
         """
         card = ModelCard(existing, ignore_metadata_errors=True) if existing else None
         data = self.card_data(card.data if card else None)
-        text = card.text if card else render("model_card.md.j2", results=self.results)
+        # PEFT saves a form with every adapter, which nobody has filled in.
+        written = card is not None and card.text.count("[More Information Needed]") < 5
+        text = card.text if written else render("model_card.md.j2", results=self.results)
         section = self.section()
         if BEGIN in text and END in text.partition(BEGIN)[2]:
             head, _, rest = text.partition(BEGIN)
@@ -324,7 +330,8 @@ def inherit(base_model: str | None, token: str | None = None) -> dict[str, Any]:
     kept = ("license", "license_name", "license_link", "language", "datasets")
     found = {key: data.get(key) for key in kept if data.get(key)}
     base = data.base_model if Path(base_model).exists() else base_model
-    return {
-        **found,
-        **({"base_model": base} if base and all(map(is_hub_id, [base] if isinstance(base, str) else base)) else {}),
-    }
+    return {**found, "base_model": base} if _on_hub(base) else found
+
+
+def _on_hub(base_model: str | list[str] | None) -> bool:
+    return bool(base_model) and all(map(is_hub_id, [base_model] if isinstance(base_model, str) else base_model))

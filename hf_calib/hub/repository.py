@@ -36,6 +36,10 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
         yield
     except (LocalTokenNotFoundError, HTTPError, OfflineModeIsEnabled, ConnectionError, EntryNotFoundError) as error:
         raise HubError(_explanation(error, repo_id, revision)) from error
+    except RuntimeError as error:  # which the upload of a large file wraps its error in
+        if not isinstance(error.__cause__, HTTPError):
+            raise
+        raise HubError(_explanation(error.__cause__, repo_id, revision)) from error
 
 
 def _explanation(error: Exception, repo_id: str, revision: str | None) -> str:
@@ -115,6 +119,8 @@ class Repository:
     ):
         self.api, self.repo_type, self.revision, self.create_pr = HfApi(), repo_type, revision, create_pr
         with explained(repo_id, revision):
+            if get_token() is None:
+                raise LocalTokenNotFoundError
             if create_pr:
                 self.id = repo_id
             else:

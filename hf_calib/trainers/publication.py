@@ -192,8 +192,6 @@ class Publication:
                            "`hf-calib evaluate` and `hf-calib push` add the evaluation.")  # fmt: skip
         if not trainer.is_world_process_zero():
             return
-        trainer.create_model_card(model_name=args.hub_model_id.rpartition("/")[2])
-        _name_base_model(folder / CARD, self.record["base_model"])
         evaluation = Evaluation.load(place) if (place / RESULTS).is_file() else None
         before = Evaluation.load(place / "before") if (place / "before" / RESULTS).is_file() else None
         command = f"hf-calib push --model {folder} --repo_id {args.hub_model_id}"
@@ -210,13 +208,16 @@ class Publication:
         print(f"Published: {commit.commit_url}")
 
 
-def _name_base_model(card: Path, base_model: str) -> None:
-    """TRL writes "None" where the base model is a local folder."""
-    text = card.read_text(encoding="utf-8")
-    card.write_text(text.replace("[None](https://huggingface.co/None)", Path(base_model).name), encoding="utf-8")
-
-
-def write_record(trainer: Trainer, record: Mapping[str, Any]) -> None:
-    """Leave the record beside the model, for `hf-calib push`."""
-    if trainer.is_world_process_zero():
-        write_json(Path(trainer.args.output_dir) / TRAINING_RECORD, record)
+def describe(trainer: Trainer, record: Mapping[str, Any]) -> None:
+    """Leave TRL's card and the record beside the model, for `hf-calib push`."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.args.output_dir)
+    name = trainer.args.hub_model_id or folder.absolute().name
+    trainer.create_model_card(model_name=name.rpartition("/")[2])
+    card = (folder / CARD).read_text(encoding="utf-8")
+    # TRL writes "None" where the base model is a local folder, and where the model is pushed to, which may be nowhere.
+    card = card.replace("[None](https://huggingface.co/None)", Path(record["base_model"]).name)
+    card = card.replace('model="None"', f'model="{name}"')
+    (folder / CARD).write_text(card, encoding="utf-8")
+    write_json(folder / TRAINING_RECORD, record)

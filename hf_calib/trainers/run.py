@@ -30,7 +30,7 @@ from .config import CalibratedSFTConfig
 from .data import TEXT_COLUMNS
 from .dpo import CalibratedDPOTrainer
 from .dpo_config import CalibratedDPOConfig
-from .publication import Publication, prepare_push, training_record, write_record
+from .publication import Publication, describe, prepare_push, training_record
 from .sft import CalibratedSFTTrainer
 from .sources import DataSources
 
@@ -329,7 +329,7 @@ def run_training(trainer: Trainer) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)  # which is not to push: that comes once, at the end
     trainer.save_state()
-    write_record(trainer, trainer.training_record)
+    describe(trainer, trainer.training_record)
     _predict_held_out(trainer)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()

@@ -22,10 +22,21 @@ def test_everything_in_one_commit_and_loads_as_it_is(hub, api, example, capsys):
     assert "alice/whole/commit/" in capsys.readouterr().out
     assert len(api.list_repo_commits("alice/whole")) == 2  # the first made the repository
     held = set(api.list_repo_files("alice/whole"))
-    wanted = {"README.md", "config.json", "model.safetensors", "results.json", "reliability.png", "regime.png", "groups.png"}
+    wanted = {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "results.json",
+        "reliability.png",
+        "regime.png",
+        "groups.png",
+    }
     assert wanted | {"calibrator/calibrator.json", "calibrator/calibrator.safetensors", "predictions.npz"} <= held
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained("alice/whole"), AutoTokenizer.from_pretrained("alice/whole")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained("alice/whole"),
+        AutoTokenizer.from_pretrained("alice/whole"),
+    )
     assert pipeline("text-generation", model=model, tokenizer=tokenizer)("the", max_new_tokens=2)
     card = ModelCard.load("alice/whole")
     card.validate()
@@ -55,7 +66,10 @@ def test_again_changes_nothing_and_what_was_written_around_stays(hub, api, examp
         repo_id="alice/again",
     )
     (example.folder / "model" / "README.md").unlink()
-    assert main(example.call("alice/again", "--calibrator", str(example.folder / "calibration/calibrators/temperature"))) == 0
+    assert (
+        main(example.call("alice/again", "--calibrator", str(example.folder / "calibration/calibrators/temperature")))
+        == 0
+    )
     again = ModelCard.load("alice/again")
     assert again.text.count("Written by hand.") == again.text.count("## Calibration") == 1
     assert "+ temperature" in again.text.lower()
@@ -137,7 +151,10 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
         (lambda folder: (folder / "model" / "model.safetensors").unlink(), "no weights as safetensors"),
         (lambda folder: (folder / "model" / "tokenizer_config.json").unlink(), "no tokenizer"),
         (lambda folder: shutil.rmtree(folder / "after"), "name the evaluation of the model with --evaluation"),
-        (lambda folder: shutil.copytree(folder / "before", folder / "after", dirs_exist_ok=True), "its weights are others"),
+        (
+            lambda folder: shutil.copytree(folder / "before", folder / "after", dirs_exist_ok=True),
+            "its weights are others",
+        ),
         (lambda folder: shutil.copy(folder / "calibration" / "predictions.npz", folder / "after"), None),
         (lambda folder: (folder / "after" / "results.json").write_text("{"), "is no results.json"),
     ],
