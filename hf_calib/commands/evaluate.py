@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .arguments import PredictionArguments, load_predictions
+from .arguments import PredictionArguments
 from .parser import command_parser
 
 
@@ -63,6 +63,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     (args,) = command_parser(
         "evaluate", EvaluateArguments, DESCRIPTION, "--model MODEL --dataset DATASET", _EXAMPLES
     ).parse_args_and_config(argv)
+    from ..hub.prediction_dataset import load_predictions
     from ..hub.protocol import EvaluationProtocol
     from ..report import check_output_dir, evaluation_results, print_groups, print_table, write_evaluation
 

@@ -263,8 +263,7 @@ def _draw(
         mine = evaluation.predictions
         figures["groups.png"] = group_diagram(mine.probabilities, mine.labels, mine.subjects, **drawing)
     for name, figure in figures.items():
-        save_figure(figure, (folder / name).with_suffix(""))
-        (folder / name).with_suffix(".svg").unlink()
+        save_figure(figure, folder / name, svg=False)
     return {name: FIGURES[name] for name in figures}
 
 
