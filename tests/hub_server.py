@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         self.namespaces()
         return True
 
-    # ---- two hooks, overridden in xet_local.py ---------------------------------------------------
+    # ---- two hooks, overridden in xet_hub.py ---------------------------------------------------
 
     def stored(self, sha256: str) -> bool:
         return (self.server.root / "lfs" / sha256).is_file()

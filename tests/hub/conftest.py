@@ -9,6 +9,7 @@ import huggingface_hub
 import pytest
 from hub_server import serve
 from huggingface_hub import HfApi
+from transformers.utils.hub import hf_api
 
 from hf_calib.cli import main
 from hf_calib.data.world import World
@@ -41,6 +42,7 @@ def use_hub(monkeypatch, url: str, cache: Path, token: str = "hf_alice") -> None
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
+    monkeypatch.setattr(hf_api(), "endpoint", url)  # that of transformers, kept once made
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")

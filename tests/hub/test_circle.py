@@ -105,13 +105,13 @@ def test_anyone_loads_it_and_verifies_it(trained, hub, tmp_path, capsys):
 
 
 def test_other_questions_are_recognised(trained, hub, tmp_path, capsys):
-    World().questions(120, seed=5).to_parquet(tmp_path / "others.parquet")
+    World().questions(120, seed=1).to_parquet(tmp_path / "others.parquet")
     assert main(["verify", "alice/circle", "--dataset", str(tmp_path / "others.parquet"), "--batch_size", "64"]) == 0
     assert "asked 120 other questions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("sample", "key", "value"), [(None, "ece", 0.01), ("100", "ece", 0.0), ("100", "accuracy", 0.9)]
+    ("sample", "key", "value"), [(None, "ece", 0.01), ("100", "ece", 0.9), ("100", "accuracy", 0.9)]
 )
 def test_a_claim_that_does_not_hold(trained, hub, api, tmp_path, sample, key, value, capsys):
     folder, _ = trained
