@@ -21,6 +21,7 @@ _MODULE_OF = {
     "EMCalibrator": "em_ece",
     "em_ece_loss": "em_ece",
     "OptionEvaluator": "evaluator",
+    "load_calibrator": "hub.calibrator",
     "fold_temperature": "folding",
     "order_report": "option_order",
     "metric_path": "paths",

@@ -10,7 +10,19 @@ from collections.abc import Sequence
 import yaml
 
 from . import __version__
-from .commands import calibrate, diagnose, evaluate, quickstart, register, train
+from .commands import (
+    calibrate,
+    card,
+    diagnose,
+    evaluate,
+    push,
+    push_metric,
+    push_predictions,
+    quickstart,
+    register,
+    train,
+    verify,
+)
 from .launch import leave_process_group
 
 
@@ -20,6 +32,11 @@ _COMMANDS = {
     "diagnose": diagnose,
     "calibrate": calibrate,
     "train": train,
+    "card": card,
+    "push": push,
+    "push-predictions": push_predictions,
+    "push-metric": push_metric,
+    "verify": verify,
     "quickstart": quickstart,
     "register": register,
 }

@@ -21,6 +21,7 @@ def load_model(
     attn_implementation: str | None = None,
     revision: str = "main",
     trust_remote_code: bool = False,
+    use_safetensors: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load a model for evaluation, on this process's accelerator if there is one.
@@ -36,6 +37,9 @@ def load_model(
             Revision on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run code that the repository brings.
+        use_safetensors (`bool`, *optional*):
+            `True`: no pickled weights are read, of the model or of an adapter's base model. By default they are where there are
+            no others.
 
     Returns:
         `tuple`: model, in evaluation mode, and tokenizer.
@@ -58,6 +62,7 @@ def load_model(
         name_or_path,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         attn_implementation=attn_implementation,
+        use_safetensors=use_safetensors,
         **options,
     )
     unwrap_causal_lm(model)  # refuses what cannot be scored

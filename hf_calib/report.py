@@ -192,10 +192,12 @@ def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
     Console(width=max(Console().width, 140)).print(table)
 
 
-def markdown_table(stages: Sequence[Mapping[str, Any]]) -> str:
-    """The table of [`results_table`] in Markdown."""
+def markdown_table(stages: Sequence[Mapping[str, Any]], empty_columns: bool = True) -> str:
+    """The table of [`results_table`] in Markdown, perhaps without the columns in which there is nothing."""
     rows = [["stage", *_COLUMNS], ["---", *("---:" for _ in _COLUMNS)]]
     rows += [[stage["stage"], *_cells(stage)] for stage in stages]
+    if not empty_columns:
+        rows = zip(*(column for column in zip(*rows, strict=True) if {"–"} != set(column[2:])), strict=True)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -8,7 +8,7 @@ Clients need, set before they are imported:
     HF_HUB_DISABLE_XET=1           no answer of a server turns huggingface_hub 2.4 from xet to plain LFS
     HF_UPDATE_DOWNLOAD_COUNTS=0    else evaluate also sends HEAD requests to s3.amazonaws.com
 
-Left out: xet, git itself, pull requests, pagination, gated repositories, Spaces that run.
+Left out: xet (see xet_hub.py), git itself, discussions (a pull request is its first commit), pagination, gated repositories, Spaces that run.
 """
 
 from __future__ import annotations
@@ -120,7 +120,14 @@ class Handler(BaseHTTPRequestHandler):
             raise HubError(403, f"Authorization error: you don't have write access to {repo.id}")
         return repo
 
-    # ---- two hooks, overridden in xet_local.py ---------------------------------------------------
+    def proposes(self) -> bool:
+        """Whether a commit is to be a pull request, for which reading rights and a token are enough."""
+        if self.query.get("create_pr") not in (["1"], ["true"], ["True"]):
+            return False
+        self.namespaces()
+        return True
+
+    # ---- two hooks, overridden in xet_hub.py ---------------------------------------------------
 
     def stored(self, sha256: str) -> bool:
         return (self.server.root / "lfs" / sha256).is_file()
@@ -288,7 +295,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", f"/api/{KIND}/{ID}/preupload/{REV}")
     def preupload(self, body, kind, ns, name, rev):
-        repo = self.repo(kind, ns, name, write=True)
+        repo = self.repo(kind, ns, name, write=not self.proposes())
         commit, answer = repo.commit(rev), []
         for file in json.loads(body)["files"]:
             lfs, known = repo.is_lfs(file["path"], file["size"], commit["id"]), commit["files"].get(file["path"])
@@ -305,7 +312,8 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", rf"/{KIND_PREFIX}{ID}\.git/info/lfs/objects/batch")
     def lfs_batch(self, body, kind, ns, name):
-        self.repo(kind, ns, name, write=True)
+        self.namespaces()  # whoever may read may propose, and so upload
+        self.repo(kind, ns, name)
         objects = []
         for wanted in json.loads(body)["objects"]:
             upload = {"upload": {"href": f"{self.server.url}/lfs/{wanted['oid']}"}}
@@ -323,7 +331,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", f"/api/{KIND}/{ID}/commit/{REV}")
     def make_commit(self, body, kind, ns, name, rev):
-        repo = self.repo(kind, ns, name, write=True)
+        repo = self.repo(kind, ns, name, write=not self.proposes())
         header, write, link, delete = {}, {}, {}, []
         for line in body.splitlines():
             item = json.loads(line)
@@ -353,8 +361,15 @@ class Handler(BaseHTTPRequestHandler):
                 raise HubError(412, "A commit has happened since. Please refresh and try again.")
             if not (repo.dir / "refs" / rev).is_file():
                 raise HubError(400, "Can only commit on a branch")
+            proposal = repo.open_pull_request(head) if self.proposes() else None
             commit = repo.add_commit(
-                rev, header.get("summary", ""), header.get("description", ""), self.user(), write, link, delete
+                f"pr-{proposal}" if proposal else rev,
+                header.get("summary", ""),
+                header.get("description", ""),
+                self.user(),
+                write,
+                link,
+                delete,
             )
         prefix = "" if kind == "models" else f"{kind}/"
         self.send_json(
@@ -363,6 +378,11 @@ class Handler(BaseHTTPRequestHandler):
                 "commitOid": commit["id"],
                 "hookOutput": "",
                 "commitUrl": f"{self.server.url}/{prefix}{repo.id}/commit/{commit['id']}",
+                **(
+                    {"pullRequestUrl": f"{self.server.url}/{prefix}{repo.id}/discussions/{proposal}"}
+                    if proposal
+                    else {}
+                ),
             }
         )
 

@@ -75,7 +75,14 @@ class Repo:
     def meta(self) -> dict:
         return json.loads((self.dir / "meta.json").read_text())
 
+    def open_pull_request(self, head: str) -> int:
+        """A branch `refs/pr/N` at a commit, kept as `refs/pr-N`; returns N."""
+        number = 1 + len(list((self.dir / "refs").glob("pr-*")))
+        (self.dir / "refs" / f"pr-{number}").write_text(head)
+        return number
+
     def commit_id(self, rev: str) -> str:
+        rev = re.sub(r"^refs/pr/(\d+)$", r"pr-\1", rev)
         if re.fullmatch(r"[\w.-]+", rev):
             for folder in ("refs", "tags"):
                 if (self.dir / folder / rev).is_file():

@@ -232,7 +232,20 @@ def test_a_recipes_configuration_is_not_asked_of_a_folder(world_dir, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["quickstart"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["train"],
+        ["evaluate"],
+        ["quickstart"],
+        ["card"],
+        ["push"],
+        ["verify"],
+        ["push-predictions"],
+        ["push-metric"],
+    ],
+)
 def test_help_teaches_by_example(capsys, command):
     assert main([*command, "--help"]) == 0
     out = capsys.readouterr().out

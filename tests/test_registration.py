@@ -93,15 +93,6 @@ def test_path_and_clone(python):
     assert [float(line) for line in python(code).split()] == pytest.approx([0.1, 0.1])
 
 
-def test_space(python, hub):
-    """The folder as it is makes a Space, from which others load the metric."""
-    api, space = HfApi(endpoint=hub.url, token="hf_alice"), {"repo_id": "alice/ece_regime", "repo_type": "space"}
-    api.create_repo(**space, space_sdk="gradio")
-    api.upload_folder(**space, folder_path=hf_calib.metric_path(), ignore_patterns=["__pycache__/*"])
-    assert {"README.md", "app.py", "ece_regime.py", "requirements.txt"} <= set(api.list_repo_files(**space))
-    assert float(python(LOAD.format(name="alice/ece_regime"))) == pytest.approx(0.1)
-
-
 def test_survives_an_upgrade(python, tmp_path):
     """The registered script imports the package that is installed when it is loaded."""
     site, root = tmp_path / "site", Path(hf_calib.__file__).parents[1]

@@ -112,11 +112,3 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
             output_path=output_path,
             resume=self.resume,
         )
-
-
-def load_predictions(path: str) -> OptionPredictions:
-    """Predictions from the output folder of `hf-calib evaluate`, or from an `.npz` file."""
-    from ..predictions import OptionPredictions
-
-    place = Path(path)
-    return OptionPredictions.load(place / "predictions.npz" if place.is_dir() else place)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import MeasuringArguments, load_predictions
+from .arguments import MeasuringArguments
 from .parser import command_parser
 
 
@@ -71,6 +71,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         "calibrate", CalibrateArguments, DESCRIPTION, "--predictions PREDICTIONS", _EXAMPLES
     ).parse_args_and_config(argv)
     from ..comparison import choice_sentence, compare_calibrators, comparison_stages, write_comparison
+    from ..hub.prediction_dataset import load_predictions
     from ..report import check_output_dir, print_table
 
     output_dir = check_output_dir(args.output_dir)

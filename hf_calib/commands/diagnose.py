@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arguments import PredictionArguments, load_predictions
+from .arguments import PredictionArguments
 from .parser import command_parser
 
 
@@ -90,6 +90,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     usage = "{--base_model BASE --model MODEL --dataset DATASET | --base_predictions BASE --predictions PREDICTIONS}"
     (args,) = command_parser("diagnose", DiagnoseArguments, DESCRIPTION, usage, _EXAMPLES).parse_args_and_config(argv)
     from ..diagnosis import same_questions
+    from ..hub.prediction_dataset import load_predictions
     from ..report import check_output_dir
 
     output_dir = check_output_dir(args.output_dir)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .arguments import PredictionArguments, load_predictions
+from .arguments import PredictionArguments
 from .parser import command_parser
 
 
@@ -63,6 +63,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     (args,) = command_parser(
         "evaluate", EvaluateArguments, DESCRIPTION, "--model MODEL --dataset DATASET", _EXAMPLES
     ).parse_args_and_config(argv)
+    from ..hub.prediction_dataset import load_predictions
+    from ..hub.protocol import EvaluationProtocol
     from ..report import check_output_dir, evaluation_results, print_groups, print_table, write_evaluation
 
     output_dir = check_output_dir(args.output_dir)
@@ -79,7 +81,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         predictions = args.predict(model, tokenizer, questions, output_dir / "predictions.npz")
         if not PartialState().is_main_process:
             return
-        described = {"model": args.model, "dataset": args.dataset, "scoring": args.scoring, "seed": args.seed}
+        described = {"model": args.model, **EvaluationProtocol.of(args).statement(predictions, tokenizer)}
         options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha}
         if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
             options["groups"] = predictions.subjects

@@ -55,6 +55,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
     from trl import ModelConfig
 
+    from ..hub.recipe import effective_recipe, shown_command
     from ..trainers.run import TRAINERS, TrainArguments, build_trainer, run_training
 
     name = _trainer_name(argv)
@@ -68,4 +69,5 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         _EXAMPLES,
     )
     trainer = build_trainer(*parser.parse_args_and_config([*cpu_training_arguments(), *argv]))
+    trainer.training_record |= {"command": shown_command(argv), "recipe": effective_recipe(argv)}
     return lambda: run_training(trainer)

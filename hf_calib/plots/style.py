@@ -77,7 +77,7 @@ def wilson_interval(rate, counts, z: float = 1.96) -> tuple[np.ndarray, np.ndarr
     return centre - margin, centre + margin
 
 
-def save_figure(figure: Figure, path) -> tuple[Path, Path]:
+def save_figure(figure: Figure, path, svg: bool = True) -> tuple[Path, Path | None]:
     """
     Write a figure as PNG (200 dpi) and as SVG.
 
@@ -87,17 +87,20 @@ def save_figure(figure: Figure, path) -> tuple[Path, Path]:
         path (`str` or `PathLike`):
             Where to; an ending of `.png` or `.svg` may be given and is replaced for the other one. Missing folders are
             made.
+        svg (`bool`, *optional*, defaults to `True`):
+            `False` for the PNG alone.
 
     Returns:
-        `tuple[Path, Path]`: the PNG and the SVG.
+        `tuple[Path, Path]`: the PNG and the SVG, or `None` in its place.
     """
     import matplotlib as mpl
 
     path = Path(path)
     stem = path.with_suffix("") if path.suffix.lower() in (".png", ".svg") else path
     stem.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = stem.parent / f"{stem.name}.png", stem.parent / f"{stem.name}.svg"
+    png, vector = stem.parent / f"{stem.name}.png", stem.parent / f"{stem.name}.svg"
     with mpl.rc_context(STYLE):
         figure.savefig(png, dpi=200)
-        figure.savefig(svg, metadata={"Date": None})
+        if svg:
+            figure.savefig(vector, metadata={"Date": None})
     return png, svg

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
@@ -20,6 +20,7 @@ from trl import (
 )
 
 from ..data.prompts import PromptArguments
+from ..hub.protocol import EvaluationProtocol
 from ..loading import merge_command
 from ..options import OptionEncoder
 from ..predict import predict_options
@@ -29,6 +30,7 @@ from .config import CalibratedSFTConfig
 from .data import TEXT_COLUMNS
 from .dpo import CalibratedDPOTrainer
 from .dpo_config import CalibratedDPOConfig
+from .publication import Publication, describe, prepare_push, training_record
 from .sft import CalibratedSFTTrainer
 from .sources import DataSources
 
@@ -182,6 +184,7 @@ def build_trainer(
             "dataset_name is missing: name a parquet, jsonl or csv file, a folder, or a data set of the Hub."
         )
     check_output_dir(training_args.output_dir)
+    prepare_push(training_args)
     if str(training_args.resume_from_checkpoint).lower() in ("true", "false"):
         # On the command line the argument is text.
         training_args.resume_from_checkpoint = str(training_args.resume_from_checkpoint).lower() == "true"
@@ -222,7 +225,41 @@ def build_trainer(
                 batch_size=training_args.per_device_eval_batch_size,
             )
         )
+    held_out = len(getattr(trainer, "held_out_questions", None) or ())
+    record = training_record(
+        script_args.trainer, training_args, model_args, datasets, script_args.dataset_name, held_out
+    )
+    asked = _published_questions(script_args, training_args, datasets, collapse_questions)
+    trainer.training_record = record
+    trainer.publication = Publication(record, *asked) if training_args.push_to_hub else None
     return trainer
+
+
+def _published_questions(
+    script_args: TrainArguments,
+    training_args: SFTConfig | DPOConfig,
+    datasets: dict[str, Dataset],
+    collapse_questions: Dataset | None,
+) -> tuple[EvaluationProtocol | None, Dataset | None]:
+    """Option questions that show on a card what the training did, and how they are asked: as the trainer asks its own."""
+    names, limit, questions = script_args.collapse_dataset_name, script_args.num_collapse_examples, collapse_questions
+    if script_args.trainer == "calibrated_sft" and "eval_dataset" in datasets:
+        names, limit = script_args.eval_dataset_name or script_args.dataset_name, script_args.num_eval_examples
+        questions = datasets["eval_dataset"]
+    elif "eval_option_dataset" in datasets:
+        names, limit = script_args.eval_option_dataset_name, script_args.num_eval_option_examples
+        questions = datasets["eval_option_dataset"]
+    if questions is None:
+        return None, None
+    protocol = EvaluationProtocol(
+        dataset=" + ".join(names),
+        split=script_args.dataset_test_split,
+        limit=limit,
+        seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
+        drop_invalid=script_args.drop_invalid,
+        **{asked.name: getattr(training_args, asked.name) for asked in fields(PromptArguments)},
+    )
+    return protocol, questions
 
 
 def _load_data(
@@ -285,18 +322,23 @@ def _load_data(
 
 def run_training(trainer: Trainer) -> None:
     """Train, evaluate if there is something to evaluate on, save, and push if asked to."""
-    args = trainer.args
+    args, publication = trainer.args, trainer.publication
+    evaluation = Path(args.output_dir) / "evaluation"
+    if publication is not None:
+        publication.measure(trainer, evaluation / "before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # which is not to push: that comes once, at the end
     trainer.save_state()
+    describe(trainer, trainer.training_record)
     _predict_held_out(trainer)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.accelerator.print(f"Model saved to {args.output_dir}")
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    if publication is not None:
+        publication.measure(trainer, evaluation)
+        publication.push(trainer)
     trainer.accelerator.wait_for_everyone()  # see launch.leave_process_group
     trainer.end()
 

@@ -1,0 +1,122 @@
+"""Predictions as a data set that others load with `load_dataset`, and score again."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset, load_dataset
+from huggingface_hub.hf_api import CommitInfo
+
+from ..option_scorer import pad_rows
+from ..predictions import OptionPredictions
+from ..report import write_json
+from .card import CARD, RESULTS
+from .markup import render
+from .protocol import is_hub_id
+from .repository import HubError, Repository, download
+
+
+if TYPE_CHECKING:
+    from .publish import Evaluation
+
+DATA, METADATA = "data/test.parquet", "metadata.json"
+
+
+def as_dataset(predictions: OptionPredictions) -> Dataset:
+    """
+    A row for each question: `id`, `label`, `option_logits` and `probabilities` of its options, no padding; `subject` and
+    `target_probabilities` where there are any.
+    """
+    present = [np.arange(k) for k in predictions.num_options]
+
+    def rows(matrix: np.ndarray) -> list[list[float]]:
+        return [row[options].tolist() for row, options in zip(matrix, present, strict=True)]
+
+    columns = {
+        "id": predictions.ids.tolist(),
+        "label": predictions.labels.tolist(),
+        "option_logits": rows(predictions.option_logits),
+        "probabilities": rows(predictions.probabilities),
+    }
+    if predictions.subjects is not None:
+        columns["subject"] = predictions.subjects.tolist()
+    if predictions.target_probabilities is not None:
+        columns["target_probabilities"] = rows(predictions.target_probabilities)
+    return Dataset.from_dict(columns)
+
+
+def from_dataset(rows: Dataset, metadata: dict | None = None) -> OptionPredictions:
+    """Predictions back from the rows of [`as_dataset`]; float32, as they were saved."""
+    if missing := {"id", "label", "option_logits"}.difference(rows.column_names):
+        raise ValueError(f"these rows are no option predictions: they lack {', '.join(sorted(missing))}")
+    width = max(map(len, rows["option_logits"]))
+    predictions = OptionPredictions(
+        option_logits=pad_rows([np.float32(row) for row in rows["option_logits"]], width, -np.inf),
+        labels=np.array(rows["label"], dtype=np.int64),
+        ids=np.array(rows["id"], dtype=np.str_),
+        metadata=metadata or {},
+    )
+    if "subject" in rows.column_names:
+        predictions.subjects = np.array(rows["subject"], dtype=np.str_)
+    if "target_probabilities" in rows.column_names:
+        predictions.target_probabilities = pad_rows(rows["target_probabilities"], width, 0.0)
+    return predictions
+
+
+def publish_predictions(evaluation: Evaluation, repository: Repository, message: str | None = None) -> CommitInfo:
+    """
+    Publish predictions, and what they measure, as a data set; one commit.
+
+    Args:
+        evaluation ([`Evaluation`]):
+            What `hf-calib evaluate` wrote.
+        repository ([`Repository`]):
+            A data set.
+        message (`str`, *optional*):
+            Of the commit.
+    """
+    results, metadata = evaluation.results, dict(evaluation.predictions.metadata)
+    for content, key in ((results, "model"), (results, "dataset"), (metadata, "model")):
+        if (name := content.get(key)) and not is_hub_id(name):
+            content[key] = Path(name).name
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        (folder / DATA).parent.mkdir()
+        as_dataset(evaluation.predictions).to_parquet(folder / DATA)
+        write_json(folder / RESULTS, results)
+        write_json(folder / METADATA, metadata)
+        card = render(
+            "predictions.md.j2",
+            repo_id=repository.id,
+            results=results,
+            columns=as_dataset(evaluation.predictions).column_names,
+        )
+        (folder / CARD).write_text(card, encoding="utf-8")
+        return repository.commit(folder, [DATA, RESULTS, METADATA, CARD], message or "Option predictions")
+
+
+def load_predictions(path: str | Path, revision: str | None = None) -> OptionPredictions:
+    """
+    Predictions from wherever they are.
+
+    Args:
+        path (`str` or `Path`):
+            OUTPUT_DIR of `hf-calib evaluate`, an `.npz` file, a data set on the Hub that `hf-calib push-predictions` published, or the
+            `.parquet` file of one.
+        revision (`str`, *optional*):
+            On the Hub.
+    """
+    place, metadata = Path(path).expanduser(), {}
+    if not place.exists() and is_hub_id(str(path)) and place.suffix != ".npz":
+        folder = download(str(path), [DATA, METADATA], revision, repo_type="dataset")
+        if not (folder / DATA).is_file():
+            raise HubError(f"{path} holds no {DATA}: it was not published by `hf-calib push-predictions`.")
+        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        place = folder / DATA
+    if place.suffix == ".parquet":
+        return from_dataset(load_dataset("parquet", data_files=str(place), split="train"), metadata)
+    return OptionPredictions.load(place / "predictions.npz" if place.is_dir() else place)

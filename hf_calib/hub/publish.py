@@ -1,0 +1,357 @@
+"""A calibrated checkpoint in a folder that is whole before anything is sent: model, evaluation, card, calibrator, recipe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.hf_api import CommitInfo
+
+from ..loading import load_model
+from ..plots import group_diagram, regime_plane, reliability_grid, save_figure
+from ..posthoc import PostHocCalibrator
+from ..predictions import OptionPredictions
+from ..report import check_output_dir, write_evaluation, write_json
+from .card import CARD, FIGURES, RECIPE, RESULTS, CalibrationCard, inherit
+from .markup import BEGIN
+from .protocol import EvaluationProtocol, is_hub_id, questions_digest
+from .repository import Repository, explained
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+# What of a model's folder is published: no optimizer, no pickle (training_args.bin), no checkpoints, nothing that is run.
+MODEL_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "spiece.model", "*.jinja", "chat_template.json", "preprocessor_config.json",
+    "processor_config.json",
+)  # fmt: skip
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.h5")
+CALIBRATOR, PREDICTIONS = "calibrator", "predictions.npz"
+_CALIBRATOR_FILES = (f"{CALIBRATOR}/calibrator.json", f"{CALIBRATOR}/calibrator.safetensors")
+TRAINING_RECORD = "training.json"
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """
+    What `hf-calib evaluate` wrote.
+
+    Args:
+        results (`dict`):
+            Its results.json.
+        predictions ([`OptionPredictions`]):
+            Its predictions.npz.
+    """
+
+    results: dict[str, Any]
+    predictions: OptionPredictions
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Evaluation:
+        """Of an output folder of `hf-calib evaluate`, after a check that its two files belong together."""
+        folder = Path(folder)
+        results = dict(CalibrationCard.from_file(folder).results)
+        predictions = OptionPredictions.load(folder / PREDICTIONS)
+        if results.get("questions") != questions_digest(predictions.ids, predictions.labels):
+            raise ValueError(
+                f"{folder}: results.json and predictions.npz are not of the same questions, or of an earlier hf_calib; run "
+                "`hf-calib evaluate` with the same arguments again (what was predicted is kept)."
+            )
+        return cls(results, predictions)
+
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        return EvaluationProtocol.of(self.results)
+
+    def check_weights(self, weights: str, model: str | Path) -> None:
+        """An error where the evaluation is of another model than the one that is to be published with it."""
+        if self.results.get("weights") not in (None, weights):
+            raise ValueError(
+                f"the evaluation is not of {model} as it is now: its weights are others. Evaluate it again, with --resume false."
+            )
+
+
+def model_files(folder: Path) -> list[str]:
+    """Files of a model or adapter in a folder that are published."""
+    files = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and any(fnmatch(path.name, kind) for kind in MODEL_FILES)
+    )
+    if not any(name in files for name in ("config.json", "adapter_config.json")):
+        raise ValueError(f"{folder} holds neither config.json nor adapter_config.json: it is no saved model.")
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ValueError(f"{folder} holds no weights as safetensors: save the model again with save_pretrained.")
+    if "tokenizer_config.json" not in files:
+        raise ValueError(f"{folder} holds no tokenizer: save it there with tokenizer.save_pretrained.")
+    if "adapter_config.json" in files:  # a trainer may leave the configuration of the base model beside the adapter
+        files = [name for name in files if name not in ("config.json", "generation_config.json")]
+    return files
+
+
+def set_base_model(folder: Path, base_model: str | None) -> str | None:
+    """
+    The base model of an adapter, by the name that it will be loaded with; `None` if the folder holds a whole model.
+
+    Args:
+        folder (`Path`):
+            The adapter. Its adapter_config.json is rewritten where another name is given.
+        base_model (`str`, *optional*):
+            That name.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if base_model and base_model != config["base_model_name_or_path"]:
+        write_json(path, {**config, "base_model_name_or_path": base_model})
+    found = base_model or config["base_model_name_or_path"]
+    if not is_hub_id(found):
+        raise ValueError(
+            f"the adapter {folder} is on {found!r}, which is a folder of this machine: publish that model and name it with "
+            "--base_model ORG/MODEL, or publish the merged model with --merge true."
+        )
+    return found
+
+
+def write_publication(
+    folder: str | Path,
+    repo_id: str,
+    evaluation: Evaluation | None = None,
+    before: Evaluation | None = None,
+    calibrator: str | Path | None = None,
+    training: Mapping[str, Any] | None = None,
+    include_predictions: bool = False,
+    base_model: str | None = None,
+    existing_card: str | None = None,
+) -> list[str]:
+    """
+    Write everything that goes with a model into its folder.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder of the model or adapter, with its tokenizer.
+        repo_id (`str`):
+            Name that it will have.
+        evaluation ([`Evaluation`], *optional*), before ([`Evaluation`], *optional*):
+            Of this model, and of the one before its repair.
+        calibrator (`str` or `Path`, *optional*):
+            Folder of a post-hoc calibrator of this model.
+        training (`Mapping`, *optional*):
+            Record of the training, see [`training_record`].
+        include_predictions (`bool`, *optional*, defaults to `False`):
+            Publish predictions.npz too.
+        base_model (`str`, *optional*):
+            Model from which license, language and the like are taken over.
+        existing_card (`str`, *optional*):
+            Card of the repository so far. Taken where the folder has none that shows a calibration already.
+
+    Returns:
+        `list[str]`: the files to publish, relative to the folder.
+    """
+    folder = check_output_dir(folder)
+    files = model_files(folder)
+    results = _results(repo_id, evaluation, before, training)
+    results["adapter"] = "adapter_config.json" in files
+    shown: dict[str, OptionPredictions] = {}
+    if evaluation is not None:
+        if before is not None:
+            shown["before"] = before.predictions
+        shown["this model"] = evaluation.predictions
+        if calibrator is not None:
+            fitted = PostHocCalibrator.load(calibrator)
+            shown[f"+ {fitted.title}"] = calibrated = evaluation.predictions.recalibrated(fitted)
+            results["with_calibrator"] = {"calibrator": fitted.title, **evaluation.protocol.measure(calibrated)}
+    if calibrator is not None:
+        PostHocCalibrator.load(calibrator).save(folder / CALIBRATOR)
+        files += _CALIBRATOR_FILES
+    results["figures"] = _draw(folder, results, evaluation, shown)
+    files += results["figures"]
+    if training and training.get("recipe"):
+        (folder / RECIPE).write_text(training["recipe"], encoding="utf-8")
+        files.append(RECIPE)
+    if include_predictions and evaluation is not None:
+        evaluation.predictions.save(folder / PREDICTIONS)
+        files.append(PREDICTIONS)
+    results["inherited"] = inherit(base_model or (training or {}).get("base_model"))
+    write_json(folder / RESULTS, results)
+    write_card(folder, existing_card)  # reads results.json back: the card is what that alone gives
+    return [*files, RESULTS, CARD]
+
+
+def write_card(results: str | Path, existing: str | None = None) -> Path:
+    """
+    Write the card that a results.json gives beside it, on the one that is there.
+
+    Args:
+        results (`str` or `Path`):
+            A results.json, or its folder.
+        existing (`str`, *optional*):
+            Another card, taken if it shows a calibration already and the one beside results.json does not: people may have written
+            around that section.
+
+    Returns:
+        `Path`: of README.md.
+    """
+    card = CalibrationCard.from_file(results)
+    path = (Path(results) if Path(results).is_dir() else Path(results).parent) / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    if existing and BEGIN in existing and BEGIN not in (text or ""):
+        text = existing
+    try:
+        rendered = card.render(text or existing)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its front matter cannot be read ({error}); mend it, or delete the card to have it made anew."
+        ) from None
+    unfinished = path.with_name(f".{path.name}.tmp")
+    rendered.save(unfinished)
+    unfinished.replace(path)
+    return path
+
+
+def _results(
+    repo_id: str, evaluation: Evaluation | None, before: Evaluation | None, training: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Content of the results.json that is published: names instead of paths of this machine."""
+    results: dict[str, Any] = {**evaluation.results, **_named(evaluation.results)} if evaluation is not None else {}
+    results |= {"repo_id": repo_id, "model": repo_id}
+    if before is not None:
+        results["before"] = {**before.results, **_named(before.results)}
+    if training:
+        results["training"] = {
+            **{key: value for key, value in training.items() if key != "base_model"},
+            **({"base_model": training["base_model"]} if is_hub_id(training.get("base_model")) else {}),
+        }
+    return results
+
+
+def _named(results: Mapping[str, Any]) -> dict[str, Any]:
+    names = {key: results.get(key) for key in ("model", "dataset") if results.get(key)}
+    return {key: name if is_hub_id(name) else Path(name).name for key, name in names.items()}
+
+
+def _draw(
+    folder: Path, results: Mapping[str, Any], evaluation: Evaluation | None, shown: Mapping[str, OptionPredictions]
+) -> dict[str, str]:
+    """Draw what there is to show; returns each file with what it shows."""
+    for stale in FIGURES:
+        (folder / stale).unlink(missing_ok=True)
+    if evaluation is None:
+        return {}
+    drawing = evaluation.protocol.drawing
+    panels = {name: (predictions.probabilities, predictions.labels) for name, predictions in shown.items()}
+    figures = {"reliability.png": reliability_grid(panels, **drawing)}
+    stages = CalibrationCard(results).stages
+    if all(stage.get("critical_accuracy") is not None for stage in stages):
+        runs = [[stage["stage"] for stage in stages[:2]]] if "before" in results else []
+        figures["regime.png"] = regime_plane(stages, runs)
+    if "n_groups" in results:
+        mine = evaluation.predictions
+        figures["groups.png"] = group_diagram(mine.probabilities, mine.labels, mine.subjects, **drawing)
+    for name, figure in figures.items():
+        save_figure(figure, folder / name, svg=False)
+    return {name: FIGURES[name] for name in figures}
+
+
+def publish(folder: str | Path, repository: Repository, files: list[str], message: str | None = None) -> CommitInfo:
+    """
+    Send a folder that [`write_publication`] has completed, in one commit.
+
+    Weights, diagrams and calibrators of an earlier publication that are not among the files go in the same commit: what is
+    loaded from the repository is what was measured.
+
+    Args:
+        folder (`str` or `Path`), files (`list[str]`):
+            From [`write_publication`].
+        repository ([`Repository`]):
+            Where to.
+        message (`str`, *optional*):
+            Of the commit.
+    """
+    folder = Path(folder)
+    own = (*FIGURES, *_CALIBRATOR_FILES, PREDICTIONS, RECIPE)
+
+    def stale(path: str) -> bool:
+        return path in own or ("/" not in path and any(fnmatch(path, kind) for kind in (*MODEL_FILES, "*.bin")))
+
+    validate_card(folder / CARD)
+    return repository.commit(folder, files, message or "Calibrated model with its evaluation", stale)
+
+
+def validate_card(path: Path) -> None:
+    """Have the Hub check a card, as it will when it is committed; a `ValueError` says what it finds."""
+    with explained("the card"):
+        try:
+            ModelCard.load(path, ignore_metadata_errors=True).validate()
+        except ValueError as error:
+            raise ValueError(f"{path}: the Hub refuses the front matter: {error}") from None
+
+
+def open_model_repository(repo_id: str, overwrite: bool = False, **options) -> Repository:
+    """A repository for a model, after a check that the name is not taken by one that was published otherwise."""
+    repository = Repository(repo_id, **options)
+    repository.refuse_if_foreign(RESULTS, _WEIGHTS, overwrite)
+    return repository
+
+
+def copy_model(folder: Path, target: Path) -> Path:
+    """The files of a model in another folder, for a publication that is to leave its own as it is."""
+    target = check_output_dir(target)
+    for name in [*model_files(folder), *(extra for extra in (CARD, TRAINING_RECORD) if (folder / extra).is_file())]:
+        shutil.copy2(folder / name, target / name)
+    return target
+
+
+def merge_and_evaluate(
+    adapter: Path, target: Path, evaluation: Evaluation, questions: Dataset, batch_size: int = 8
+) -> Evaluation:
+    """
+    Merge an adapter into its base model, save that, and evaluate what was saved as the adapter was evaluated: the sum is rounded
+    to the type of the weights, which moves calibration.
+
+    Args:
+        adapter (`Path`), target (`Path`):
+            Folder of the adapter, and of the merged model.
+        evaluation ([`Evaluation`]):
+            Of the adapter; says how.
+        questions (`Dataset`):
+            Those of that evaluation.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Questions of the longest kind in a forward pass.
+
+    Returns:
+        [`Evaluation`]: of the merged model.
+    """
+    dtype = evaluation.protocol.dtype
+    model, tokenizer = load_model(str(adapter), dtype=dtype, use_safetensors=True)
+    check_output_dir(target)
+    model.merge_and_unload().save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    del model
+    merged, tokenizer = load_model(str(target), dtype=dtype, use_safetensors=True)
+    protocol = evaluation.protocol
+    predictions = protocol.predict(
+        merged, tokenizer, questions, batch_size, target / "evaluation" / PREDICTIONS, resume=False
+    )
+    statement = protocol.statement(predictions, tokenizer)
+    if statement["questions"] != evaluation.results["questions"]:
+        logger.warning("the merged model was asked other questions than the adapter")
+    results = {"model": str(target), **statement, **protocol.measure(predictions)}
+    write_evaluation(target / "evaluation", predictions, results, "merged", **protocol.drawing)
+    moved = results["ece"] - evaluation.results["ece"]
+    logger.warning(f"merging moved the conf-ECE by {moved:+.4f}, to {results['ece']:.4f}")
+    return Evaluation(results, predictions)

@@ -1,0 +1,79 @@
+"""The recipe of a training, as it is published: what was run in fact, and no secret in it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+# Arguments that may hold a secret.
+_SECRETS = ("hub_token", "env")
+
+
+def without_secrets(text: str) -> str:
+    """A recipe without the arguments that may hold a token."""
+    content = yaml.safe_load(text) or {}
+    if not isinstance(content, dict):
+        raise ValueError("a recipe is a YAML file of arguments and their values")
+    if not any(name in content for name in _SECRETS):
+        return text
+    return _dump({name: value for name, value in content.items() if name not in _SECRETS})
+
+
+def effective_recipe(argv: Sequence[str]) -> str:
+    """
+    What a command line amounts to: the recipe of its `--config`, with what its other arguments change.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments of `hf-calib train`.
+
+    Returns:
+        `str`: a recipe that trains the same, in YAML; that it was pushed, and where to, is left out.
+    """
+    given = _arguments(argv)
+    config = given.pop("config", None)
+    recipe = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {} if config else {}
+    recipe |= given
+    published = {name: value for name, value in recipe.items() if not name.startswith(("hub_", "push_to_hub"))}
+    return without_secrets(_dump(published))
+
+
+def shown_command(argv: Sequence[str]) -> str:
+    """The command line of a training, without what may hold a token."""
+    shown, hidden = [], False
+    for part in argv:
+        name = part.removeprefix("--").partition("=")[0] if part.startswith("--") else None
+        hidden = name in _SECRETS if name else hidden
+        if not hidden:
+            shown.append(part)
+    return shlex.join(["hf-calib", "train", *shown])
+
+
+def _arguments(argv: Sequence[str]) -> dict[str, Any]:
+    given: dict[str, list] = {}
+    name = None
+    for part in argv:
+        if part.startswith("--"):
+            name, equals, value = part.removeprefix("--").partition("=")
+            given[name] = [_value(value)] if equals else []
+        elif name is not None:
+            given[name].append(_value(part))
+    return {name: True if not values else values[0] if len(values) == 1 else values for name, values in given.items()}
+
+
+def _value(text: str) -> Any:
+    """A number or truth value as such; any other text as it is, whatever YAML makes of its braces."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (bool, int, float)) else text
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

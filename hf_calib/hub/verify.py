@@ -1,0 +1,220 @@
+"""Do the figures on a card hold? Its evaluation made again, whole or on a sample, and each figure compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .calibrator import load_calibrator
+from .card import METRICS, RESULTS, CalibrationCard
+from .protocol import EvaluationProtocol, is_hub_id, questions_digest
+from .publish import CALIBRATOR, MODEL_FILES
+from .repository import HubError, download
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.table import Table
+
+    from ..predictions import OptionPredictions
+
+# Measures that are means over questions, so that the mean of a sample has a known spread.
+_MEANS = ("accuracy", "confidence", "nll", "brier")
+_TITLES = {"ece": "conf-ECE", "cw_ece": "cw-ECE", "tce": "TCE", "nll": "NLL", "brier": "Brier", "auroc": "AUROC"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """
+    One figure of a card.
+
+    Attributes:
+        name (`str`): Key in results.json, perhaps with `with_calibrator/` before it.
+        stated (`float`): What the card says.
+        found (`float`): What came out.
+        low (`float`), high (`float`): Within what that is chance, if the card is right; of a calibration error on a sample,
+            the stated 95% interval.
+        holds (`bool`): Whether the figure holds.
+    """
+
+    name: str
+    stated: float
+    found: float
+    low: float
+    high: float
+    holds: bool
+
+
+@dataclass(eq=False)
+class Published:
+    """
+    A checkpoint with what it says of itself, from [`fetch`].
+
+    Attributes:
+        name (`str`): Its name.
+        folder (`Path`): Where its files are.
+        results (`dict`): Its results.json.
+    """
+
+    name: str
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        return EvaluationProtocol.of(self.results)
+
+
+def fetch(repo_id_or_path: str, revision: str | None = None, trust_remote_code: bool = False) -> Published:
+    """
+    Download a checkpoint and its results.json. Weights are fetched as safetensors only, code only where it is trusted.
+
+    Args:
+        repo_id_or_path (`str`):
+            A model on the Hub, or the folder of one.
+        revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
+            As in [`~hf_calib.loading.load_model`].
+    """
+    folder = Path(repo_id_or_path)
+    if not folder.is_dir():
+        patterns = [*MODEL_FILES, RESULTS, f"{CALIBRATOR}/calibrator.*", *(["*.py"] if trust_remote_code else [])]
+        folder = download(repo_id_or_path, patterns, revision)
+    if not (folder / RESULTS).is_file():
+        raise HubError(
+            f"{repo_id_or_path} has no {RESULTS}: it was not published by `hf-calib push`, so it states nothing to verify."
+        )
+    card = CalibrationCard.from_file(folder)
+    if not card.measured:
+        raise HubError(
+            f"{repo_id_or_path} was published without an evaluation: its {RESULTS} states nothing to verify."
+        )
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not is_hub_id(base) and not Path(repo_id_or_path).is_dir():
+            raise HubError(
+                f"{repo_id_or_path} is an adapter on {base!r}, which is no model on the Hub: it cannot be loaded."
+            )
+    return Published(repo_id_or_path, folder, dict(card.results))
+
+
+def sample_questions(questions: Dataset, size: int | None, seed: int = 0) -> Dataset:
+    """So many of the questions, drawn; all of them where there are no more."""
+    if size is None or size >= len(questions):
+        return questions
+    return questions.select(sorted(np.random.default_rng(seed).choice(len(questions), size, replace=False).tolist()))
+
+
+def compare(
+    published: Published, predictions: OptionPredictions, same_questions: bool, tolerance: float = 0.005
+) -> list[Check]:
+    """
+    Compare what a card states with what a model answers now.
+
+    Of the same questions the mean of a sample lies around the mean of all by its standard error, less what the share asked
+    takes from it; where all are asked, there is no chance left but that of another machine's arithmetic. Of other questions,
+    both figures have their own. The intervals hold all at once, with a probability of 95% at least. A calibration error
+    is no mean: on a sample, its 95% interval must meet the stated one. Measures whose spread on a sample is not known are
+    compared only where all the questions are asked again.
+
+    Args:
+        published ([`Published`]):
+            The card's side.
+        predictions ([`OptionPredictions`]):
+            The model's, of all its questions, of some, or of others.
+        same_questions (`bool`):
+            Whether these are all or some of those that the card speaks of.
+        tolerance (`float`, *optional*, defaults to `0.005`):
+            What other hardware or another batch size may change in any figure. One question more is allowed for on top,
+            whose answer or bin may tip.
+    """
+    checks = _compare(published.results, published.protocol, predictions, same_questions, tolerance, "")
+    stated = published.results.get("with_calibrator")
+    if stated and (published.folder / CALIBRATOR).is_dir():
+        calibrated = predictions.recalibrated(load_calibrator(published.folder))
+        checks += _compare(stated, published.protocol, calibrated, same_questions, tolerance, "with_calibrator/")
+    return checks
+
+
+def _compare(
+    stated: Mapping[str, Any],
+    protocol: EvaluationProtocol,
+    predictions: OptionPredictions,
+    same_questions: bool,
+    tolerance: float,
+    prefix: str,
+) -> list[Check]:
+    found, n, total = protocol.measure(predictions), len(predictions), stated["n"]
+    tolerance += 1 / n
+    whole = same_questions and n == total
+    rest = max(0.0, 1 / n - 1 / total) if same_questions else 1 / n + 1 / total
+    z = NormalDist().inv_cdf(1 - 0.05 / (2 * (len(_MEANS) + 1)))
+    spread = {key: float(values.std(ddof=1)) if n > 1 else 1.0 for key, values in _per_question(predictions).items()}
+    checks = []
+    for key in METRICS:
+        if stated.get(key) is None or found.get(key) is None:
+            continue
+        if key == "ece" and not whole:
+            low, high = stated["ece_low"], stated["ece_high"]
+            holds = found["ece_low"] <= high + tolerance and low - tolerance <= found["ece_high"]
+        elif whole or key in _MEANS:
+            margin = tolerance * max(1.0, abs(stated[key])) + (z * spread[key] * sqrt(rest) if key in _MEANS else 0.0)
+            low, high = stated[key] - margin, stated[key] + margin
+            holds = low <= found[key] <= high
+        else:
+            continue
+        checks.append(Check(prefix + key, float(stated[key]), float(found[key]), low, high, holds))
+    return checks
+
+
+def _per_question(predictions: OptionPredictions) -> dict[str, np.ndarray]:
+    """What the means are means of, `(N,)` each."""
+    probabilities, labels = predictions.probabilities.astype(np.float64), predictions.labels
+    rows = np.arange(len(labels))
+    right = np.zeros_like(probabilities)
+    right[rows, labels] = 1.0
+    return {
+        "accuracy": (probabilities.argmax(axis=1) == labels).astype(np.float64),
+        "confidence": probabilities.max(axis=1),
+        "nll": -np.log(np.maximum(probabilities[rows, labels], 1e-12)),
+        "brier": ((probabilities - right) ** 2).sum(axis=1),
+    }
+
+
+def same_questions(published: Published, questions: Dataset, predictions: OptionPredictions) -> bool:
+    """Whether the questions, of which those predicted are all or some, are those that the card speaks of."""
+    asked = {
+        questions_digest(questions["id"], questions["answer"]),
+        questions_digest(predictions.ids, predictions.labels),
+    }
+    return published.results.get("questions") in asked
+
+
+def checks_table(checks: list[Check], title: str) -> Table:
+    """The checks as an aligned table for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("measure", no_wrap=True)
+    for name in ("stated", "found", "holds within"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("holds", no_wrap=True)
+    for check in checks:
+        prefix, _, key = check.name.rpartition("/")
+        name = _TITLES.get(key, key.replace("_", " ").replace("ece", "conf-ECE"))
+        table.add_row(
+            f"{name}, with the calibrator" if prefix else name,
+            f"{check.stated:.4f}",
+            f"{check.found:.4f}",
+            f"{check.low:.4f} to {check.high:.4f}",
+            "yes" if check.holds else "NO",
+        )
+    return table

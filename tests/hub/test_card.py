@@ -1,0 +1,188 @@
+"""The card: what it says, on what it stands, and that nothing from outside becomes markup in it."""
+
+import json
+import re
+
+import pytest
+import yaml
+from conftest import assert_card_states, read
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from hf_calib.cli import main
+from hf_calib.hub.card import CalibrationCard
+from hf_calib.hub.markup import BEGIN, END, escape, fenced
+from hf_calib.hub.publish import write_card
+
+
+RESULTS = {
+    "model": "org/model", "repo_id": "org/model", "dataset": "allenai/ai2_arc", "dataset_config": "ARC-Easy", "split": "test",
+    "scoring": "text", "option_normalization": "sum", "prompt_template": "{question}", "use_chat_template": False,
+    "limit": 1000, "seed": 3, "n": 1000, "accuracy": 0.6123456789012345, "confidence": 0.7, "ece": 0.1, "ece_low": 0.07,
+    "ece_high": 0.13, "ece_noise_floor": 0.03, "ece_p_value": 0.001, "cw_ece": 0.05, "tce": None, "nll": 1.1, "brier": 0.5,
+    "auroc": 0.7, "alpha": 0.05, "regime": "undetermined", "explanation": "Nobody can tell.",
+}  # fmt: skip
+NASTY = "a|b`c`<script>alert(1)</script>\n# d [x](javascript:y) *e* --> " + END + " {{ 7*7 }} $$ ''' \"q\": [\u202e"
+
+TRL = """\
+---
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+library_name: transformers
+licence: license
+tags:
+- trl
+- sft
+---
+
+# Model Card for tuned
+
+Made by hand: keep me.
+
+## Citations
+
+Cite TRL.
+"""
+
+
+def html(markdown: str) -> str:
+    return MarkdownIt("gfm-like", {"linkify": False}).render(markdown)
+
+
+def test_on_trls_card_it_goes_before_the_references_and_the_front_matter_is_merged():
+    results = {**RESULTS, "inherited": {"license": "apache-2.0", "language": ["en"], "base_model": "other/base"}}
+    card = CalibrationCard(results).render(TRL)
+    assert_card_states(card, results)
+    data = card.data.to_dict()
+    assert data["license"] == "apache-2.0" and data["language"] == ["en"] and "licence" not in data
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the card said goes first
+    assert data["tags"] == ["trl", "sft", "calibration", "hf_calib"]
+    (dataset,) = [entry["dataset"] for entry in data["model-index"][0]["results"]]
+    assert (dataset["type"], dataset["config"], dataset["split"]) == ("allenai/ai2_arc", "ARC-Easy", "test")
+    order = [card.text.index(part) for part in ("keep me", BEGIN, "## Calibration", END, "Cite TRL")]
+    assert order == sorted(order)
+    again = CalibrationCard(results).render(card.content)
+    assert again.content == card.content
+    changed = CalibrationCard({**results, "accuracy": 0.5}).render(card.content)
+    assert changed.content.count(BEGIN) == 1 and "0.500" in changed.text and "0.612" not in changed.text
+    assert_card_states(changed, {**results, "accuracy": 0.5})
+
+
+def test_other_evaluations_stay():
+    theirs = "model-index:\n- name: m\n  results:\n  - task: {type: text-generation}\n    dataset: {type: mmlu, name: MMLU}\n"
+    card = CalibrationCard(RESULTS).render(f"---\n{theirs}    metrics: [{{type: acc, value: 0.4}}]\n---\n\n# m\n")
+    again = CalibrationCard(RESULTS).render(card.content)
+    kept = [result for result in again.data.eval_results if result.dataset_type == "mmlu"]
+    assert len(kept) == 1 and kept[0].metric_value == 0.4 and again.content == card.content
+
+
+def test_no_section_is_empty_and_none_is_about_what_there_is_not():
+    training = {
+        "settings": {"objective": "rcft"},
+        "budget": ["2 labels."],
+        "objective": "RCFT.",
+        "recipe": "a: 1\n",
+        "command": "x",
+    }
+    before = {**RESULTS, "ece": 0.2, "regime": "calibratable"}
+    full = {
+        **RESULTS,
+        "before": before,
+        "training": training,
+        "with_calibrator": {**RESULTS, "calibrator": "temperature scaling"},
+    }
+    for results in (RESULTS, full, {"training": training, "model": "m"}):
+        text = CalibrationCard(results).render().text
+        sections = re.split(r"^#{2,3} .*$", text.replace(BEGIN, "").replace(END, ""), flags=re.MULTILINE)[1:]
+        assert all(section.strip() for section in sections[1:]) and "None" not in text
+        assert ("### Training" in text) == ("training" in results)
+        assert ("### Evaluation protocol" in text) == ("n" in results)
+    text = CalibrationCard(full).render().text
+    assert "| before | 1,000 |" in text and "this model + temperature scaling" in text
+    assert "load_calibrator('org/model')" in text and "hf-calib verify org/model\n" in text
+    assert "TCE |" not in text  # nothing is known of it
+
+
+def test_what_users_write_is_text(tmp_path):
+    training = {
+        "objective": NASTY,
+        "settings": {NASTY: NASTY},
+        "budget": [NASTY],
+        "recipe": f"x: |\n  ```\n{NASTY}",
+        "command": NASTY,
+    }
+    results = {
+        **RESULTS,
+        **dict.fromkeys(("model", "dataset", "split", "prompt_template", "system_prompt", "explanation"), NASTY),
+    }
+    results |= {"training": {**training, "base_model": NASTY}, "repo_id": None, "dataset_config": NASTY}
+    results |= {
+        "with_calibrator": {**RESULTS, "calibrator": NASTY},
+        "inherited": {"license": NASTY, "language": [NASTY]},
+    }
+    for key in ("n", "accuracy", "ece_p_value_holm"):
+        results[f"group/{NASTY}/{key}"] = 0.0
+    results["n_groups"] = 1
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    path = write_card(tmp_path)
+    again = path.read_text()
+    assert write_card(tmp_path).read_text() == again  # the marker inside is none
+    card = ModelCard.load(path)
+    assert card.data.license == NASTY and yaml.safe_load(card.data.to_yaml())["license"] == NASTY
+    rendered = html(card.text)
+    assert "<script" not in rendered.lower() and 'javascript:y"' not in rendered and "49" not in rendered
+    plain = html(
+        CalibrationCard({**RESULTS, "training": training | {"settings": {"a": "b"}}, "with_calibrator": RESULTS})
+        .render()
+        .text
+    )
+    for tag in ("<h2", "<h3", "<tr", "<table", "<em", "<a ", "<img", "<pre", "<details"):
+        assert rendered.count(tag) == plain.count(tag), tag
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("allenai/ai2_arc", "allenai/ai2\\_arc"), ("a|b\nc", "a\\|b c"), ("<b>", "&lt;b&gt;"), ("&#35;", "&amp;\\#35;"), ("x\u202ey\x00", "xy")],
+)  # fmt: skip
+def test_escape(text, shown):
+    assert escape(text) == shown
+
+
+def test_a_fence_is_longer_than_any_inside():
+    block = fenced("a\n````\nb\n<!-- hf_calib: end -->", "yaml")
+    assert block.startswith("`````yaml\n") and END not in block
+    assert html(block).count("<code") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"accuracy": "<script>"}, "accuracy is '<script>', not a number"),
+        ({"dataset": ["a"]}, "dataset is ['a'], not a text"),
+        ({"regime": "wonderful"}, "regime is 'wonderful'"),
+        ({"scoring": "vibes"}, "scoring is 'vibes'"),
+        ({"figures": {"../../x.png": "x"}}, "figures names '../../x.png'"),
+        ({"figures": {"x.png) <b>": "x"}}, "figures names"),
+        ({"before": {"n": 3}}, "it lacks accuracy"),
+        ({"training": "x"}, "training is 'x', not an object"),
+    ],
+)
+def test_results_that_are_none_are_refused(tmp_path, change, named, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS | change))
+    assert main(["card", "--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert named in error and "Traceback" not in error and not (tmp_path / "README.md").exists()
+
+
+def test_command(tmp_path, hub, capsys):
+    assert main(["card", "--results", str(tmp_path / "no.json")]) == 2
+    assert "no.json: no such file" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text(json.dumps([RESULTS]))
+    assert main(["card", "--results", str(tmp_path)]) == 2
+    assert "take one" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    (tmp_path / "README.md").write_text("---\na: [\n---\n")
+    assert main(["card", "--results", str(tmp_path)]) == 1
+    assert "its front matter cannot be read" in capsys.readouterr().err
+    (tmp_path / "README.md").unlink()
+    assert main(["card", "--results", str(tmp_path / "results.json"), "--validate", "true"]) == 0
+    assert_card_states(ModelCard.load(tmp_path / "README.md"), read(tmp_path / "results.json"))
