@@ -20,15 +20,18 @@ from trl import (
 )
 
 from ..data.prompts import PromptArguments
+from ..launch import Stopped
 from ..loading import merge_command
 from ..options import OptionEncoder
 from ..predict import predict_options
 from ..report import check_output_dir
 from .callbacks import CollapseCallback, divides_weights
+from .checkpoints import adapt_to_processes, check_disk_space, is_full_disk, last_checkpoint, resume_point
 from .config import CalibratedSFTConfig
 from .data import TEXT_COLUMNS
 from .dpo import CalibratedDPOTrainer
 from .dpo_config import CalibratedDPOConfig
+from .interruption import StopOnSigterm
 from .sft import CalibratedSFTTrainer
 from .sources import DataSources
 
@@ -182,9 +185,7 @@ def build_trainer(
             "dataset_name is missing: name a parquet, jsonl or csv file, a folder, or a data set of the Hub."
         )
     check_output_dir(training_args.output_dir)
-    if str(training_args.resume_from_checkpoint).lower() in ("true", "false"):
-        # On the command line the argument is text.
-        training_args.resume_from_checkpoint = str(training_args.resume_from_checkpoint).lower() == "true"
+    training_args.resume_from_checkpoint = resume_point(training_args.resume_from_checkpoint, training_args.output_dir)
     model, revision = model_args.model_name_or_path, model_args.model_revision
     if find_adapter_config_file(model, revision=revision) is not None:
         raise ValueError(
@@ -211,6 +212,8 @@ def build_trainer(
         peft_config=get_peft_config(model_args),
         **datasets,
     )
+    check_disk_space(trainer)
+    trainer.add_callback(StopOnSigterm(trainer))
     if collapse_questions is not None:
         trainer.add_callback(
             CollapseCallback(
@@ -286,7 +289,7 @@ def _load_data(
 def run_training(trainer: Trainer) -> None:
     """Train, evaluate if there is something to evaluate on, save, and push if asked to."""
     args = trainer.args
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    _train(trainer)
     trainer.save_model(args.output_dir)
     trainer.save_state()
     _predict_held_out(trainer)
@@ -299,6 +302,28 @@ def run_training(trainer: Trainer) -> None:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # see launch.leave_process_group
     trainer.end()
+
+
+def _train(trainer: Trainer) -> None:
+    checkpoint, again = (
+        trainer.args.resume_from_checkpoint,
+        "the same command with --resume_from_checkpoint auto goes on",
+    )
+    if isinstance(checkpoint, str):
+        trainer.accelerator.print(f"Resuming from {checkpoint}")
+        adapt_to_processes(trainer, checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Stopped as stop:
+        trainer.accelerator.print(f"Stopped by SIGTERM with {stop}: {again} from it.")
+        raise
+    except Exception as error:
+        if not is_full_disk(error, trainer):
+            raise
+        kept = last_checkpoint(trainer.args.output_dir)
+        raise OSError(
+            f"the disk of {trainer.args.output_dir} is full: make room, and {again} from {kept or 'the beginning'} ({error})"
+        ) from error
 
 
 def _predict_held_out(trainer: Trainer) -> None:
