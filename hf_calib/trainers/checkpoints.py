@@ -157,7 +157,7 @@ def _planned_saves(trainer: Trainer) -> int:
 
 
 def _readable(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB"):  # noqa: B007
         if size < 1000:
             break
         size /= 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
@@ -184,6 +185,7 @@ def build_trainer(
         raise ValueError(
             "dataset_name is missing: name a parquet, jsonl or csv file, a folder, or a data set of the Hub."
         )
+    _check_bitsandbytes(training_args, model_args)
     check_output_dir(training_args.output_dir)
     training_args.resume_from_checkpoint = resume_point(training_args.resume_from_checkpoint, training_args.output_dir)
     model, revision = model_args.model_name_or_path, model_args.model_revision
@@ -226,6 +228,18 @@ def build_trainer(
             )
         )
     return trainer
+
+
+def _check_bitsandbytes(training_args: SFTConfig | DPOConfig, model_args: ModelConfig) -> None:
+    """Say at once what would else come out when the model is loaded, or before the first step."""
+    wanted = [f"--{name} true" for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
+    optimizer = str(getattr(training_args.optim, "value", training_args.optim))
+    if "8bit" in optimizer or optimizer.startswith("paged_"):
+        wanted.append(f"--optim {optimizer}")
+    if wanted and find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"{', '.join(wanted)}: that is done by bitsandbytes, which is not installed: pip install bitsandbytes"
+        )
 
 
 def _load_data(
