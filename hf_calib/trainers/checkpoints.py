@@ -11,8 +11,9 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import torch
 from peft import PeftModel
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
@@ -215,4 +216,24 @@ def adapt_to_processes(trainer: Trainer, checkpoint: str) -> None:
             )
         )
     trainer.accelerator.wait_for_everyone()
+    trainer.add_callback(_RepairUniversalState(trainer))
     trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+
+
+class _RepairUniversalState(TrainerCallback):
+    """
+    Sets right what DeepSpeed 0.19.8 makes of a universal ZeRO-3 checkpoint with several parameter groups
+    (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`): all share the step counter, which each then advances, and all have
+    the first one's weight decay, where the trainer's second group has none.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        optimizer = self.trainer.model_wrapped.optimizer.optimizer
+        for values in optimizer.state.values():
+            if torch.is_tensor(step := values.get("step")):
+                values["step"] = step.clone()
+        for group in optimizer.param_groups[1:]:
+            group["weight_decay"] = 0.0
