@@ -1,8 +1,11 @@
-"""The command line: `hf-calib <command>`. Exit status: 0 done, 1 failed while working, 2 the call was wrong."""
+"""
+The command line: `hf-calib <command>`. Exit status: 0 done, 1 failed while working, 2 the call was wrong, 143 stopped by SIGTERM.
+"""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,7 +26,7 @@ from .commands import (
     train,
     verify,
 )
-from .launch import leave_process_group
+from .launch import Stopped, leave_process_group
 
 
 # Each reads its arguments and checks the call, and returns the work.
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Arguments without the program's name; by default those of the process.
 
     Returns:
-        `int`: exit status; 0 done, 1 failed while working, 2 the call was wrong.
+        `int`: exit status; 0 done, 1 failed while working, 2 the call was wrong, 143 stopped by SIGTERM with a checkpoint.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     width = max(map(len, _COMMANDS))
@@ -77,9 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         work()
         leave_process_group()
     except KeyboardInterrupt:
-        again = "the same command with --resume_from_checkpoint true" if command == "train" else "the same command"
+        again = "the same command with --resume_from_checkpoint auto" if command == "train" else "the same command"
         print(f"hf-calib {command}: interrupted; {again} goes on from what is saved", file=sys.stderr)
         return 1
+    except Stopped:
+        leave_process_group()
+        return 128 + signal.SIGTERM  # not 0: what follows a finished run is not to follow
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"hf-calib {command}: {error}", file=sys.stderr)
         return 1

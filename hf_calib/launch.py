@@ -1,7 +1,13 @@
-"""The two ends of a run under `accelerate launch`: what it leaves unsaid about CPUs, and how its processes part."""
+"""A run under `accelerate launch`: what it leaves unsaid about CPUs, its end as its processes see it, and how they part."""
 
+import ctypes
 import os
+import signal
 import sys
+
+
+class Stopped(Exception):
+    """Told to stop by SIGTERM, the work has saved what it had; what is said is where."""
 
 
 def cpu_training_arguments() -> list[str]:
@@ -23,6 +29,17 @@ def cpu_training_arguments() -> list[str]:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         return ["--ddp_backend", "gloo", "--bf16", "false"]
     return ["--use_cpu", "true"]
+
+
+def end_with_launcher() -> None:
+    """
+    Have SIGTERM sent to this process when the `accelerate launch` above it ends.
+
+    On one process the launcher hands no signal on: stopped by the scheduler, it would leave the training behind, to be killed
+    without a checkpoint. Linux only; elsewhere, and without the launcher, this does nothing.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def leave_process_group() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
+from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -71,6 +72,7 @@ def score_options(
     transform: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits,
     over_vocabulary: bool = False,
     gather: Callable[..., AbstractContextManager] = lambda *parameters: nullcontext(),
+    sparse_gradient: bool = False,
 ) -> torch.Tensor:
     """
     Option logits from the last hidden states.
@@ -94,6 +96,9 @@ def score_options(
             Log-likelihoods under the whole vocabulary for single tokens too; their total is the option mass.
         gather (`Callable`, *optional*):
             Context manager over parameters that are to be read while sharded (ZeRO-3).
+        sparse_gradient (`bool`, *optional*, defaults to `False`):
+            Give the rows of the head their gradient alone, to be added to that of a loss over the vocabulary in the same
+            backward pass. Otherwise it is one more tensor as large as the head, zero nearly everywhere.
 
     Returns:
         `torch.Tensor` of shape `(batch, num_options)`, float32; -inf where there is no option.
@@ -104,7 +109,7 @@ def score_options(
     flat_positions = row * hidden_states.size(1) + positions[valid]
     hidden_states = hidden_states.flatten(0, 1)
     with gather(lm_head.weight, lm_head.bias):
-        rows, bias = _rows(lm_head.weight, tokens[valid]), _rows(lm_head.bias, tokens[valid])
+        rows, bias = _rows(lm_head.weight, tokens[valid], sparse_gradient), _rows(lm_head.bias, tokens[valid])
     logits = (hidden_states[flat_positions].float() * rows.float()).sum(-1)
     if bias is not None:
         logits = logits + bias.float()
@@ -122,12 +127,12 @@ def score_options(
     return option_logits.masked_fill(~mask, -torch.inf)
 
 
-def _rows(parameter: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor | None:
+def _rows(parameter: torch.Tensor | None, index: torch.Tensor, sparse_gradient: bool = False) -> torch.Tensor | None:
     if parameter is None:
         return None
     if hasattr(parameter, "full_tensor"):  # DTensor, as FSDP2 shards it
-        parameter = parameter.full_tensor()
-    return parameter[index]
+        return parameter.full_tensor()[index]
+    return embedding(index, parameter, sparse=True) if sparse_gradient else parameter[index]
 
 
 def _log_normalizer(lm_head: nn.Module, hidden_states: torch.Tensor, transform: Callable) -> torch.Tensor:
@@ -297,6 +302,8 @@ class OptionHead:
                 head.transform,
                 over_vocabulary,
                 head.gather,
+                # The loss over the vocabulary of the same pass gives the gradient to add to.
+                sparse_gradient=not options_only and kwargs.get("labels") is not None,
             )
             if options_only:
                 return CausalLMOutput(logits=option_logits)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ..launch import cpu_training_arguments
+from ..launch import cpu_training_arguments, end_with_launcher
 from .parser import command_parser
 
 
@@ -28,6 +28,10 @@ examples:
   accelerate launch recipes/train.py --config recipes/smollm2-135m/dpo_calibrated.yaml \\
       --dataset_name pairs.parquet allenai/openbookqa:main --option_dataset_name allenai/ai2_arc:ARC-Easy \\
       --collapse_dataset_name allenai/ai2_arc:ARC-Challenge --collapse_steps 50
+
+  # on a machine that may be taken away: SIGTERM saves a checkpoint, and the same command goes on from it
+  accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml \\
+      --save_strategy steps --save_steps 50 --save_total_limit 2 --resume_from_checkpoint auto
 
 A recipe is a YAML file of the arguments above; what stands on the command line wins. A key that no argument bears is an
 error. The arguments hang on the trainer: `hf-calib train --trainer calibrated_dpo --help` has those of calibrated DPO. `trainer: calibrated_sft` (the default) takes option questions, `calibrated_dpo` preference pairs and option questions;
@@ -58,6 +62,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..hub.recipe import effective_recipe, shown_command
     from ..trainers.run import TRAINERS, TrainArguments, build_trainer, run_training
 
+    end_with_launcher()
     name = _trainer_name(argv)
     if name not in TRAINERS:
         raise ValueError(f"There is no trainer {name!r}; choose one of {', '.join(TRAINERS)}.")

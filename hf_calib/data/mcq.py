@@ -48,8 +48,9 @@ def load_rows(
 ) -> Dataset:
     """Loads rows of any columns, as they are, from a file, a folder or the Hub; arguments as in [`load_questions`]."""
     local = Path(path).expanduser()
-    if not local.exists() and (named := re.fullmatch(r"([^:]+):([^:/\\]+)", str(path))):
-        path, name = named.groups()
+    if not local.exists() and (named := re.fullmatch(r"([^:]+):([^:/\\]+)(?::(.+))?", str(path))):
+        path, name = named.groups()[:2]
+        split = named[3] or split
         local = Path(path).expanduser()
     builder = FILE_BUILDERS.get(local.suffix.lower())
     if local.is_file() or (builder and not local.exists()):
@@ -91,8 +92,8 @@ def load_questions(
     Args:
         path (`str` or `Path`):
             A `.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv` file, a folder (from `save_to_disk`, or of such files),
-            or the id of a data set on the Hub, perhaps with its configuration, as in `"allenai/ai2_arc:ARC-Easy"`. Lists
-            in a CSV file are JSON, or one column an option (`A`, `B`, ...).
+            or the id of a data set on the Hub, perhaps with its configuration, as in `"allenai/ai2_arc:ARC-Easy"`, and with
+            a split of its own, as in `"cais/mmlu:all:validation"`, which goes before `split`. Lists in a CSV file are JSON, or one column an option (`A`, `B`, ...).
         name (`str`, *optional*):
             Configuration of a data set on the Hub whose id brings none, e.g. `"ARC-Easy"`.
         split (`str`, *optional*):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..em_ece import ESTIMATORS, EMCalibrator
@@ -186,6 +187,10 @@ class EMTrainerMixin:
     def _score_dataset(self, kind: str, dataset: Dataset, key: str) -> tuple[torch.Tensor, torch.Tensor]:
         """`_score_rows` of a whole data set, with the model frozen, gathered from all processes."""
         if key not in self._scoring_dataloaders:
+            if "input_ids" in dataset.column_names:
+                # Questions of one length together are padded least, and the longest first show at once whether they fit.
+                lengths = [len(row) for row in dataset["input_ids"]]
+                dataset = dataset.select(np.argsort(lengths, kind="stable")[::-1])
             # Under a key of its own: `get_eval_dataloader` would hand persistent workers on to the evaluation.
             self._scoring_dataloaders[key] = self._get_dataloader(
                 dataset, key, self.args.eval_batch_size, self._get_eval_sampler, dataloader_key=key
@@ -257,8 +262,11 @@ class EMTrainerMixin:
         self._last_estep = state["last_estep"]
 
     def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            # Written last, it says that the rest is there: one from an earlier run may not say it of this.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         if self.calibrators and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             maps = {kind: calibrator.state_dict() for kind, calibrator in self.calibrators.items()}
             state = {"calibrators": maps, "last_estep": self._last_estep}

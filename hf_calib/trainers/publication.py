@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
 from .. import __version__
+from ..data.prompts import PromptArguments
 from ..hub.card import CARD, RESULTS
 from ..hub.protocol import EvaluationProtocol, is_hub_id
 from ..hub.publish import (
@@ -29,6 +31,9 @@ from .callbacks import divides_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from trl import DPOConfig, SFTConfig
+
+    from .run import TrainArguments
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +146,33 @@ def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int
         if name in datasets:
             lines.append(f"{len(datasets[name]):,} {what}.")
     return lines
+
+
+def published_questions(
+    script_args: TrainArguments,
+    training_args: SFTConfig | DPOConfig,
+    datasets: dict[str, Dataset],
+    collapse_questions: Dataset | None,
+) -> tuple[EvaluationProtocol | None, Dataset | None]:
+    """Option questions that show on a card what the training did, and how they are asked: as the trainer asks its own."""
+    names, limit, questions = script_args.collapse_dataset_name, script_args.num_collapse_examples, collapse_questions
+    if script_args.trainer == "calibrated_sft" and "eval_dataset" in datasets:
+        names, limit = script_args.eval_dataset_name or script_args.dataset_name, script_args.num_eval_examples
+        questions = datasets["eval_dataset"]
+    elif "eval_option_dataset" in datasets:
+        names, limit = script_args.eval_option_dataset_name, script_args.num_eval_option_examples
+        questions = datasets["eval_option_dataset"]
+    if questions is None:
+        return None, None
+    protocol = EvaluationProtocol(
+        dataset=" + ".join(names),
+        split=script_args.dataset_test_split,
+        limit=limit,
+        seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
+        drop_invalid=script_args.drop_invalid,
+        **{asked.name: getattr(training_args, asked.name) for asked in fields(PromptArguments)},
+    )
+    return protocol, questions
 
 
 class Publication:

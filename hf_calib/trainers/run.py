@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
@@ -20,17 +21,19 @@ from trl import (
 )
 
 from ..data.prompts import PromptArguments
-from ..hub.protocol import EvaluationProtocol
+from ..launch import Stopped
 from ..loading import merge_command
 from ..options import OptionEncoder
 from ..predict import predict_options
 from ..report import check_output_dir
 from .callbacks import CollapseCallback, divides_weights
+from .checkpoints import adapt_to_processes, check_disk_space, is_full_disk, last_checkpoint, resume_point
 from .config import CalibratedSFTConfig
 from .data import TEXT_COLUMNS
 from .dpo import CalibratedDPOTrainer
 from .dpo_config import CalibratedDPOConfig
-from .publication import Publication, describe, prepare_push, training_record
+from .interruption import StopOnSigterm
+from .publication import Publication, describe, prepare_push, published_questions, training_record
 from .sft import CalibratedSFTTrainer
 from .sources import DataSources
 
@@ -183,11 +186,10 @@ def build_trainer(
         raise ValueError(
             "dataset_name is missing: name a parquet, jsonl or csv file, a folder, or a data set of the Hub."
         )
+    _check_bitsandbytes(training_args, model_args)
     check_output_dir(training_args.output_dir)
     prepare_push(training_args)
-    if str(training_args.resume_from_checkpoint).lower() in ("true", "false"):
-        # On the command line the argument is text.
-        training_args.resume_from_checkpoint = str(training_args.resume_from_checkpoint).lower() == "true"
+    training_args.resume_from_checkpoint = resume_point(training_args.resume_from_checkpoint, training_args.output_dir)
     model, revision = model_args.model_name_or_path, model_args.model_revision
     if find_adapter_config_file(model, revision=revision) is not None:
         raise ValueError(
@@ -214,6 +216,8 @@ def build_trainer(
         peft_config=get_peft_config(model_args),
         **datasets,
     )
+    check_disk_space(trainer)
+    trainer.add_callback(StopOnSigterm(trainer))
     if collapse_questions is not None:
         trainer.add_callback(
             CollapseCallback(
@@ -229,37 +233,22 @@ def build_trainer(
     record = training_record(
         script_args.trainer, training_args, model_args, datasets, script_args.dataset_name, held_out
     )
-    asked = _published_questions(script_args, training_args, datasets, collapse_questions)
+    asked = published_questions(script_args, training_args, datasets, collapse_questions)
     trainer.training_record = record
     trainer.publication = Publication(record, *asked) if training_args.push_to_hub else None
     return trainer
 
 
-def _published_questions(
-    script_args: TrainArguments,
-    training_args: SFTConfig | DPOConfig,
-    datasets: dict[str, Dataset],
-    collapse_questions: Dataset | None,
-) -> tuple[EvaluationProtocol | None, Dataset | None]:
-    """Option questions that show on a card what the training did, and how they are asked: as the trainer asks its own."""
-    names, limit, questions = script_args.collapse_dataset_name, script_args.num_collapse_examples, collapse_questions
-    if script_args.trainer == "calibrated_sft" and "eval_dataset" in datasets:
-        names, limit = script_args.eval_dataset_name or script_args.dataset_name, script_args.num_eval_examples
-        questions = datasets["eval_dataset"]
-    elif "eval_option_dataset" in datasets:
-        names, limit = script_args.eval_option_dataset_name, script_args.num_eval_option_examples
-        questions = datasets["eval_option_dataset"]
-    if questions is None:
-        return None, None
-    protocol = EvaluationProtocol(
-        dataset=" + ".join(names),
-        split=script_args.dataset_test_split,
-        limit=limit,
-        seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
-        drop_invalid=script_args.drop_invalid,
-        **{asked.name: getattr(training_args, asked.name) for asked in fields(PromptArguments)},
-    )
-    return protocol, questions
+def _check_bitsandbytes(training_args: SFTConfig | DPOConfig, model_args: ModelConfig) -> None:
+    """Say at once what would else come out when the model is loaded, or before the first step."""
+    wanted = [f"--{name} true" for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
+    optimizer = str(getattr(training_args.optim, "value", training_args.optim))
+    if "8bit" in optimizer or optimizer.startswith("paged_"):
+        wanted.append(f"--optim {optimizer}")
+    if wanted and find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"{', '.join(wanted)}: that is done by bitsandbytes, which is not installed: pip install bitsandbytes"
+        )
 
 
 def _load_data(
@@ -326,7 +315,7 @@ def run_training(trainer: Trainer) -> None:
     evaluation = Path(args.output_dir) / "evaluation"
     if publication is not None:
         publication.measure(trainer, evaluation / "before")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    _train(trainer)
     trainer.save_model(args.output_dir, _internal_call=True)  # which is not to push: that comes once, at the end
     trainer.save_state()
     describe(trainer, trainer.training_record)
@@ -341,6 +330,28 @@ def run_training(trainer: Trainer) -> None:
         publication.push(trainer)
     trainer.accelerator.wait_for_everyone()  # see launch.leave_process_group
     trainer.end()
+
+
+def _train(trainer: Trainer) -> None:
+    checkpoint, again = (
+        trainer.args.resume_from_checkpoint,
+        "the same command with --resume_from_checkpoint auto goes on",
+    )
+    if isinstance(checkpoint, str):
+        trainer.accelerator.print(f"Resuming from {checkpoint}")
+        adapt_to_processes(trainer, checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Stopped as stop:
+        trainer.accelerator.print(f"Stopped by SIGTERM with {stop}: {again} from it.")
+        raise
+    except Exception as error:
+        if not is_full_disk(error, trainer):
+            raise
+        kept = last_checkpoint(trainer.args.output_dir)
+        raise OSError(
+            f"the disk of {trainer.args.output_dir} is full: make room, and {again} from {kept or 'the beginning'} ({error})"
+        ) from error
 
 
 def _predict_held_out(trainer: Trainer) -> None:

@@ -382,3 +382,23 @@ def test_a_name_may_bring_its_configuration(tmp_path):
     # A colon in the name of a file that is there is no configuration.
     (folder / "easy.jsonl").rename(tmp_path / "at 10:30.jsonl")
     assert len(load_questions(tmp_path / "at 10:30.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("allenai/ai2_arc", ("allenai/ai2_arc", None, "test")),
+        ("allenai/ai2_arc:ARC-Easy", ("allenai/ai2_arc", "ARC-Easy", "test")),
+        ("cais/mmlu:all:validation", ("cais/mmlu", "all", "validation")),
+        ("a/b:default:train[:750]", ("a/b", "default", "train[:750]")),
+    ],
+)
+def test_a_name_may_bring_configuration_and_split(monkeypatch, path, expected):
+    asked = []
+    rows = Dataset.from_dict({"question": ["Is it?"], "choices": [["yes", "no"]], "answer": [0]})
+    monkeypatch.setattr(
+        "hf_calib.data.mcq.load_dataset",
+        lambda path, name, split, revision: asked.append((path, name, split)) or rows,
+    )
+    assert len(load_questions(path, split="test")) == 1
+    assert asked == [expected]
