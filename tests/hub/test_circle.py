@@ -1,6 +1,7 @@
 """The whole circle: data on the Hub, trained, pushed, downloaded, loaded by anyone, evaluated, verified; claims that do not hold."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import yaml
 from conftest import assert_card_states, read
 from huggingface_hub import ModelCard, hf_hub_download
 from safetensors.torch import load_file
+from samples import make
 from transformers import AutoModelForCausalLM, pipeline
 
 from hf_calib.cli import main
 from hf_calib.data.world import World
-from hf_calib.hub.verify import fetch
+from hf_calib.hub.protocol import EvaluationProtocol
+from hf_calib.hub.verify import Published, compare, fetch
+from hf_calib.predictions import OptionPredictions
 
 
 TEST = 150
@@ -142,3 +146,22 @@ def test_results_json_alone_makes_the_card_again(trained, hub, tmp_path):
     assert main(["card", "--results", str(tmp_path)]) == 0
     section = (tmp_path / "README.md").read_text().partition("<!-- hf_calib")[2]
     assert section.strip() in published
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_chance_seldom_refutes_a_true_claim(same):
+    """A model that has not changed, stated on 500 questions, asked 300 others or 150 of the same: wrong in 5% at most."""
+    probabilities, labels, _ = make(n=20_000, seed=1)
+    logits, rng = np.log(probabilities).astype(np.float32), np.random.default_rng(0)
+    protocol = EvaluationProtocol(dataset="questions.parquet", n_bootstrap=20)
+
+    def answers(rows):
+        return OptionPredictions(logits[rows], labels[rows], np.array([str(row) for row in rows]))
+
+    refuted = 0
+    for _ in range(60):
+        stated = rng.choice(len(labels), 500, replace=False)
+        asked = rng.choice(stated, 150, replace=False) if same else rng.choice(len(labels), 300, replace=False)
+        card = Published("org/model", Path(), {**protocol.measure(answers(stated)), "n_bootstrap": 20})
+        refuted += not all(check.holds for check in compare(card, answers(asked), same))
+    assert refuted <= 5

@@ -125,14 +125,14 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
     call = ["push", "--model", str(adapter), "--repo_id"]
     assert main([*call, "alice/adapter"]) == 2
     assert "publish that model and name it with --base_model" in capsys.readouterr().err
-    api.create_repo("alice/start")
-    api.upload_folder(repo_id="alice/start", folder_path=example.folder / "start")
-    assert main([*call, "alice/adapter", "--base_model", "alice/start"]) == 0
+    api.create_repo("alice/base-of-adapter")
+    api.upload_folder(repo_id="alice/base-of-adapter", folder_path=example.folder / "start")
+    assert main([*call, "alice/adapter", "--base_model", "alice/base-of-adapter"]) == 0
     held = set(api.list_repo_files("alice/adapter"))
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= held and "config.json" not in held
     AutoPeftModelForCausalLM.from_pretrained("alice/adapter")
     data = ModelCard.load("alice/adapter").data
-    assert data.base_model == "alice/start" and data.library_name == "peft"
+    assert data.base_model == "alice/base-of-adapter" and data.library_name == "peft"
     questions = ["--dataset", str(example.folder / "test.parquet")]
     assert main(["verify", "alice/adapter", *questions]) == 0
 
@@ -141,7 +141,7 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
     results, earlier = read(example.folder / "merged" / "results.json"), read(adapter / "results.json")
     assert results["weights"] != earlier["weights"] and results["nll"] == pytest.approx(earlier["nll"], abs=1e-4)
     assert not results["adapter"] and not {"adapter_config.json"} & set(api.list_repo_files("alice/merged"))
-    assert ModelCard.load("alice/merged").data.base_model == "alice/start"
+    assert ModelCard.load("alice/merged").data.base_model == "alice/base-of-adapter"
     assert main(["verify", "alice/merged", *questions]) == 0
 
 
