@@ -1,5 +1,6 @@
 """The recipes of large models, to the end on random ones of the same architecture and chat style; and what memory they want."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -33,7 +34,9 @@ def models(tiny_tokenizers, tmp_path_factory):
     """Folder of a small model for each recipe."""
     folder = tmp_path_factory.mktemp("models")
     for name, (architecture, kind, template) in STYLES.items():
-        tokenizer = tiny_tokenizers[kind]
+        tokenizer = copy.deepcopy(tiny_tokenizers[kind])
+        if kind == "llama":
+            tokenizer.add_tokens(["\n"])  # no part of another token there
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         config = AutoConfig.for_model(
