@@ -78,22 +78,24 @@ class OptionScorer:
 
     def check_branches(self, features: Sequence[Mapping[str, Any]]) -> None:
         """
-        Scores the longest question with all options in one sequence and option by option. An architecture that does
-        not follow the branch mask (a recurrent one, a window shorter than the question) gives itself away.
+        Scores the last long option of the longest question among all options and by itself. An architecture that does
+        not follow the branch mask (a recurrent one, a window shorter than the question) gives itself away: no option has
+        more foreign tokens before it.
         """
         branched = [feature for feature in features if any(feature["option_segments"])]
         if not branched:
             return
         longest = max(branched, key=lambda feature: len(feature["input_ids"]))
-        self.branches = False
-        (expected,) = self([longest])
+        alone = _single_options(longest)
+        last = max(k for k, option in enumerate(alone) if len(option["option_tokens"]) > 1)
+        expected = self._forward([alone[last]])[0][0]
         tolerance = {"rtol": 1e-3, "atol": 1e-3} if self.model.dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
         try:
-            (packed,) = self._forward([longest])
+            packed = self._forward([longest])[0][last]
             self.branches = bool(np.allclose(packed, expected, **tolerance, equal_nan=True))
-            reason = f"log-likelihoods {np.round(packed, 2)} instead of {np.round(expected, 2)}"
+            reason = f"log-likelihood {packed:.2f} instead of {expected:.2f}"
         except (RuntimeError, TypeError, ValueError) as error:
-            reason = str(error)
+            self.branches, reason = False, str(error)
         if not self.branches:
             logger.warning(
                 f"{type(self.model).__name__} does not follow a branch attention mask ({reason}); options are scored "

@@ -230,13 +230,19 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def make_batches(features: Sequence[Mapping[str, Any]], pending: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Groups of similar length, the longest first (a lack of memory shows at once), of about equally many tokens."""
+    """
+    Groups of similar length, the longest first (a lack of memory shows at once), of about equally many tokens. Where
+    padding would be more than an eighth of a group, the next begins: a long question must not stretch the short ones.
+    """
     lengths = [len(feature["input_ids"]) for feature in features]
-    budget, batches = batch_size * max(lengths, default=0), []
+    budget, batches, tokens = batch_size * max(lengths, default=0), [], 0
     for index in sorted(pending, key=lambda index: -lengths[index]):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+        padded = (len(batches[-1]) + 1) * lengths[batches[-1][0]] if batches else 0
+        if not batches or padded > budget or padded > (tokens + lengths[index]) * 8 / 7:
             batches.append([])
+            tokens = 0
         batches[-1].append(index)
+        tokens += lengths[index]
     return batches
 
 

@@ -340,6 +340,15 @@ def test_batches_hold_every_question_once_and_about_as_many_tokens():
     assert all(len(batch) * len(features[batch[0]]["input_ids"]) <= 40 for batch in batches)
 
 
+def test_a_long_question_does_not_stretch_the_short_ones():
+    lengths = [100, 98, 50, 49, 48, 10, 10, 10, 9]
+    batches = predict.make_batches([{"input_ids": [0] * n} for n in lengths], range(len(lengths)), batch_size=16)
+    assert batches == [[0, 1], [2, 3, 4], [5, 6, 7, 8]]
+    for batch in batches:
+        padded = len(batch) * lengths[batch[0]]
+        assert 8 * (padded - sum(lengths[index] for index in batch)) <= padded
+
+
 @pytest.mark.parametrize("scoring", ["letter", "text"])
 def test_real_model(smollm2, smollm2_tokenizer, shared_data, scoring):
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
