@@ -87,7 +87,9 @@ class OptionScorer:
             return
         longest = max(branched, key=lambda feature: len(feature["input_ids"]))
         alone = _single_options(longest)
-        last = max(k for k, option in enumerate(alone) if len(option["option_tokens"]) > 1)
+        # Options need not stand in their own order: training puts the right one first.
+        places = zip(longest["option_positions"], longest["option_index"], strict=True)
+        _, last = max(place for place in places if len(alone[place[1]]["option_tokens"]) > 1)
         expected = self._forward([alone[last]])[0][0]
         tolerance = {"rtol": 1e-3, "atol": 1e-3} if self.model.dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
         try:
