@@ -56,7 +56,7 @@ def models(tiny_tokenizers, tmp_path_factory):
 
 
 def test_every_recipe_runs_to_its_end_under_deepspeed(models, tmp_path):
-    """Two steps, evaluation, the saved adapter: with names of data and model replaced by what is here, and nothing else."""
+    """Two steps, evaluation, the saved adapter: names of data and model are replaced by what is here; pairs are conversations."""
     pytest.importorskip("deepspeed")
     rows = [
         {"question": f"What colour is the sky on day {i}?", "choices": ["green", "blue", "red"], "answer": i % 3}
@@ -64,25 +64,29 @@ def test_every_recipe_runs_to_its_end_under_deepspeed(models, tmp_path):
     ]
     questions = str(tmp_path / "questions.jsonl")
     Dataset.from_list(rows).to_json(questions)
+    talks = [
+        {
+            side: [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["choices"][k]}]
+            for side, k in (("chosen", row["answer"]), ("rejected", row["answer"] - 1))
+        }
+        for row in rows
+    ]
+    pairs = str(tmp_path / "pairs.jsonl")
+    Dataset.from_list(talks).to_json(pairs)
     calls = []
     for name in STYLES:
         for recipe in sorted(recipe_path(name).glob("*.yaml")):
             out = tmp_path / name / recipe.stem
             call = ["--config", str(recipe), "--model_name_or_path", str(models / name), "--output_dir", str(out)]
-            call += [
-                "--dataset_name",
-                questions,
-                "--eval_dataset_name",
-                questions,
-                "--max_steps",
-                "2",
-                "--save_steps",
-                "1",
-            ]
+            settings = yaml.safe_load(recipe.read_text())
+            rows = pairs if settings.get("trainer") == "calibrated_dpo" else questions
+            call += ["--dataset_name", rows, "--eval_dataset_name", rows, "--max_steps", "2", "--save_steps", "1"]
             call += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1", "--dtype", "float32"]
             call += ["--lora_r", "4", "--disable_tqdm", "true"]
-            if "option_dataset_name" in yaml.safe_load(recipe.read_text()):
+            if "option_dataset_name" in settings:
                 call += ["--option_dataset_name", questions]
+            if "chat_template_path" in settings:
+                call += ["--chat_template_path", str(recipe_path("vicuna-7b/chat_template.jinja"))]
             calls.append(call)
     assert len(calls) == 15
     (tmp_path / "calls.json").write_text(json.dumps(calls))

@@ -39,4 +39,5 @@ def command_parser(command: str, dataclass_types, description: str, usage: str, 
         description=description,
         epilog=examples,
         formatter_class=Formatter,
+        allow_abbrev=False,  # what is typed is what a recipe and a card show
     )

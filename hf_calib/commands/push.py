@@ -117,7 +117,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         evaluation.check_weights(weights_digest(model), folder)
         del model
     repository = publish.open_model_repository(
-        args.repo_id, args.overwrite, private=args.private, revision=args.revision, create_pr=args.create_pr
+        args.repo_id, args.overwrite, private=args.private or None, revision=args.revision, create_pr=args.create_pr
     )
 
     def push() -> None:

@@ -47,7 +47,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
     folder = Path(metric_path())
     files = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".py", ".md", ".txt")]
-    repository = Repository(args.repo_id, "space", args.private, space_sdk="gradio")
+    repository = Repository(args.repo_id, "space", args.private or None, space_sdk="gradio")
     repository.refuse_if_foreign("ece_regime.py", ("*.py", "Dockerfile", "*.html"), args.overwrite)
 
     def push() -> None:

@@ -48,7 +48,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..hub.repository import Repository
 
     evaluation = Evaluation.load(args.evaluation)
-    repository = Repository(args.repo_id, "dataset", args.private, args.revision, args.create_pr)
+    repository = Repository(args.repo_id, "dataset", args.private or None, args.revision, args.create_pr)
     repository.refuse_if_foreign(METADATA, ("*.parquet", "*.csv", "*.json", "*.jsonl", "*.arrow"), args.overwrite)
 
     def push() -> None:

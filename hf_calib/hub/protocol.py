@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -162,7 +163,7 @@ def questions_digest(ids, labels) -> str:
 
 def is_hub_id(name: str | None) -> bool:
     """Whether a name may be one of the Hub (perhaps with a configuration): not a file, not a path."""
-    if not name or Path(name).expanduser().exists():
+    if not name or re.search(r"\s", name) or Path(name).expanduser().exists():
         return False
     try:
         validate_repo_id(name.partition(":")[0])

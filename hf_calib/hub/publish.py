@@ -286,7 +286,10 @@ def publish(folder: str | Path, repository: Repository, files: list[str], messag
     own = (*FIGURES, *_CALIBRATOR_FILES, PREDICTIONS, RECIPE)
 
     def stale(path: str) -> bool:
-        return path in own or ("/" not in path and any(fnmatch(path, kind) for kind in (*MODEL_FILES, "*.bin")))
+        # Of checkpoints sent on the way (`hub_strategy`), what a training keeps for itself went with them.
+        kept_at_home = path.startswith(("evaluation/", "collapse/", "held_out/", "last-checkpoint/"))
+        own_model = "/" not in path and any(fnmatch(path, kind) for kind in (*MODEL_FILES, "*.bin"))
+        return path in own or own_model or kept_at_home
 
     validate_card(folder / CARD)
     return repository.commit(folder, files, message or "Calibrated model with its evaluation", stale)

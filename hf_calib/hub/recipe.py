@@ -47,19 +47,24 @@ def shown_command(argv: Sequence[str]) -> str:
     """The command line of a training, without what may hold a token."""
     shown, hidden = [], False
     for part in argv:
-        name = part.removeprefix("--").partition("=")[0] if part.startswith("--") else None
+        name = _name_of(part)
         hidden = name in _SECRETS if name else hidden
         if not hidden:
             shown.append(part)
     return shlex.join(["hf-calib", "train", *shown])
 
 
+def _name_of(part: str) -> str | None:
+    """The name of the argument that begins here; the parser takes `--hub-token` for `--hub_token`."""
+    return part.removeprefix("--").partition("=")[0].replace("-", "_") if part.startswith("--") else None
+
+
 def _arguments(argv: Sequence[str]) -> dict[str, Any]:
     given: dict[str, list] = {}
     name = None
     for part in argv:
-        if part.startswith("--"):
-            name, equals, value = part.removeprefix("--").partition("=")
+        if argument := _name_of(part):
+            name, (_, equals, value) = argument, part.partition("=")
             given[name] = [_value(value)] if equals else []
         elif name is not None:
             given[name].append(_value(part))
@@ -72,7 +77,9 @@ def _value(text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    return value if isinstance(value, (bool, int, float)) else text
+    if isinstance(value, bool):  # "no" and "off" are values of their own: `--save_strategy no`
+        return value if text.lower() in ("true", "false") else text
+    return value if isinstance(value, (int, float)) else text
 
 
 def _dump(content: dict[str, Any]) -> str:

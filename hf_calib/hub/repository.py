@@ -95,8 +95,8 @@ class Repository:
             Its name, perhaps without the namespace, which is then the user's own.
         repo_type (`str`, *optional*, defaults to `"model"`):
             `"model"`, `"dataset"` or `"space"`.
-        private (`bool`, *optional*, defaults to `False`):
-            Make it private. One that exists and is public is an error.
+        private (`bool`, *optional*):
+            Make it private, or public; by default as the namespace has it. One that exists and is public is no private one: an error.
         revision (`str`, *optional*):
             Branch; made if it is not there.
         create_pr (`bool`, *optional*, defaults to `False`):
@@ -112,7 +112,7 @@ class Repository:
         self,
         repo_id: str,
         repo_type: str = "model",
-        private: bool = False,
+        private: bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
         space_sdk: str | None = None,
@@ -124,9 +124,8 @@ class Repository:
             if create_pr:
                 self.id = repo_id
             else:
-                # Of a new repository the state of privacy is asked for only where it matters: an organisation may have a default.
                 made = self.api.create_repo(
-                    repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=space_sdk
+                    repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk
                 )
                 self.id = made.repo_id
                 if revision:

@@ -57,6 +57,10 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPO
 
         > Parameters of option scoring and of the E- and M-step
 
+        chat_template_path (`str`, *optional*):
+            Jinja file with the chat template of a model whose tokenizer has none; it is saved with the tokenizer. (CFT and RCFT
+            have TRL's argument of that name.)
+
         Those of [`~hf_calib.data.prompts.PromptArguments`] and of [`~hf_calib.trainers.estep.EMArguments`].
 
     > [!NOTE]
@@ -75,6 +79,9 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPO
     option_ratio: float = field(default=1.0, metadata={"help": "Option questions for each pair."})
     option_likelihood_weight: float = field(
         default=0.0, metadata={"help": "Within the loss on questions: weight of the answer's likelihood (CFT)."}
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "Jinja file with the chat template of a tokenizer that has none."}
     )
     preference_probability_column: str = field(
         default=PREFERENCE_COLUMN, metadata={"help": "Column with the probability that the chosen one is preferred."}

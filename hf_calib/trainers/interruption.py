@@ -58,6 +58,10 @@ class StopOnSigterm(TrainerCallback):
         raise Stopped(f"{args.output_dir}/checkpoint-{state.global_step}")
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.restore()
+
+    def restore(self) -> None:
+        """Give SIGTERM back to whoever had it, also where training ends by an error."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.trainer_utils import HubStrategy
 
 from .. import __version__
 from ..data.prompts import PromptArguments
-from ..hub.card import CARD, RESULTS
+from ..hub.card import CARD
 from ..hub.protocol import EvaluationProtocol, is_hub_id
 from ..hub.publish import (
     PREDICTIONS,
@@ -31,7 +32,7 @@ from .callbacks import divides_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import DPOConfig, SFTConfig
+    from trl import DPOConfig, ModelConfig, SFTConfig
 
     from .run import TrainArguments
 
@@ -54,9 +55,9 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def prepare_push(args) -> None:
+def prepare_push(args, model_args) -> None:
     """
-    Make sure, before anything is loaded, that the push at the end will not fail for its name or token.
+    Make sure, before anything is loaded, that the push at the end will not fail for its name, its token or its base model.
 
     The token goes into the environment of this process: in the configuration it would be saved with every checkpoint. And the model
     is pushed once, at the end, unless checkpoints are asked for (`hub_strategy`).
@@ -65,14 +66,20 @@ def prepare_push(args) -> None:
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     if not args.push_to_hub:
         return
+    if model_args.use_peft and not is_hub_id(model_args.model_name_or_path):
+        raise ValueError(
+            f"push_to_hub: an adapter on {model_args.model_name_or_path!r}, a folder of this machine, could be loaded by nobody. Publish "
+            "that model and train on it by its name, or train without push_to_hub and publish with `hf-calib push --merge true`."
+        )
     if args.hub_strategy == HubStrategy.EVERY_SAVE:
         args.hub_strategy = HubStrategy.END
-    args.hub_model_id = _open(args).id
+    # What an earlier part of this very run has sent may be replaced.
+    args.hub_model_id = _open(args, overwrite=bool(args.resume_from_checkpoint)).id
 
 
-def _open(args):
+def _open(args, overwrite: bool):
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    return open_model_repository(name, overwrite=True, private=bool(args.hub_private_repo), revision=args.hub_revision)
+    return open_model_repository(name, overwrite, private=args.hub_private_repo, revision=args.hub_revision)
 
 
 def training_record(
@@ -110,6 +117,8 @@ def training_record(
     if model_args.use_peft:
         settings["LoRA rank"], settings["LoRA alpha"] = model_args.lora_r, model_args.lora_alpha
     settings["processes"] = args.world_size
+    if reference := settings.get("reference_model_name_or_path"):
+        settings["reference_model_name_or_path"] = reference if is_hub_id(reference) else Path(reference).name
     settings = {name: getattr(value, "value", value) for name, value in settings.items()}
     settings = {
         name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in settings.items()
@@ -151,6 +160,7 @@ def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int
 def published_questions(
     script_args: TrainArguments,
     training_args: SFTConfig | DPOConfig,
+    model_args: ModelConfig,
     datasets: dict[str, Dataset],
     collapse_questions: Dataset | None,
 ) -> tuple[EvaluationProtocol | None, Dataset | None]:
@@ -164,9 +174,20 @@ def published_questions(
         questions = datasets["eval_option_dataset"]
     if questions is None:
         return None, None
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        logger.warning(
+            "push_to_hub: the model is trained on quantised weights, and quantising moves calibration: it is published unmeasured. "
+            "`hf-calib evaluate` on the weights that users will load, and `hf-calib push`, add the evaluation."
+        )
+        return None, None
+    dataset, own_split = " + ".join(names), None
+    if len(names) == 1 and is_hub_id(dataset) and dataset.count(":") > 1:
+        dataset, _, own_split = dataset.rpartition(":")
     protocol = EvaluationProtocol(
-        dataset=" + ".join(names),
-        split=script_args.dataset_test_split,
+        dataset=dataset,
+        split=own_split or script_args.dataset_test_split,
+        # The base of an adapter is loaded as it is trained; a whole model is saved so.
+        dtype=str(model_args.dtype).removeprefix("torch.") if model_args.use_peft else "auto",
         limit=limit,
         seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
         drop_invalid=script_args.drop_invalid,
@@ -218,25 +239,29 @@ class Publication:
     def push(self, trainer: Trainer) -> None:
         """Write the card and send everything, in one commit, from the main process."""
         args, folder = trainer.args, Path(trainer.args.output_dir)
-        place = folder / "evaluation"
-        if self.questions is not None and divides_weights(trainer):
+        place, measured = folder / "evaluation", self.questions is not None and not divides_weights(trainer)
+        if self.questions is not None and not measured:
             logger.warning("push_to_hub: the weights are divided among processes, so they are published unmeasured; "
                            "`hf-calib evaluate` and `hf-calib push` add the evaluation.")  # fmt: skip
         if not trainer.is_world_process_zero():
             return
-        evaluation = Evaluation.load(place) if (place / RESULTS).is_file() else None
-        before = Evaluation.load(place / "before") if (place / "before" / RESULTS).is_file() else None
-        command = f"hf-calib push --model {folder} --repo_id {args.hub_model_id}"
+        # What an earlier run left there is of other weights.
+        evaluation, before = (Evaluation.load(part) if measured else None for part in (place, place / "before"))
+        command = ["hf-calib", "push", "--model", str(folder), "--repo_id", args.hub_model_id, "--overwrite", "true"]
+        command += ["--revision", args.hub_revision] if args.hub_revision else []
+        command += ["--private", "true"] if args.hub_private_repo else []
         try:
             base_model = set_base_model(folder, None) or self.record["base_model"]
-            repository = _open(args)
+            repository = _open(args, overwrite=True)
             files = write_publication(
                 folder, repository.id, evaluation, before, training=self.record, base_model=base_model,
                 existing_card=repository.read(CARD),
             )  # fmt: skip
             commit = publish(folder, repository, files)
         except (OSError, ValueError) as error:
-            raise type(error)(f"{error}\nThe model is trained and saved; it is published by\n{command}") from error
+            raise type(error)(
+                f"{error}\nThe model is trained and saved; it is published by\n{shlex.join(command)}"
+            ) from error
         print(f"Published: {commit.commit_url}")
 
 

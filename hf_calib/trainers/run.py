@@ -188,8 +188,8 @@ def build_trainer(
         )
     _check_bitsandbytes(training_args, model_args)
     check_output_dir(training_args.output_dir)
-    prepare_push(training_args)
     training_args.resume_from_checkpoint = resume_point(training_args.resume_from_checkpoint, training_args.output_dir)
+    prepare_push(training_args, model_args)
     model, revision = model_args.model_name_or_path, model_args.model_revision
     if find_adapter_config_file(model, revision=revision) is not None:
         raise ValueError(
@@ -199,6 +199,8 @@ def build_trainer(
     tokenizer = AutoTokenizer.from_pretrained(
         model, revision=revision, trust_remote_code=training_args.trust_remote_code
     )
+    if isinstance(training_args, CalibratedDPOConfig) and training_args.chat_template_path:
+        tokenizer.chat_template = Path(training_args.chat_template_path).read_text(encoding="utf-8")
     datasets, collapse_questions = _load_data(script_args, training_args, tokenizer)
     training_args.model_init_kwargs = {
         "revision": revision,
@@ -233,7 +235,7 @@ def build_trainer(
     record = training_record(
         script_args.trainer, training_args, model_args, datasets, script_args.dataset_name, held_out
     )
-    asked = published_questions(script_args, training_args, datasets, collapse_questions)
+    asked = published_questions(script_args, training_args, model_args, datasets, collapse_questions)
     trainer.training_record = record
     trainer.publication = Publication(record, *asked) if training_args.push_to_hub else None
     return trainer
@@ -262,6 +264,7 @@ def _load_data(
     names, config = script_args.dataset_name, script_args.dataset_config
     if config:  # a recipe's configuration belongs to its own data set on the Hub
         names = [name if ":" in name or Path(name).exists() else f"{name}:{config}" for name in names]
+        script_args.dataset_name = names
 
     def load(names: list[str], split: str, limit: int | None) -> Dataset:
         if kind == "pairs":
@@ -352,6 +355,10 @@ def _train(trainer: Trainer) -> None:
         raise OSError(
             f"the disk of {trainer.args.output_dir} is full: make room, and {again} from {kept or 'the beginning'} ({error})"
         ) from error
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, StopOnSigterm):
+                callback.restore()
 
 
 def _predict_held_out(trainer: Trainer) -> None:
