@@ -32,9 +32,6 @@ from .callbacks import divides_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import DPOConfig, ModelConfig, SFTConfig
-
-    from .run import TrainArguments
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +155,9 @@ def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int
 
 
 def published_questions(
-    script_args: TrainArguments,
-    training_args: SFTConfig | DPOConfig,
-    model_args: ModelConfig,
+    script_args,
+    training_args,
+    model_args,
     datasets: dict[str, Dataset],
     collapse_questions: Dataset | None,
 ) -> tuple[EvaluationProtocol | None, Dataset | None]:
