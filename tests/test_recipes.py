@@ -66,10 +66,13 @@ def test_every_recipe_runs_to_its_end_under_deepspeed(models, tmp_path):
     Dataset.from_list(rows).to_json(questions)
     talks = [
         {
-            side: [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["choices"][k]}]
+            side: [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": f"{row['choices'][k]}, day {chr(65 + i)}"},
+            ]
             for side, k in (("chosen", row["answer"]), ("rejected", row["answer"] - 1))
         }
-        for row in rows
+        for i, row in enumerate(rows)
     ]
     pairs = str(tmp_path / "pairs.jsonl")
     Dataset.from_list(talks).to_json(pairs)

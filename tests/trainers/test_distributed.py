@@ -99,7 +99,7 @@ def call(folder, objective, tuning, output_dir, processes, *more):
     return ["--config", str(folder / f"{objective}.yaml"), *TUNING[tuning], *batch, *more]
 
 
-def launch(config, script, *arguments, cwd, processes=2, timeout=600):
+def launch(config, script, *arguments, cwd, processes=2, timeout=900):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     command += [str(recipe_path(f"accelerate_configs/{config}.yaml")), "--num_processes", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
