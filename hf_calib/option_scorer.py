@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
+from transformers import DynamicCache
 
 from .option_head import branch_attention_mask, logit_transform, score_options, unwrap_causal_lm
 from .options import collate_options
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+# Of fewer tokens the keys and values are not worth copying.
+MIN_PREFIX = 8
 
 
 class OptionScorer:
@@ -40,6 +46,7 @@ class OptionScorer:
         # Padding is masked, so that any token serves.
         self.pad_token_id = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
         self.branches = True
+        self._prefix, self._prefix_length = None, 0
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
         """Log-likelihoods `(num_options,)` of each question that [`~hf_calib.options.OptionEncoder`] encoded."""
@@ -56,15 +63,22 @@ class OptionScorer:
     def _forward(self, features: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
         batch = collate_options(features, self.pad_token_id)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+        start = self._prefix_length
+        inputs = {name: batch[name][:, start:] for name in ("input_ids", "position_ids") if name in batch}
+        inputs["attention_mask"] = batch["attention_mask"]
         if "option_segments" in batch:
-            inputs["attention_mask"] = branch_attention_mask(
+            mask = branch_attention_mask(
                 batch["attention_mask"],
                 batch["option_segments"],
                 self.model.config._attn_implementation,
                 self.model.dtype,
             )
-        hidden_states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+            inputs["attention_mask"] = mask[:, :, start:]
+        if start:
+            inputs["past_key_values"] = copy.deepcopy(self._prefix)  # a pass adds its own to it
+            inputs["past_key_values"].batch_repeat_interleave(len(features))
+            batch["option_positions"] = batch["option_positions"] - start
+        hidden_states = self.model.base_model(**inputs, use_cache=bool(start)).last_hidden_state
         option_logits = score_options(
             self.model.get_output_embeddings(),
             hidden_states,
@@ -75,6 +89,38 @@ class OptionScorer:
         )
         counts = [feature["num_options"] for feature in features]
         return [row[:count] for row, count in zip(option_logits.cpu().numpy(), counts, strict=True)]
+
+    @torch.no_grad()
+    def share_prefix(self, features: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Read what all these questions begin with (a system message, the opening of a chat template, worked examples) once, and
+        score each from there on. A model whose cache gives other log-likelihoods, or is none of keys and values alone,
+        goes on reading everything.
+        """
+        self._prefix, self._prefix_length = None, 0
+        common = len(os.path.commonprefix([feature["input_ids"] for feature in features]))
+        # The first option token is predicted at a position of the question's own part.
+        length = min(common, *(min(feature["option_positions"]) for feature in features))
+        if length < MIN_PREFIX or len(features) < 2:
+            return
+        shortest = [min(features, key=lambda feature: len(feature["input_ids"]))]
+        expected = self(shortest)[0]
+        prefix = torch.tensor([features[0]["input_ids"][:length]], device=self.model.device)
+        try:
+            cache = self.model.base_model(input_ids=prefix, use_cache=True).past_key_values
+            if type(cache) is not DynamicCache or any(cache.is_sliding):
+                return
+            self._prefix, self._prefix_length = cache, length
+            same = np.allclose(self(shortest)[0], expected, **self._tolerance, equal_nan=True)
+        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
+            same = False
+        if not same:
+            self._prefix, self._prefix_length = None, 0
+
+    @property
+    def _tolerance(self) -> dict[str, float]:
+        """How far the same log-likelihood, computed in another way, may be off."""
+        return {"rtol": 1e-3, "atol": 1e-3} if self.model.dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
 
     def check_branches(self, features: Sequence[Mapping[str, Any]]) -> None:
         """
@@ -91,10 +137,9 @@ class OptionScorer:
         places = zip(longest["option_positions"], longest["option_index"], strict=True)
         _, last = max(place for place in places if len(alone[place[1]]["option_tokens"]) > 1)
         expected = self._forward([alone[last]])[0][0]
-        tolerance = {"rtol": 1e-3, "atol": 1e-3} if self.model.dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
         try:
             packed = self._forward([longest])[0][last]
-            self.branches = bool(np.allclose(packed, expected, **tolerance, equal_nan=True))
+            self.branches = bool(np.allclose(packed, expected, **self._tolerance, equal_nan=True))
             reason = f"log-likelihood {packed:.2f} instead of {expected:.2f}"
         except (RuntimeError, TypeError, ValueError) as error:
             self.branches, reason = False, str(error)

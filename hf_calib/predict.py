@@ -175,6 +175,7 @@ def score_features(
     share = make_batches(features, pending, batch_size)[state.process_index :: state.num_processes]
     if share:
         scorer.check_branches(features)
+        scorer.share_prefix(features)
     try:
         with tqdm(
             total=sum(map(len, share)), desc=f"Scoring {unit}s", unit=unit,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Mi
 
 from hf_calib import predict
 from hf_calib.data.mcq import PromptFormat, load_questions
-from hf_calib.options import QuestionTooLongError
+from hf_calib.options import OptionEncoder, QuestionTooLongError
 from hf_calib.predict import predict_options
 from hf_calib.predictions import OptionPredictions
 
@@ -79,7 +79,8 @@ def test_letters_equal_the_full_logits(tiny_tokenizers, tiny_llama, name):
     model = tiny_llama(tokenizer)
     counter = Counter(model)
     predictions = predict_options(model, tokenizer, questions, batch_size=3, progress=False)
-    assert counter.questions == len(questions)
+    # Three passes more find out whether what all prompts begin with can be read once.
+    assert counter.questions in (len(questions), len(questions) + 3)
     assert_matches(predictions, model, tokenizer, questions, PromptFormat())
     assert predictions.ids.tolist() == questions["id"][:] and predictions.labels.tolist() == questions["answer"][:]
     np.testing.assert_allclose(predictions.probabilities.sum(1), 1, atol=1e-6)
@@ -356,3 +357,29 @@ def test_real_model(smollm2, smollm2_tokenizer, shared_data, scoring):
     predictions = predict_options(model, smollm2_tokenizer, questions, scoring=scoring, batch_size=4, progress=False)
     assert_matches(predictions, model, smollm2_tokenizer, questions, PromptFormat(scoring), tolerance=2e-3)
     assert (predictions.option_mass > (0.1 if scoring == "letter" else 0)).all()
+
+
+@pytest.mark.parametrize("scoring", ["letter", "text"])
+def test_what_all_prompts_begin_with_is_read_once(scoring, tiny_tokenizers, tiny_llama):
+    tokenizer = tiny_tokenizers["qwen"]
+    model, questions = tiny_llama(tokenizer), make_questions(17)
+    prompt_format = PromptFormat(scoring, system="The answer is cold, the answer is hot.")
+    lengths = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].size(1)), with_kwargs=True
+    )
+    predictions = predict_options(
+        model, tokenizer, questions, prompt_format=prompt_format, batch_size=4, progress=False
+    )
+    hook.remove()
+    assert_matches(predictions, model, tokenizer, questions, prompt_format)
+    prompt, _, _ = prompt_format.render(tokenizer, "Question", ["ice", "water"])
+    shared = len(tokenizer(prompt.partition("Question")[0])["input_ids"])
+    alone = predict_options(
+        model, tokenizer, questions.select([0]), prompt_format=prompt_format, progress=False
+    ).option_logits[0]
+    np.testing.assert_allclose(predictions.option_logits[0, : len(alone)], alone, rtol=1e-4)
+    prefix = min(lengths)  # by itself; then one question to see that nothing is lost, then all of them
+    encoder = OptionEncoder(tokenizer, prompt_format)
+    longest = max(len(encoder.encode(row)["input_ids"]) for row in questions)
+    assert prefix >= shared and max(lengths[lengths.index(prefix) + 2 :]) == longest - prefix
