@@ -184,7 +184,7 @@ def published_questions(
         dataset=dataset,
         split=own_split or script_args.dataset_test_split,
         # The base of an adapter is loaded as it is trained; a whole model is saved so.
-        dtype=str(model_args.dtype).removeprefix("torch.") if model_args.use_peft else "auto",
+        dtype=str(model_args.dtype or "auto").removeprefix("torch.") if model_args.use_peft else "auto",
         limit=limit,
         seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
         drop_invalid=script_args.drop_invalid,
