@@ -103,4 +103,4 @@ def save_figure(figure: Figure, path, svg: bool = True) -> tuple[Path, Path | No
         figure.savefig(png, dpi=200)
         if svg:
             figure.savefig(vector, metadata={"Date": None})
-    return png, svg
+    return png, vector if svg else None

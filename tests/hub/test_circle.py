@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import assert_card_states, read
+from conftest import assert_card_states, read, use_hub
 from huggingface_hub import ModelCard, hf_hub_download
 from safetensors.torch import load_file
 from samples import make
@@ -25,8 +25,6 @@ TEST = 150
 @pytest.fixture(scope="module")
 def trained(hub_url, tmp_path_factory):
     """A recipe with `push_to_hub: true`, run once for the module, with the token where a careless user puts it."""
-    from conftest import use_hub
-
     folder, world = tmp_path_factory.mktemp("circle"), World()
     with pytest.MonkeyPatch.context() as patch:
         use_hub(patch, hub_url.url, folder / "cache")
