@@ -98,17 +98,7 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
 
     def predict(self, model, tokenizer, questions: Dataset, output_path: Path) -> OptionPredictions:
         """What the model thinks of the questions; goes on from what is at `output_path`."""
-        from ..predict import predict_options
+        from ..hub.protocol import EvaluationProtocol
 
-        return predict_options(
-            model,
-            tokenizer,
-            questions,
-            prompt_format=self.prompt_format(),
-            normalization=self.option_normalization,
-            batch_size=self.batch_size,
-            max_length=self.max_length,
-            drop_too_long=self.drop_too_long,
-            output_path=output_path,
-            resume=self.resume,
-        )
+        protocol = EvaluationProtocol.of(self)
+        return protocol.predict(model, tokenizer, questions, self.batch_size, output_path, resume=self.resume)
