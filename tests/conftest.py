@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -58,12 +59,17 @@ def smollm2() -> Path:
     script = SHARED / "tools" / "smollm2.py"
     if not script.is_file():
         pytest.skip("no SmolLM2; set HF_CALIB_SMOLLM2 to a folder of HuggingFaceTB/SmolLM2-135M-Instruct")
-    # Made beside its place and renamed, so that an interrupted run leaves nothing that looks complete.
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
-    made = subprocess.run([sys.executable, str(script), str(unfinished)], capture_output=True, text=True, timeout=600)
-    if made.returncode != 0:
-        pytest.skip(f"SmolLM2 cannot be had: {(made.stderr.strip() or made.stdout.strip()).splitlines()[-1]}")
-    unfinished.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # One test process makes it, the others wait; beside its place and renamed, so that an interrupted run leaves nothing that
+    # looks complete.
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+            command = [sys.executable, str(script), str(unfinished)]
+            made = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if made.returncode != 0:
+                pytest.skip(f"SmolLM2 cannot be had: {(made.stderr.strip() or made.stdout.strip()).splitlines()[-1]}")
+            unfinished.rename(folder)
     return folder
 
 

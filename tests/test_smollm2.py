@@ -38,7 +38,7 @@ def test_smollm2_from_end_to_end(smollm2, shared_data, tmp_path, scoring, recipe
     command += ["--config", str(recipe_path(f"smollm2-135m/{recipe}")), "--model_name_or_path", str(smollm2)]
     command += ["--dataset_name", str(shared_data / "arc_easy_train.parquet"), "--num_train_examples", "12"]
     command += ["--max_steps", "2", "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "rcft")]
-    run("accelerate.commands.launch", *command)
+    run("accelerate.commands.launch", "--main_process_port", "0", *command)
     assert (tmp_path / "rcft" / "adapter_model.safetensors").exists()
     after = ["--model", str(tmp_path / "rcft"), *questions, *settings, "--output_dir", str(tmp_path / "after")]
     out = run("hf_calib.cli", "evaluate", *after)
