@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
+from rcft_candidates import ClasswiseTargets, DualWeight, Mixup, MovingWindow, StopOnRefinement, VennAbers
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -38,16 +39,30 @@ VARIANTS = {
     "likelihood of the question too": {"likelihood": "sequence"},
     "option cross-entropy added": {"option_loss_weight": 1.0},
     "warm start": {"warm_start": True},
+    "kernel": {"em_estimator": "kernel"},
+    "label smoothing .1 beside it": {
+        "option_loss_weight": 1.0,
+        "likelihood_weight": 0.0,
+        "option_label_smoothing": 0.1,
+    },
+    "Venn-Abers": {"trainer": VennAbers},
+    "targets for every option": {"trainer": ClasswiseTargets},
+    "E-step on a moving window": {"trainer": MovingWindow, "em_estep_set": "train"},
+    "weight by dual ascent": {"trainer": DualWeight},
+    "mixup over options beside it": {"trainer": Mixup},
+    "stopped on refinement": {"trainer": StopOnRefinement},
+    "stopped on refinement, memorising": {"trainer": StopOnRefinement, "learning_rate": 1e-3, "num_train_epochs": 12},
 }
 MEASURES = ("accuracy", "confidence", "ece", "cw_ece", "tce", "nll", "brier", "auroc")
 
 
 def run(folder: Path, seed: int, changes: dict) -> dict[str, float]:
+    trainer_class = (changes := dict(changes)).pop("trainer", CalibratedSFTTrainer)
     recipe = yaml.safe_load(recipe_path("quickstart/rcft.yaml").read_text())
     settings = {name: value for name, value in recipe.items() if name in CalibratedSFTConfig.__dataclass_fields__}
     with tempfile.TemporaryDirectory() as output_dir:
         settings |= {"output_dir": output_dir, "seed": seed, "use_cpu": True, "disable_tqdm": True, **changes}
-        trainer = CalibratedSFTTrainer(
+        trainer = trainer_class(
             str(folder / "dpo"),
             CalibratedSFTConfig(**settings),
             train_dataset=load_questions(folder / "world" / "train.parquet"),

@@ -48,10 +48,11 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
             training, and must have its vocabulary.
         reference_weight (`float`, *optional*, defaults to `10.0`):
             Weight of KL(q_ref || q) over the options, in nats a question; at least 0.
-        reference_pseudo_count (`float`, *optional*, defaults to `200.0`):
-            The reference itself is calibrated first, by a temperature fitted on all labels (it has learnt none of them) and
-            shrunk towards 1, as if it had been calibrated on this many questions more. `0`: the labels alone decide, which suits
-            a reference that is not calibrated, as the model itself. `inf`: the reference as it is.
+        reference_pseudo_count (`float`, *optional*, defaults to `1000.0`):
+            The reference itself is calibrated first: the odds of what it predicts are multiplied by a constant, so that its mean
+            confidence agrees with its accuracy on all labels (it has learnt none of them) and on this many questions more, on
+            which it is taken at its word. `0`: the labels alone decide, which suits a reference that is not calibrated, as the
+            model itself. `inf`: the reference as it is.
         warm_start (`bool`, *optional*, defaults to `False`):
             Begin where temperature scaling ends: the temperature fitted on the E-step questions is folded into the weights
             before training. For `"rcft"` with full fine-tuning, and options of single tokens.
@@ -89,10 +90,10 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, OptionLossArguments, SFT
         default=10.0, metadata={"help": "Weight of the divergence from the reference model, at least 0."}
     )
     reference_pseudo_count: float = field(
-        default=200.0,
+        default=1000.0,
         metadata={
-            "help": "Shrinkage towards 1 of the temperature that calibrates the reference on the labels, in questions; 0 to let "
-            "the labels alone decide, inf to take the reference as it is."
+            "help": "Questions on which the reference's confidence is trusted, against the labels that judge its accuracy; 0 to "
+            "let the labels alone decide, inf to take the reference as it is."
         },
     )
     warm_start: bool = field(

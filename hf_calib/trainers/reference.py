@@ -16,11 +16,12 @@ from ..loading import load_model, load_tokenizer
 from ..option_scorer import OptionScorer, pad_rows
 from ..options import IGNORE_INDEX
 from ..posthoc import softmax
-from ..posthoc.scaling import best_log_temperature, fit_temperature
 from ..predict import Results, score_features
 
 
 REFERENCE_COLUMN = "reference_logits"
+
+_FURTHEST = 20.0  # nats: the odds of the prediction times or divided by 5e8
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def add_reference(
     **loading,
 ) -> Dataset:
     """
-    Score the encoded questions with a reference model, once, and keep its option logits in the column `reference_logits`,
-    divided by a temperature. Each process scores its part; all get the whole.
+    Score the encoded questions with a reference model, once, and keep its option logits in the column `reference_logits`, moved
+    to what the labels say of its accuracy. Each process scores its part; all get the whole.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -51,9 +52,9 @@ def add_reference(
         batch_size (`int`):
             Questions a batch.
         pseudo_count (`float`, *optional*, defaults to `inf`):
-            See [`fit_reference_temperature`].
+            See [`calibrate_reference`].
         held_out ([`~datasets.Dataset`], *optional*):
-            Encoded questions that are not trained on, whose labels the temperature is fitted on as well.
+            Encoded questions that are not trained on, whose labels judge the reference as well.
         loading:
             Further arguments of [`~hf_calib.loading.load_tokenizer`].
 
@@ -89,20 +90,23 @@ def add_reference(
         "reference question",
         lambda index: f"training row {rows[index]} has reference logits",
     )
-    scored, labels = results.gather(), np.array([feature["option_label"] for feature in features])
-    temperature = fit_reference_temperature(scored, labels, pseudo_count)
+    labels = np.array([feature["option_label"] for feature in features])
     column = [[] for _ in range(len(questions))]
-    for row, option_logits in zip(rows, scored, strict=True):
-        column[row] = (option_logits / temperature).tolist()
+    for row, option_logits in zip(rows, calibrate_reference(results.gather(), labels, pseudo_count), strict=True):
+        column[row] = option_logits.tolist()
     del model, scorer
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return dataset.add_column(REFERENCE_COLUMN, column[: len(dataset)])
 
 
-def fit_reference_temperature(rows: list[np.ndarray], labels: np.ndarray, pseudo_count: float) -> float:
+def calibrate_reference(rows: list[np.ndarray], labels: np.ndarray, pseudo_count: float) -> list[np.ndarray]:
     """
-    The temperature of a reference, which none of the labels has trained: all of them may judge it.
+    Move the confidence of a reference to what its accuracy seems to be. None of the labels has trained it: all may judge it.
+
+    A constant is added to the logit of the option that it predicts, the same for all questions, so that its mean confidence
+    becomes (n accuracy + m confidence) / (n + m): the posterior mean of its accuracy after n answers, if its own confidence was
+    worth m of them before (derived in docs/method.md). The prediction stays, however far the constant takes it.
 
     Args:
         rows (`list[np.ndarray]`):
@@ -110,18 +114,35 @@ def fit_reference_temperature(rows: list[np.ndarray], labels: np.ndarray, pseudo
         labels (`np.ndarray` of shape `(N,)`):
             The right options, -100 where they are not known.
         pseudo_count (`float`):
-            Shrinkage towards 1, as if the reference had been calibrated on this many questions more: the targets are the
-            labels and its own probabilities, mixed n to `pseudo_count`. With 0 the labels alone decide, with infinity none does.
+            m. With 0 the labels alone decide, with infinity none does.
+
+    Returns:
+        `list[np.ndarray]`: the option logits of the same questions, moved.
     """
+    from scipy.optimize import brentq
+
     known = np.flatnonzero(labels != IGNORE_INDEX)
     if math.isinf(pseudo_count) or not len(known):
-        return 1.0
-    logits = pad_rows([rows[row] for row in known], max(map(len, rows)), -np.inf)
-    if pseudo_count == 0:
-        temperature = fit_temperature(logits, labels[known])[0].item()
-    else:
-        share = pseudo_count / (len(known) + pseudo_count)
-        targets = (1 - share) * np.eye(logits.shape[1])[labels[known]] + share * softmax(logits)
-        temperature = math.exp(best_log_temperature(logits, targets))
-    logger.info(f"Reference: temperature {temperature:.3f}, from {len(known)} labels.")
-    return temperature
+        return rows
+    logits = pad_rows(rows, max(map(len, rows)), -np.inf).astype(np.float64)
+    every, predicted = np.arange(len(rows)), logits.argmax(axis=1)
+    own, accuracy = softmax(logits[known]).max(axis=1).mean(), (predicted == labels)[known].mean()
+    wanted = (len(known) * accuracy + pseudo_count * own) / (len(known) + pseudo_count)
+    top, runner_up = np.sort(logits, axis=1)[:, :-3:-1].T
+
+    def moved(constant: float) -> np.ndarray:
+        """A hair above the runner-up at least, so that no other option is predicted."""
+        result = logits.copy()
+        result[every, predicted] = np.maximum(top + constant, np.nextafter(runner_up, np.inf))
+        return result
+
+    def excess(constant: float) -> float:
+        return softmax(moved(constant)[known]).max(axis=1).mean() - wanted
+
+    # Where even the furthest is not enough (all are right, or the accuracy is below chance), it is taken.
+    low, high = -_FURTHEST, _FURTHEST
+    constant = low if excess(low) > 0 else high if excess(high) < 0 else brentq(excess, low, high)
+    logger.info(
+        f"Reference: accuracy {accuracy:.3f}, confidence {own:.3f}, moved to {wanted:.3f}: {len(known)} labels."
+    )
+    return [row[: len(given)] for row, given in zip(moved(constant), rows, strict=True)]

@@ -12,8 +12,8 @@ from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, predict_options
 from hf_calib.data.mcq import PromptFormat, load_questions
 from hf_calib.data.world import World, WorldConfig
 from hf_calib.loading import load_model
-from hf_calib.posthoc import TemperatureScaling, softmax
-from hf_calib.trainers.reference import fit_reference_temperature
+from hf_calib.posthoc import softmax
+from hf_calib.trainers.reference import calibrate_reference
 
 
 SETTINGS = {**SFT_RUN, "objective": "cft", "reference_pseudo_count": math.inf}
@@ -97,27 +97,48 @@ def test_the_reference_is_calibrated_on_all_labels(world_model, reference, quest
     args = CalibratedSFTConfig(str(tmp_path), **settings, reference_model_name_or_path=reference)
     labelled, others = questions.select(range(30)), questions.select(range(30, 40))
     trainer = CalibratedSFTTrainer(world_model, args, train_dataset=labelled, unlabelled_dataset=others)
-    temperature = TemperatureScaling().fit(before.option_logits[:30], answers[:30]).temperature.item()
-    assert 0.01 < temperature < 0.9 or 1.1 < temperature < 100
     found = np.array(trainer.train_dataset["reference_logits"])
     assert len(found) == (40 if objective == "cft" else 34)
-    scaled = softmax(before.option_logits / temperature)
-    np.testing.assert_allclose(softmax(found[-10:]), scaled[30:], rtol=1e-4)
-    assert np.abs(softmax(found)[:, None] - scaled).max(-1).min(-1).max() < 1e-4  # each is one of them
+    # All that has changed is the odds of the prediction, alike for all.
+    odds, moved = (
+        softmax(logits).max(axis=1) / (1 - softmax(logits).max(axis=1)) for logits in (before.option_logits, found)
+    )
+    factor = moved[-1] / odds[-1]
+    assert factor < 0.8 or factor > 1.25
+    np.testing.assert_allclose(moved[-10:], factor * odds[30:], rtol=1e-3)
+    expected = calibrate_reference(list(before.option_logits), np.array([*answers[:30], *[-100] * 10]), 0.0)
+    assert (
+        np.abs(softmax(found)[:, None] - softmax(np.array(expected))).max(-1).min(-1).max() < 1e-4
+    )  # each is one of them
+    assert softmax(np.array(expected))[:30].max(axis=1).mean() == pytest.approx(20 / 30, abs=1e-6)
 
 
-def test_the_temperature_is_shrunk_towards_one():
+def test_its_confidence_goes_to_its_accuracy_by_the_number_of_labels():
     rng = np.random.default_rng(0)
     logits = 2 * rng.standard_normal((1000, 4))
     labels = (softmax(logits / 4).cumsum(axis=1) > rng.random((1000, 1))).argmax(axis=1)
+    accuracy, confidence = (logits.argmax(axis=1) == labels).mean(), softmax(logits).max(axis=1).mean()
     rows = list(logits)
-    alone, half, little = (fit_reference_temperature(rows, labels, count) for count in (0.0, 1000.0, 1e9))
-    assert alone == pytest.approx(4, rel=0.2) and 1.2 < half < alone - 0.5 and little == pytest.approx(1, abs=1e-3)
-    assert fit_reference_temperature(rows, labels, math.inf) == 1
-    assert fit_reference_temperature(rows, np.full(1000, -100), 0.0) == 1
+
+    def moved(labels, pseudo_count):
+        result = np.array(calibrate_reference(rows, labels, pseudo_count))
+        np.testing.assert_array_equal(result.argmax(axis=1), logits.argmax(axis=1))
+        return softmax(result).max(axis=1).mean()
+
+    assert confidence - accuracy > 0.2
+    assert moved(labels, 0.0) == pytest.approx(accuracy, abs=1e-6)
+    assert moved(labels, 1000.0) == pytest.approx((accuracy + confidence) / 2, abs=1e-6)
+    assert moved(labels, 1e9) == pytest.approx(confidence, abs=1e-6)
+    assert calibrate_reference(rows, labels, math.inf) is rows
+    assert calibrate_reference(rows, np.full(1000, -100), 0.0) is rows
+    # Always right is never certain, and always wrong leaves the prediction what it is.
+    assert 0.999 < moved(logits.argmax(axis=1), 0.0) <= 1
+    assert moved(logits.argmin(axis=1), 0.0) < 0.5
     # Labels that are not known count for nothing, and questions may have different numbers of options.
-    mixed = [*rows, np.array([5.0, 0.0])]
-    assert fit_reference_temperature(mixed, np.append(labels, -100), 0.0) == pytest.approx(alone)
+    mixed = calibrate_reference([*rows, np.array([5.0, 0.0])], np.append(labels, -100), 0.0)
+    assert len(mixed[-1]) == 2 and softmax(np.array(mixed[:-1])).max(axis=1).mean() == pytest.approx(
+        accuracy, abs=1e-6
+    )
 
 
 def test_without_weight_there_is_no_reference(world_model, questions, tmp_path):
