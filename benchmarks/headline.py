@@ -14,7 +14,8 @@
     python benchmarks/headline.py --config ... --output_dir ... --report_only
 
 A method gets a number of labelled questions of one source, the same for all, and is tested on the questions of every source. The
-same command goes on where an earlier run stopped: a stage is done again only if something that it is made of has changed.
+same command goes on where an earlier run stopped: a stage is done again only if something that it is made of has changed. One
+that fails is reported, and left out of the tables.
 Several runs may share a folder if they have different seeds and the untrained model's answers are there (`--only "as is"` first).
 Writes report.md, cells.md, results.json and figures; prints tables and, last, one line of JSON: every bar, and whether it is met.
 """
@@ -62,6 +63,25 @@ def print_plan(stages: list[Stage], output_dir: Path) -> None:
     )
 
 
+def work(stages: list[Stage], output_dir: Path) -> set[Stage]:
+    """
+    Do what is not done. A stage that fails (a method that cannot be applied to some questions, say) keeps only those from being
+    done that build on it; they are returned.
+    """
+    failed = set()
+    for number, stage in enumerate(stages, 1):
+        if failed.intersection(stage.chain()):
+            failed.add(stage)
+        elif not stage.done:
+            print(f"[{number}/{len(stages)}] {stage.kind}: {stage.folder.relative_to(output_dir)}", file=sys.stderr)
+            try:
+                stage.make()
+            except (ValueError, OSError, RuntimeError) as error:
+                print(f"{stage.folder}: {error}", file=sys.stderr)
+                failed.add(stage)
+    return failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -90,17 +110,7 @@ def main() -> None:
     stages = list(dict.fromkeys(stage for end in last for stage in end.chain()))
     if args.dry_run:
         return print_plan(stages, plan.output_dir)
-    if not args.report_only:
-        for number, stage in enumerate(stages, 1):
-            if not stage.done:
-                print(
-                    f"[{number}/{len(stages)}] {stage.kind}: {stage.folder.relative_to(plan.output_dir)}",
-                    file=sys.stderr,
-                )
-                try:
-                    stage.make()
-                except (ValueError, OSError, RuntimeError) as error:
-                    sys.exit(f"{stage.folder}: {error}")
+    failed = set() if args.report_only else work(stages, plan.output_dir)
 
     def read(found: dict[str, Stage], name: str) -> dict:
         return {key: json.loads((stage.folder / name).read_text()) for key, stage in found.items() if stage.done}
@@ -110,6 +120,8 @@ def main() -> None:
     missing = sum(not stage.done for found in cells.values() for stage in found.values())
     differences = {place: found for place, found in differences.items() if len(found) == len(config.baselines)}
     write_report(config, plan.output_dir, results, differences, missing)
+    if failed:
+        sys.exit(f"{len(failed)} stages could not be done: why stands above. The same command tries them again.")
 
 
 if __name__ == "__main__":

@@ -234,6 +234,19 @@ def test_errors_name_the_entry(config, change, message):
         read_config(config, [change])
 
 
+def test_a_stage_that_fails_stops_only_what_builds_on_it(tmp_path, capsys):
+    def fail(folder):
+        raise ValueError("cannot be applied")
+
+    first = headline.Stage(tmp_path / "first", "first", [], lambda folder: None)
+    broken = headline.Stage(tmp_path / "broken", "broken", [], fail, (first,))
+    after = headline.Stage(tmp_path / "after", "after", [], lambda folder: None, (broken,))
+    beside = headline.Stage(tmp_path / "beside", "beside", [], lambda folder: None, (first,))
+    assert headline.work([first, broken, after, beside], tmp_path) == {broken, after}
+    assert first.done and beside.done and not broken.done and not after.folder.exists()
+    assert f"{broken.folder}: cannot be applied" in capsys.readouterr().err
+
+
 # Comparisons, on predictions made by hand
 
 
