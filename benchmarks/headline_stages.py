@@ -73,7 +73,7 @@ def train(arguments: dict[str, Any], folder: Path) -> None:
     """Run `hf-calib train` on the arguments, kept as a recipe in the folder; what it prints goes to train.log."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**arguments, "output_dir": str(folder), "disable_tqdm": True}, sort_keys=False))
-    with (folder / "train.log").open("w") as log, redirect_stdout(log):
+    with (folder / "train.log").open("w", buffering=1) as log, redirect_stdout(log):
         status = hf_calib(["train", "--config", str(recipe)])
     if status:
         raise RuntimeError(f"hf-calib train --config {recipe} failed: the reason stands above, its log in train.log.")
