@@ -14,6 +14,9 @@ from hf_calib.paths import recipe_path
 from hf_calib.posthoc import METHODS as CALIBRATORS
 
 
+NORMALIZATIONS = ("sum", "mean")
+
+
 @dataclass(frozen=True)
 class Model:
     """
@@ -83,6 +86,8 @@ class Method:
         calibrator (`str`, *optional*):
             Post-hoc method (a key of `hf_calib.posthoc.METHODS`). It is fitted on all labels; of a model that was trained
             on them, on those held out from training: `hold_out`, or else the rows of the recipe's E-step.
+        normalization (`str`, *optional*):
+            Of a model that is not trained: `"sum"` or `"mean"`, whatever the labels prefer.
     """
 
     recipe: str | None = None
@@ -91,12 +96,17 @@ class Method:
     hold_out: float | None = None
     of: str | None = None
     calibrator: str | None = None
+    normalization: str | None = None
 
     def __post_init__(self):
         if self.calibrator is not None and self.calibrator not in CALIBRATORS:
             raise ValueError(f"calibrator {self.calibrator!r} is none of {', '.join(CALIBRATORS)}")
         if self.recipe and self.of:
             raise ValueError("recipe trains a model and `of` takes another's: give one of them")
+        if self.normalization is not None and (self.recipe or self.of or self.normalization not in NORMALIZATIONS):
+            raise ValueError(
+                f"normalization={self.normalization!r}: sum or mean is wanted, of a model that is not trained"
+            )
         if (self.set or self.budgets or self.hold_out) and not self.recipe:
             raise ValueError("set, budgets and hold_out belong to a recipe, and there is none")
         if self.hold_out is not None and not 0 < self.hold_out < 1:
@@ -226,7 +236,7 @@ class Config:
                 raise ValueError(
                     f"{section}: {' and '.join(twice)} would share the folder {slug(twice[0])}; rename one"
                 )
-        if unknown := set(self.normalizations) - {"sum", "mean"}:
+        if unknown := set(self.normalizations).difference(NORMALIZATIONS):
             raise ValueError(f"normalizations: {', '.join(unknown)} is neither sum nor mean")
         asked = {item.name for item in fields(PromptArguments)} - {"option_normalization"}
         if unknown := set(self.asking) - asked:

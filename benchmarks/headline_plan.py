@@ -289,7 +289,7 @@ class Plan:
         trained = self.config.methods[method.of] if method.of else method
         if trained.recipe:
             return [trained.arguments(self.config.budgets[0]).get("option_normalization", "sum")]
-        return self.config.normalizations
+        return [method.normalization] if method.normalization else self.config.normalizations
 
     # Places
 

@@ -216,6 +216,7 @@ def test_configurations_of_the_project(name, tmp_path):
     ("change", "message"),
     [
         ("methods.RCFT.recipes=a", "methods.RCFT: there is no recipes; there are budgets"),
+        ("methods.RCFT.normalization=mean", "methods.RCFT: normalization='mean': sum or mean is wanted"),
         ("methods.TS.calibrator=plat", "methods.TS: calibrator 'plat' is none of agreement, temperature"),
         ("ours=CCFT", "there is no 'CCFT' among as is, TS"),
         ("methods.RCFT.set.objective=cft", "RCFT \\+ TS has no labels .* give hold_out"),
