@@ -25,8 +25,8 @@ $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 quickstart: install ## repair an overconfident model on two cores; the report is quickstart-report/report.md
 	$(BIN)/hf-calib quickstart --output_dir quickstart-report
 
-# A file of tests is run by one process, so that what its tests share is made once; in their own order, by which the longest do not
-# come last. Tests that start two processes of their own are slowed down by threads on top.
+# A file of tests is run by one process, so that what its tests share is made once; in their own order, because xdist would put those of
+# few tests last, and some of these take longest. Tests that start two processes of their own are slowed down by threads on top.
 test: install ## run all tests, as many files at once as there are cores (at most four)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

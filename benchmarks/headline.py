@@ -66,11 +66,11 @@ def print_plan(stages: list[Stage], output_dir: Path) -> None:
 def work(stages: list[Stage], output_dir: Path) -> set[Stage]:
     """
     Do what is not done. A stage that fails (a method that cannot be applied to some questions, say) keeps only those from being
-    done that build on it; they are returned.
+    done that build on it; they are returned. A stage stands behind those that it needs.
     """
     failed = set()
     for number, stage in enumerate(stages, 1):
-        if failed.intersection(stage.chain()):
+        if failed.intersection(stage.needs):
             failed.add(stage)
         elif not stage.done:
             print(f"[{number}/{len(stages)}] {stage.kind}: {stage.folder.relative_to(output_dir)}", file=sys.stderr)

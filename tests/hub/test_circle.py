@@ -157,9 +157,9 @@ def test_chance_seldom_refutes_a_true_claim(same):
         return OptionPredictions(logits[rows], labels[rows], np.array([str(row) for row in rows]))
 
     refuted = 0
-    for _ in range(20):
+    for _ in range(30):
         stated = rng.choice(len(labels), 500, replace=False)
         asked = rng.choice(stated, 150, replace=False) if same else rng.choice(len(labels), 300, replace=False)
         card = Published("org/model", Path(), {**protocol.measure(answers(stated)), "n_bootstrap": 20})
         refuted += not all(check.holds for check in compare(card, answers(asked), same))
-    assert refuted <= 3
+    assert refuted <= 4
