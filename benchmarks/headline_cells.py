@@ -12,13 +12,15 @@ from scipy.stats import t as student
 
 from hf_calib import calibration_report
 from hf_calib.binning import assign_bins, bin_edges, top_label
+from hf_calib.calibration_error import classwise_calibration_error
 from hf_calib.predictions import OptionPredictions
 from hf_calib.resampling import Estimate, ResampledMeans
 
 
 MEASURES = (
     "n", "accuracy", "confidence", "ece", "ece_low", "ece_high", "ece_noise_floor", "ece_noise_floor_p95", "ece_p_value",
-    "debiased_ece", "cw_ece", "smooth_ece", "nll", "brier", "brier_calibration", "brier_refinement", "auroc", "aurc",
+    "debiased_ece", "cw_ece", "cw_ece_noise_floor", "smooth_ece", "nll", "brier", "brier_calibration", "brier_refinement",
+    "auroc", "aurc",
 )  # fmt: skip
 PAIRED = ("ece", "cw_ece", "nll", "brier", "accuracy")
 
@@ -43,9 +45,22 @@ Results = Mapping[Place, Mapping[str, Mapping[str, float]]]
 
 def measure(views: Sequence[OptionPredictions]) -> dict[str, float]:
     """The measures of predictions, averaged over the orders in which the options were shown."""
-    reports = [calibration_report(p.probabilities, p.labels, p.target_probabilities) for p in views]
+    reports = [
+        calibration_report(p.probabilities, p.labels, p.target_probabilities)
+        | {"cw_ece_noise_floor": cw_noise_floor(p.probabilities)}
+        for p in views
+    ]
     names = [*MEASURES, *(name for name in ("tce",) if name in reports[0])]
     return {name: float(np.mean([report[name] for report in reports])) for name in names}
+
+
+def cw_noise_floor(probabilities: np.ndarray, n_draws: int = 50, seed: int = 0) -> float:
+    """Mean cw-ECE under labels drawn from the probabilities: what a calibrated model that says so would show on as many questions."""
+    cumulative, errors = probabilities.astype(np.float64).cumsum(axis=1), []
+    for draw in np.random.default_rng(seed).random((n_draws, len(cumulative), 1)):
+        labels = (cumulative <= draw * cumulative[:, -1:]).sum(axis=1)
+        errors.append(classwise_calibration_error(probabilities, labels))
+    return float(np.mean(errors))
 
 
 def quantities(views: Sequence[OptionPredictions], n_bins: int = 10) -> dict[str, np.ndarray]:

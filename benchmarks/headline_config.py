@@ -12,6 +12,7 @@ import yaml
 from hf_calib.data.prompts import PromptArguments, PromptFormat
 from hf_calib.paths import recipe_path
 from hf_calib.posthoc import METHODS as CALIBRATORS
+from hf_calib.posthoc import TransferredTemperature
 
 
 NORMALIZATIONS = ("sum", "mean")
@@ -84,8 +85,9 @@ class Method:
         of (`str`, *optional*):
             Take the model that this other method has trained.
         calibrator (`str`, *optional*):
-            Post-hoc method (a key of `hf_calib.posthoc.METHODS`). It is fitted on all labels; of a model that was trained
+            Post-hoc method, by its name in `hf_calib.posthoc`. It is fitted on all labels; of a model that was trained
             on them, on those held out from training: `hold_out`, or else the rows of the recipe's E-step.
+            `transferred_temperature` is fitted for each test anew, on these labels and on that test's questions without theirs.
         normalization (`str`, *optional*):
             Of a model that is not trained: `"sum"` or `"mean"`, whatever the labels prefer.
     """
@@ -99,8 +101,9 @@ class Method:
     normalization: str | None = None
 
     def __post_init__(self):
-        if self.calibrator is not None and self.calibrator not in CALIBRATORS:
-            raise ValueError(f"calibrator {self.calibrator!r} is none of {', '.join(CALIBRATORS)}")
+        kinds = (*CALIBRATORS, TransferredTemperature.method)
+        if self.calibrator is not None and self.calibrator not in kinds:
+            raise ValueError(f"calibrator {self.calibrator!r} is none of {', '.join(kinds)}")
         if self.recipe and self.of:
             raise ValueError("recipe trains a model and `of` takes another's: give one of them")
         if self.normalization is not None and (self.recipe or self.of or self.normalization not in NORMALIZATIONS):
@@ -111,6 +114,11 @@ class Method:
             raise ValueError("set, budgets and hold_out belong to a recipe, and there is none")
         if self.hold_out is not None and not 0 < self.hold_out < 1:
             raise ValueError(f"hold_out={self.hold_out}: a share between 0 and 1 is wanted")
+
+    @property
+    def transferred(self) -> bool:
+        """Whether the calibrator wants votes, and the questions that it is for."""
+        return self.calibrator == TransferredTemperature.method
 
     def arguments(self, budget: int, **given) -> dict[str, Any]:
         """The recipe's arguments, under those `given`, under the method's own changes; nothing is filled in yet."""

@@ -30,7 +30,7 @@ from hf_calib import predict_options, quickstart
 from hf_calib.data.mcq import permute_options
 from hf_calib.loading import load_tokenizer
 from hf_calib.paths import recipe_path
-from hf_calib.posthoc import METHODS
+from hf_calib.posthoc import PostHocCalibrator, TransferredTemperature
 from hf_calib.report import write_json
 
 
@@ -81,7 +81,7 @@ class Plan:
         return comparisons
 
     def _applies(self, method: Method, model: str) -> bool:
-        needs_reference = method.calibrator is not None and not METHODS[method.calibrator].supervised
+        needs_reference = method.calibrator is not None and not PostHocCalibrator.kinds[method.calibrator].supervised
         return not needs_reference or self.config.models[model].reference is not None
 
     # Stages: each is described where it is asked for, and made once.
@@ -143,7 +143,7 @@ class Plan:
         model, source, budget, _, seed = place
         config, method = self.config, self.config.methods[name]
         names, most = self._normalizations(method), max(config.budgets)
-        supervised = method.calibrator is None or METHODS[method.calibrator].supervised
+        supervised = method.calibrator is None or PostHocCalibrator.kinds[method.calibrator].supervised
         references = {}
         if method.recipe or method.of:
             divided = method.of or name
@@ -169,12 +169,23 @@ class Plan:
                 {n: first_of(load_views(stage)[0], budget if supervised else most) for n, stage in stages.items()}
                 for stages in (fitted, references)
             )
-            normalization, calibrator = choose(known, method.calibrator, before, seed)
-            if calibrator is not None:
+            kind = "temperature" if method.transferred else method.calibrator
+            normalization, calibrator = choose(known, kind, before, seed)
+            if calibrator is not None and not method.transferred:
                 calibrator.save(out)
             write_json(out / "chosen.json", {"normalization": normalization, "n": len(known[normalization])})
             for test in config.datasets:
                 for view, predictions in enumerate(load_views(tested[normalization, test])):
+                    if method.transferred:
+                        labelled = known[normalization]
+                        calibrator = TransferredTemperature().fit(
+                            labelled.option_logits,
+                            labelled.labels,
+                            labelled.votes,
+                            predictions.option_logits,
+                            predictions.votes,
+                        )
+                        calibrator.save(out / slug(test))
                     after = predictions if calibrator is None else predictions.recalibrated(calibrator)
                     after.save(out / slug(test) / f"{view}.npz")
 
@@ -197,6 +208,8 @@ class Plan:
         config, training = self.config, asked.training
         made_of = [what, views, normalization, config.asking, self._source_identity(source, what)]
         made_of += [identity(asked.path) if training is None else None]
+        votes = any(method.transferred for method in config.methods.values())
+        made_of += ["votes"] * votes
         needs = (training,) if training else self._quickstart(seed)
         summed = None
         if normalization == "mean" and training is None and "sum" in config.normalizations:
@@ -221,6 +234,7 @@ class Plan:
                     normalization=normalization,
                     batch_size=config.batch_size,
                     output_path=file,
+                    votes=votes,
                 )
 
         folder = asked.folder / normalization / f"{slug(source)}-{what}"

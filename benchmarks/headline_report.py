@@ -26,7 +26,8 @@ Rows = list[list[str]]
 
 HEADINGS = {
     "accuracy": "accuracy", "confidence": "confidence", "ece": "conf-ECE", "ece_noise_floor": "floor",
-    "debiased_ece": "debiased", "cw_ece": "cw-ECE", "smooth_ece": "smooth", "tce": "TCE", "nll": "NLL", "brier": "Brier",
+    "debiased_ece": "debiased", "cw_ece": "cw-ECE", "cw_ece_noise_floor": "its floor", "smooth_ece": "smooth", "tce": "TCE",
+    "nll": "NLL", "brier": "Brier",
     "brier_calibration": "its calibration", "brier_refinement": "refinement", "auroc": "AUROC", "aurc": "AURC",
 }  # fmt: skip
 DRAWN = ("ece", "cw_ece", "nll", "accuracy")

@@ -41,6 +41,7 @@ _MODULE_OF = {
     "PostHocCalibrator": "posthoc",
     "TemperatureIsotonic": "posthoc",
     "TemperatureScaling": "posthoc",
+    "TransferredTemperature": "posthoc",
     "VectorScaling": "posthoc",
     "OptionCalibrationProcessor": "processor",
     "OptionPredictions": "predictions",

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .data.adapters import adapt_questions, digest
 from .data.prompts import PromptFormat
 from .option_scorer import OptionScorer, pad_rows
-from .options import OptionEncoder, QuestionTooLongError
+from .options import IGNORE_INDEX, OptionEncoder, QuestionTooLongError
 from .predictions import OptionPredictions, npz_path, save_npz
 
 
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds of work that a killed process may lose.
 SAVE_INTERVAL = 10.0
+
+# A question that says nothing (Zhao et al., arXiv 2102.09690): what an option is worth after it, it is worth by its own wording.
+CONTENT_FREE = "N/A"
 
 
 def predict_options(
@@ -48,6 +51,8 @@ def predict_options(
     output_path: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
+    votes: bool = False,
+    labelled: bool = True,
 ) -> OptionPredictions:
     """
     Scores the options of every question with one forward pass each.
@@ -81,6 +86,13 @@ def predict_options(
             `False` overwrites them.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
+        votes (`bool`, *optional*, defaults to `False`):
+            Note in `votes` which option is likeliest by the sum of its tokens' log-likelihoods, by their mean (where options
+            have several tokens), and by the sum less that after the question "N/A" (pointwise mutual information, Holtzman
+            et al., arXiv 2104.08315). Every question is then scored a second time, as short as "N/A". For
+            [`~hf_calib.posthoc.TransferredTemperature`].
+        labelled (`bool`, *optional*, defaults to `True`):
+            Whether the answers are wanted. Otherwise they are neither read nor missed, and all labels are -100.
 
     Returns:
         [`OptionPredictions`]: in the order of the data set.
@@ -99,11 +111,14 @@ def predict_options(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; at least 1 is wanted")
 
-    questions = adapt_questions(dataset)
+    questions = adapt_questions(dataset, labelled=labelled)
     encoder = OptionEncoder(tokenizer, prompt_format, max_length or context_length(model))
     kept, features = _encode(encoder, questions, drop_too_long)
     questions = questions.select(kept) if len(kept) < len(questions) else questions
     num_options = max(feature["num_options"] for feature in features)
+    single_tokens = all(len(feature["option_tokens"]) == feature["num_options"] for feature in features)
+    if votes:
+        features += [encoder.encode({**row, "question": CONTENT_FREE}) for row in questions]
     fingerprint = {
         "weights": weights_digest(model),
         "questions": digest(*questions["id"], *questions["answer"]),
@@ -116,7 +131,7 @@ def predict_options(
         "prompt_format": asdict(prompt_format),
         "normalization": normalization,
         # Then a temperature of the options is one of the model's logits.
-        "single_tokens": all(len(feature["option_tokens"]) == feature["num_options"] for feature in features),
+        "single_tokens": single_tokens,
         "too_long": len(dataset) - len(kept),
         "fingerprint": fingerprint,
     }
@@ -135,18 +150,22 @@ def predict_options(
             batch_size,
             results,
             "question",
-            lambda index: f"question {questions[index]['id']!r} has option logits",
+            lambda index: f"question {questions[index % len(questions)]['id']!r} has option logits",
             progress,
         )
     finally:
         model.train(was_training)
 
+    rows = results.gather()
+    answers = [IGNORE_INDEX if answer is None else answer for answer in questions["answer"]]
     predictions = OptionPredictions(
-        option_logits=pad_rows(results.gather(), num_options, -np.inf),
-        labels=np.array(questions["answer"], dtype=np.int64),
+        option_logits=pad_rows(rows[: len(questions)], num_options, -np.inf),
+        labels=np.array(answers, dtype=np.int64),
         ids=np.array(questions["id"], dtype=np.str_),
         metadata=metadata,
     )
+    if votes:
+        predictions.votes, metadata["votes"] = _votes(rows, features, normalization, single_tokens)
     if "target_probabilities" in questions.column_names:
         if all(targets is not None for targets in questions["target_probabilities"]):
             predictions.target_probabilities = pad_rows(questions["target_probabilities"], num_options, 0.0)
@@ -155,6 +174,20 @@ def predict_options(
             predictions.subjects = np.array(questions["subject"], dtype=np.str_)
     results.finish(predictions)
     return predictions
+
+
+def _votes(
+    rows: Sequence[np.ndarray], features: Sequence[Mapping[str, Any]], normalization: str, single_tokens: bool
+) -> tuple[np.ndarray, list[str]]:
+    """What each reading prefers, `(N, R)`, and the readings' names. The second half of the rows are those after "N/A"."""
+    counts = [np.bincount(feature["option_index"]) for feature in features]
+    sums = [row * count if normalization == "mean" else row for row, count in zip(rows, counts, strict=True)]
+    asked, unasked = sums[: len(sums) // 2], sums[len(sums) // 2 :]
+    readings = {"sum": asked}
+    if not single_tokens:  # one token's mean is its sum
+        readings["mean"] = [row / count for row, count in zip(asked, counts, strict=False)]
+    readings["pmi"] = [row - before for row, before in zip(asked, unasked, strict=True)]
+    return np.array([[int(np.argmax(row)) for row in found] for found in readings.values()]).T, list(readings)
 
 
 def score_features(

@@ -19,7 +19,7 @@ from .inputs import options_present, unpad
 if TYPE_CHECKING:
     from .posthoc import PostHocCalibrator
 
-_OPTIONAL = ("target_probabilities", "subjects")
+_OPTIONAL = ("target_probabilities", "subjects", "votes")
 
 
 @dataclass(eq=False)
@@ -31,13 +31,15 @@ class OptionPredictions:
         option_logits (`np.ndarray` of shape `(N, K)`):
             Log-likelihood of each option; -inf at the end of the row of a question with fewer than K options.
         labels (`np.ndarray` of shape `(N,)`):
-            Index of the right option.
+            Index of the right option; -100 where it was not asked for.
         ids (`np.ndarray` of shape `(N,)`):
             Ids of the questions (text), in the order of the data set.
         target_probabilities (`np.ndarray` of shape `(N, K)`, *optional*):
             Target distribution, where the questions carry one; 0 beyond their options.
         subjects (`np.ndarray` of shape `(N,)`, *optional*):
             Subject of each question (text), where the questions have one.
+        votes (`np.ndarray` of shape `(N, R)`, *optional*):
+            Index of the option that each of R readings of the log-likelihoods prefers, see [`~hf_calib.predict.predict_options`].
         metadata (`dict`, *optional*):
             How the predictions came about, for the record: model, prompt format, number of questions left out, ...
     """
@@ -47,6 +49,7 @@ class OptionPredictions:
     ids: np.ndarray
     target_probabilities: np.ndarray | None = None
     subjects: np.ndarray | None = None
+    votes: np.ndarray | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

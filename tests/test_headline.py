@@ -296,6 +296,15 @@ def test_orders_of_the_options_are_averaged():
     )
 
 
+def test_classwise_floor_is_what_calibrated_predictions_show():
+    """Labels drawn from the probabilities, or from flatter ones, among questions of three and of four options."""
+    for temperature, calibrated in ((1.0, True), (0.5, False)):
+        found = [measure([predictions(400, temperature, seed)]) for seed in range(8)]
+        shown, floor = (np.mean([m[name] for m in found]) for name in ("cw_ece", "cw_ece_noise_floor"))
+        assert (shown == pytest.approx(floor, rel=0.1)) == calibrated
+        assert calibrated or shown > 2 * floor
+
+
 def test_different_questions_are_refused():
     other = predictions(300, 1.0)
     other.ids = other.ids[::-1]

@@ -10,6 +10,7 @@ from .scaling import (
     VectorScaling,
 )
 from .selection import AS_IS, choose_method, cross_validate, fit_calibrator
+from .transfer import TransferredTemperature
 
 
 # By name, the simplest first: those before make fewer assumptions on the labels at hand than those behind.
@@ -40,6 +41,7 @@ __all__ = [
     "PostHocCalibrator",
     "TemperatureIsotonic",
     "TemperatureScaling",
+    "TransferredTemperature",
     "VectorScaling",
     "choose_method",
     "cross_validate",
