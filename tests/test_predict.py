@@ -100,6 +100,42 @@ def test_texts_equal_one_by_one_log_likelihoods(tiny_tokenizers, tiny_llama, nam
     assert np.isnan(predictions.option_mass).all() == (normalization == "mean")
 
 
+@pytest.mark.parametrize("normalization", ["sum", "mean"])
+def test_votes_are_those_of_each_reading(tiny_tokenizers, tiny_llama, tmp_path, normalization):
+    tokenizer, questions = tiny_tokenizers["llama"], make_questions()
+    model, prompt_format = tiny_llama(tokenizer), PromptFormat("text")
+    path = tmp_path / "predictions.npz"
+    options = {"prompt_format": prompt_format, "normalization": normalization, "progress": False}
+    predictions = predict_options(model, tokenizer, questions, votes=True, output_path=path, **options)
+    assert predictions.metadata["votes"] == ["sum", "mean", "pmi"]
+    for votes, row in zip(predictions.votes, questions, strict=True):
+        sums, means = (reference(model, tokenizer, row, prompt_format, name) for name in ("sum", "mean"))
+        unasked = reference(model, tokenizer, {**row, "question": "N/A"}, prompt_format)
+        assert votes.tolist() == [sums.argmax(), means.argmax(), (sums - unasked).argmax()]
+    plain = predict_options(model, tokenizer, questions, **options)
+    np.testing.assert_allclose(predictions.option_logits, plain.option_logits, atol=1e-5)
+    assert plain.votes is None
+    again = OptionPredictions.load(path).select(predictions.ids[::-1])
+    np.testing.assert_array_equal(again.votes, predictions.votes[::-1])
+
+
+def test_letters_have_no_mean_of_their_own(tiny_tokenizers, tiny_llama):
+    tokenizer = tiny_tokenizers["llama"]
+    predictions = predict_options(tiny_llama(tokenizer), tokenizer, make_questions(), votes=True, progress=False)
+    assert predictions.metadata["votes"] == ["sum", "pmi"] and predictions.metadata["single_tokens"]
+    np.testing.assert_array_equal(predictions.votes[:, 0], predictions.option_logits.argmax(1))
+
+
+def test_answers_are_not_missed_where_they_are_not_wanted(tiny_tokenizers, tiny_llama):
+    tokenizer, questions = tiny_tokenizers["llama"], make_questions()
+    model = tiny_llama(tokenizer)
+    unlabelled = questions.remove_columns("answer")
+    predictions = predict_options(model, tokenizer, unlabelled, labelled=False, progress=False)
+    assert (predictions.labels == -100).all()
+    labelled = predict_options(model, tokenizer, questions, progress=False)
+    np.testing.assert_allclose(predictions.option_logits, labelled.option_logits, atol=1e-6)
+
+
 def test_texts_of_single_tokens_take_one_pass_each(tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["word_level"]
     rows = [

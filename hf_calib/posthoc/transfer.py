@@ -11,8 +11,8 @@ from .base import check_option_logits, softmax
 from .scaling import TemperatureScaling
 
 
-# How much less is known than agreed on, and how many labels that guess is worth: the mean over the four kinds of questions, and
-# between them, of docs/results/headline.md.
+# How much is known of what is agreed on, and how many labels that guess is worth. Readings of one model share its mistakes, hence
+# less than 1; what comes out hardly depends on either (docs/calibrate.md).
 KNOWN_PER_AGREED = 0.7
 PSEUDO_COUNT = 50.0
 
