@@ -19,6 +19,7 @@ from hf_calib.data.prompts import PromptFormat
 from hf_calib.data.world import World, WorldConfig
 from hf_calib.loading import load_model
 from hf_calib.paths import recipe_path
+from hf_calib.posthoc import TransferredTemperature
 from hf_calib.predictions import OptionPredictions
 
 
@@ -169,6 +170,28 @@ def test_killed_and_resumed_it_says_the_same(config, tmp_path, monkeypatch, caps
     stages = [changed[Place("tiny", "taste", 40, test, 0)]["RCFT"] for test in ("fact", "taste")]
     assert [stage.done for stage in stages] == [False, True]
     assert all(stage.done for stage in stages[0].chain() if stage.kind.startswith("train"))
+
+
+def test_transferred_temperature_is_that_of_each_test(config, tmp_path):
+    changes = ["methods.moved={calibrator: transferred_temperature}", "ours=moved"]
+    plan = Plan(read_config(config, changes), tmp_path)
+    measured = {
+        test: plan.cells(["moved"])[Place("tiny", "taste", 40, test, 0)]["moved"] for test in ("taste", "fact")
+    }
+    for stage in measured.values():
+        for needed in stage.chain():
+            needed.make()
+    folder = tmp_path / "seed-0/tiny/taste-40/moved/calibrated"
+    found = {}
+    for test in measured:
+        calibrator, predictions = (
+            TransferredTemperature.load(folder / test),
+            OptionPredictions.load(folder / test / "0.npz"),
+        )
+        before = OptionPredictions.load(tmp_path / f"tiny/sum/{test}-test/0.npz")
+        np.testing.assert_allclose(calibrator.transform(before.option_logits), predictions.probabilities, atol=1e-5)
+        found[test] = calibrator.temperature.item()
+    assert found["taste"] != found["fact"]
 
 
 def test_calibrator_gets_the_rows_of_the_e_step(config, tmp_path):
