@@ -140,17 +140,24 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(student.ppf(0.975, max(len(values) - 1, 1)) * spread / np.sqrt(len(values)))
 
 
-def over_seeds(values: Mapping[Place, float]) -> tuple[float, float]:
-    """Mean over the places of each seed, then over the seeds, with its interval."""
-    seeds = sorted({place.seed for place in values})
-    return mean_and_interval([np.mean([v for place, v in values.items() if place.seed == seed]) for seed in seeds])
+def over_seeds(values: Mapping[Place, float], weights: Mapping[Place, float] | None = None) -> tuple[float, float]:
+    """Mean, perhaps weighted, over the places of each seed, then over the seeds, with its interval."""
+    of_seed = {seed: [place for place in values if place.seed == seed] for seed in sorted({p.seed for p in values})}
+    return mean_and_interval(
+        [
+            np.average([values[p] for p in places], weights=None if weights is None else [weights[p] for p in places])
+            for places in of_seed.values()
+        ]
+    )
 
 
-# What a bar reads in one place: measures of ours, those of the methods against it, those of the original, names of measures.
-STATISTICS: dict[str, Callable[..., float]] = {
+# What a bar reads in one place: measures of ours, those of the methods against it, those of the original, names of measures. A
+# ratio of means is the mean of the ratios, weighted by their denominators.
+READINGS: dict[str, Callable[..., float]] = {
     "ratio": lambda ours, against, original, names: float(
         np.mean([_ratio(ours[name], min(other[name] for other in against)) for name in names])
     ),
+    "ratio_of_means": lambda *sides: READINGS["ratio"](*sides),
     "difference": lambda ours, against, original, names: float(np.mean([ours[n] - original[n] for n in names])),
     "share_below": lambda ours, against, original, names: float(
         all(ours[name] < other[name] for name in names for other in against)
@@ -184,7 +191,7 @@ def read_bar(bar: Bar, results: Results, ours: str, baselines: Sequence[str], or
         `dict`: `value`, `half` (of its interval over the seeds), `cells`, `left_out` (places whose baselines lie within the
         noise floor), `met`; or `None` where nothing has been measured yet.
     """
-    ours, against, left_out, values = bar.ours or ours, bar.against or baselines, 0, {}
+    ours, against, left_out, values, weights = bar.ours or ours, bar.against or baselines, 0, {}, {}
     budgets = bar.where.get("budget")
     for place, found in results.items():
         if budgets is not None and place.budget not in (budgets if isinstance(budgets, list) else [budgets]):
@@ -196,11 +203,11 @@ def read_bar(bar: Bar, results: Results, ours: str, baselines: Sequence[str], or
         if bar.where.get("above_floor") and not above_floor(found, against, opponent):
             left_out += 1
             continue
-        values[place] = STATISTICS[bar.statistic](
-            found[ours], [found[name] for name in against], found[original], bar.measures
-        )
+        others = [found[name] for name in against]
+        values[place] = READINGS[bar.statistic](found[ours], others, found[original], bar.measures)
+        weights[place] = min(other[bar.measures[0]] for other in others)
     if not values:
         return None
-    value, half = over_seeds(values)
+    value, half = over_seeds(values, weights if bar.statistic == "ratio_of_means" else None)
     met = value <= bar.at_most if bar.at_most is not None else value >= bar.at_least
     return {"value": value, "half": half, "cells": len(values), "left_out": left_out, "met": bool(met)}

@@ -16,6 +16,7 @@ from hf_calib.posthoc import TransferredTemperature
 
 
 NORMALIZATIONS = ("sum", "mean")
+STATISTICS = ("ratio", "ratio_of_means", "difference", "share_below")
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,9 @@ class Bar:
         measure (`str` or `list[str]`):
             Measure of each cell.
         statistic (`str`):
-            `"ratio"` (ours over the better baseline of the same cell), `"difference"` (ours less the original), or
-            `"share_below"` (of the cells in which ours is below every baseline, in all measures named).
+            `"ratio"` (ours over the better baseline of the same cell), `"ratio_of_means"` (mean of ours over that of the better
+            baseline: cells in which both are small count little), `"difference"` (ours less the original), or `"share_below"`
+            (of the cells in which ours is below every baseline, in all measures named).
         at_most (`float`, *optional*), at_least (`float`, *optional*):
             Threshold: one of them.
         where (`dict`, *optional*):
@@ -172,8 +174,8 @@ class Bar:
     against: list[str] | None = None
 
     def __post_init__(self):
-        if self.statistic not in ("ratio", "difference", "share_below"):
-            raise ValueError(f"statistic {self.statistic!r} is none of ratio, difference, share_below")
+        if self.statistic not in STATISTICS:
+            raise ValueError(f"statistic {self.statistic!r} is none of {', '.join(STATISTICS)}")
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError("give either at_most or at_least")
         if unknown := set(self.where) - {"budget", "domain", "above_floor"}:

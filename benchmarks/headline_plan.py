@@ -145,6 +145,7 @@ class Plan:
         names, most = self._normalizations(method), max(config.budgets)
         supervised = method.calibrator is None or PostHocCalibrator.kinds[method.calibrator].supervised
         references = {}
+        voted = self._votes(model, seed, source) if method.transferred else {}
         if method.recipe or method.of:
             divided = method.of or name
             asked, what = self._trained(place, divided), "held-out"
@@ -174,6 +175,7 @@ class Plan:
             if calibrator is not None and not method.transferred:
                 calibrator.save(out)
             write_json(out / "chosen.json", {"normalization": normalization, "n": len(known[normalization])})
+            votes = {asked: load_views(stage)[0].votes for asked, stage in voted.items()}
             for test in config.datasets:
                 for view, predictions in enumerate(load_views(tested[normalization, test])):
                     if method.transferred:
@@ -181,18 +183,26 @@ class Plan:
                         calibrator = TransferredTemperature().fit(
                             labelled.option_logits,
                             labelled.labels,
-                            labelled.votes,
+                            votes[None][:budget],
                             predictions.option_logits,
-                            predictions.votes,
+                            votes[test],
                         )
                         calibrator.save(out / slug(test))
                     after = predictions if calibrator is None else predictions.recalibrated(calibrator)
                     after.save(out / slug(test) / f"{view}.npz")
 
         folder = self._folder(place, name) / "calibrated"
-        needs = (*fitted.values(), *references.values(), *tested.values())
+        needs = (*fitted.values(), *references.values(), *tested.values(), *voted.values())
         made_of = [method.calibrator, budget if supervised else most, seed]
         return self._stage(folder, f"calibrate {name}", made_of, work, needs)
+
+    def _votes(self, model: str, seed: int, source: str) -> dict[str | None, Stage]:
+        """The untrained model's answers, with votes: to the most labels (at `None`), and to every test."""
+        asked, most = self._untrained(model, self.config.models[model].path, seed), max(self.config.budgets)
+        labels = self._asked(
+            asked, "sum", seed, source, f"{most}-labels-seed-{seed}", lambda: self._labels(seed, source, most)
+        )
+        return {None: labels, **{test: self._tested(asked, "sum", seed, test) for test in self.config.datasets}}
 
     def _untrained(self, name: str, path: str, seed: int) -> Asked:
         return Asked(path, None, self.output_dir / (f"seed-{seed}" if self.config.quickstart else "") / slug(name))
@@ -208,7 +218,7 @@ class Plan:
         config, training = self.config, asked.training
         made_of = [what, views, normalization, config.asking, self._source_identity(source, what)]
         made_of += [identity(asked.path) if training is None else None]
-        votes = any(method.transferred for method in config.methods.values())
+        votes = training is None and any(method.transferred for method in config.methods.values())
         made_of += ["votes"] * votes
         needs = (training,) if training else self._quickstart(seed)
         summed = None

@@ -87,10 +87,9 @@ def predict_options(
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
         votes (`bool`, *optional*, defaults to `False`):
-            Note in `votes` which option is likeliest by the sum of its tokens' log-likelihoods, by their mean (where options
-            have several tokens), and by the sum less that after the question "N/A" (pointwise mutual information, Holtzman
-            et al., arXiv 2104.08315). Every question is then scored a second time, as short as "N/A". For
-            [`~hf_calib.posthoc.TransferredTemperature`].
+            Note in `votes` which option is likeliest by the sum of its tokens' log-likelihoods, and by that sum less the one after
+            the question "N/A" (pointwise mutual information, Holtzman et al., arXiv 2104.08315). Every question is then scored
+            a second time, as short as "N/A". For [`~hf_calib.posthoc.TransferredTemperature`].
         labelled (`bool`, *optional*, defaults to `True`):
             Whether the answers are wanted. Otherwise they are neither read nor missed, and all labels are -100.
 
@@ -165,7 +164,7 @@ def predict_options(
         metadata=metadata,
     )
     if votes:
-        predictions.votes, metadata["votes"] = _votes(rows, features, normalization, single_tokens)
+        predictions.votes, metadata["votes"] = _votes(rows, features, normalization), ["sum", "pmi"]
     if "target_probabilities" in questions.column_names:
         if all(targets is not None for targets in questions["target_probabilities"]):
             predictions.target_probabilities = pad_rows(questions["target_probabilities"], num_options, 0.0)
@@ -176,18 +175,17 @@ def predict_options(
     return predictions
 
 
-def _votes(
-    rows: Sequence[np.ndarray], features: Sequence[Mapping[str, Any]], normalization: str, single_tokens: bool
-) -> tuple[np.ndarray, list[str]]:
-    """What each reading prefers, `(N, R)`, and the readings' names. The second half of the rows are those after "N/A"."""
-    counts = [np.bincount(feature["option_index"]) for feature in features]
-    sums = [row * count if normalization == "mean" else row for row, count in zip(rows, counts, strict=True)]
-    asked, unasked = sums[: len(sums) // 2], sums[len(sums) // 2 :]
-    readings = {"sum": asked}
-    if not single_tokens:  # one token's mean is its sum
-        readings["mean"] = [row / count for row, count in zip(asked, counts, strict=False)]
-    readings["pmi"] = [row - before for row, before in zip(asked, unasked, strict=True)]
-    return np.array([[int(np.argmax(row)) for row in found] for found in readings.values()]).T, list(readings)
+def _votes(rows: Sequence[np.ndarray], features: Sequence[Mapping[str, Any]], normalization: str) -> np.ndarray:
+    """What is likeliest by the sum, and by the pointwise mutual information, `(N, 2)`. The second half of the rows are those after "N/A"."""
+    if normalization == "mean":
+        rows = [row * np.bincount(feature["option_index"]) for row, feature in zip(rows, features, strict=True)]
+    half = len(rows) // 2
+    return np.array(
+        [
+            [int(np.argmax(row)), int(np.argmax(row - before))]
+            for row, before in zip(rows[:half], rows[half:], strict=True)
+        ]
+    )
 
 
 def score_features(

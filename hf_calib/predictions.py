@@ -38,8 +38,8 @@ class OptionPredictions:
             Target distribution, where the questions carry one; 0 beyond their options.
         subjects (`np.ndarray` of shape `(N,)`, *optional*):
             Subject of each question (text), where the questions have one.
-        votes (`np.ndarray` of shape `(N, R)`, *optional*):
-            Index of the option that each of R readings of the log-likelihoods prefers, see [`~hf_calib.predict.predict_options`].
+        votes (`np.ndarray` of shape `(N, 2)`, *optional*):
+            Index of the option that each of two readings of the log-likelihoods prefers, see [`~hf_calib.predict.predict_options`].
         metadata (`dict`, *optional*):
             How the predictions came about, for the record: model, prompt format, number of questions left out, ...
     """

@@ -370,6 +370,17 @@ def test_ratio_is_to_the_better_baseline_of_each_seed():
     assert bar(measure="ece", statistic="ratio", where={"budget": [500]}) is None
 
 
+def test_ratio_of_means_makes_little_of_small_cells():
+    read = bar(measure="ece", statistic="ratio_of_means", where={"budget": 100})
+    cells = {place: (found["ours"]["ece"], min(found[n]["ece"] for n in "xy")) for place, found in RESULTS.items()}
+    of_seed = [
+        [cell for place, cell in cells.items() if place.seed == seed and place.budget == 100]
+        for seed in sorted({place.seed for place in cells})
+    ]
+    means = [sum(ours for ours, _ in found) / sum(other for _, other in found) for found in of_seed if found]
+    assert len(means) > 1 and read["value"] == pytest.approx(np.mean(means))
+
+
 def test_no_win_is_claimed_below_the_noise_floor():
     read = bar(measure="debiased_ece", statistic="ratio", where={"above_floor": True})
     # In the second place the better baseline is as good as perfect on so many questions.
