@@ -3,14 +3,15 @@
     # the quickstart's world, where the truth is known: CFT and RCFT, trained far too hard
     python benchmarks/regime_map.py world --output_dir regime-world
 
-    # SmolLM2 on ARC-Easy; with a local model folder and files
+    # SmolLM2 on ARC-Easy (a GPU, or an afternoon); smaller, with a local model folder and files, and another weight of EM-ECE
     python benchmarks/regime_map.py smollm2 --output_dir regime-smollm2
-    python benchmarks/regime_map.py smollm2 --output_dir regime-smollm2 \\
+    python benchmarks/regime_map.py smollm2 --output_dir regime-smollm2 --num_questions 120 300 --lambda_ece 10 \\
         --model ./smollm2 --train arc_easy_train.parquet --test arc_easy_test.parquet
 
 Every few steps the model is asked the training questions and the test questions. A run that was cut off begins again, one that is
-done is kept. Writes map.md, points.json and map.png / .svg; prints, last, one line of JSON: the test ECE of RCFT over that of CFT at
-the same accuracy on the training questions.
+done is kept. The training questions are those with a gradient: what RCFT holds out for its E-step is not measured. Writes map.md,
+points.json and map.png / .svg; prints, last, one line of JSON: the test ECE of RCFT over that of CFT at the same accuracy on the
+training questions.
 """
 
 import argparse
@@ -36,22 +37,28 @@ MEASURES = ("accuracy", "confidence", "ece", "ece_noise_floor", "tce", "sum_lowe
 # What makes the recipes of a folder train far too hard, how many questions of each part, and how many measurements.
 FAR = {
     "world": ("quickstart", {"learning_rate": 1e-3, "num_train_epochs": 12}, (2000, 4000), 12),
-    "smollm2": ("smollm2-135m", {"num_train_epochs": 6, "save_strategy": "no"}, (120, 300), 6),
+    "smollm2": ("smollm2-135m", {"num_train_epochs": 4, "save_strategy": "no"}, (1000, 2000), 8),
 }
 
 
-def train_far(what: str, name: str, model: str, folder: Path, seed: int) -> None:
-    """Train one recipe on the folder's questions, measuring on the way."""
+def train_far(what: str, name: str, model: str, folder: Path, seed: int, sizes: tuple[int, int], **settings) -> None:
+    """Train one recipe, under other settings, on the folder's questions, measuring on the way."""
     out = folder / name
     if (out / "trainer_state.json").exists():
         return
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    recipes, settings, sizes, measurements = FAR[what]
+    recipes, far, _, measurements = FAR[what]
     recipe = yaml.safe_load(recipe_path(f"{recipes}/{name}.yaml").read_text())
     for key in ("dataset_config", "num_train_examples"):
         recipe.pop(key, None)
-    recipe |= {**settings, "model_name_or_path": model, "dataset_name": str(folder / "train.parquet"), "seed": seed}
+    recipe |= {
+        **far,
+        **settings,
+        "model_name_or_path": model,
+        "dataset_name": str(folder / "train.parquet"),
+        "seed": seed,
+    }
     trained = sizes[0] * (1 - recipe.get("em_holdout_fraction", 0))
     steps = trained * recipe["num_train_epochs"] / recipe["per_device_train_batch_size"]
     recipe |= {"collapse_dataset_name": str(folder / "asked.parquet"), "num_collapse_examples": sum(sizes)}
@@ -60,11 +67,13 @@ def train_far(what: str, name: str, model: str, folder: Path, seed: int) -> None
 
 def measure(name: str, folder: Path) -> list[dict]:
     """The points of a run: at each step one on the training questions and one on the test questions."""
-    points = []
+    points, held_out = [], folder / name / "held_out" / "predictions.npz"
+    unseen = set(OptionPredictions.load(held_out).ids.tolist()) if held_out.exists() else set()
     for file in sorted((folder / name / "collapse").glob("step-*.npz")):
         predictions = OptionPredictions.load(file)
         for part in PARTS:
-            rows = predictions.select([row for row in predictions.ids.tolist() if row.startswith(part)])
+            asked = [row for row in predictions.ids.tolist() if row.startswith(part) and row not in unseen]
+            rows = predictions.select(asked)
             known = {"run": name, "step": int(file.stem.partition("-")[2]), "questions": part}
             regime = classify_regime(*rows.unpadded()).to_dict()
             points.append({**regime, **calibration_report(*rows.unpadded(), n_bootstrap=300), **known})
@@ -141,22 +150,27 @@ def main() -> None:
     parser.add_argument("--train", default="allenai/ai2_arc:ARC-Easy", help="questions to train on: file or data set")
     parser.add_argument("--test", default="allenai/ai2_arc:ARC-Easy", help="test questions")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--num_questions", type=int, nargs=2, metavar=("TRAIN", "TEST"), help="2000 4000 (world), 1000 2000 (smollm2)"
+    )
+    parser.add_argument("--lambda_ece", type=float, help="weight of EM-ECE; by default the recipe's")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
+    sizes = tuple(args.num_questions or FAR[args.what][2])
     folder, sources = args.output_dir.resolve(), {"train": args.train, "test": args.test}
     folder.mkdir(parents=True, exist_ok=True)
     title = f"Fine-tuning {args.model} far, {args.train}"
     if args.what == "world":
         title = "Fine-tuning the aligned model of the quickstart far"
         if not (folder / "world" / "test.parquet").exists():
-            quickstart.make_world(folder / "world", args.seed, FAR["world"][2][1])
+            quickstart.make_world(folder / "world", args.seed, sizes[1])
         for stage in quickstart.STAGES[:2]:
             if not (folder / stage.name / "trainer_state.json").exists():
                 quickstart.train_stage(stage, folder, args.seed)
         args.model, sources = str(folder / "dpo"), {part: str(folder / "world" / f"{part}.parquet") for part in PARTS}
     if not (folder / "asked.parquet").exists():
         parts = []
-        for part, size in zip(PARTS, FAR[args.what][2], strict=True):
+        for part, size in zip(PARTS, sizes, strict=True):
             questions = load_questions(sources[part], split=part, limit=size, seed=args.seed, drop_invalid=True)
             ids = [f"{part}-{number}" for number in range(len(questions))]
             parts.append(questions.remove_columns("id").add_column("id", ids))
@@ -164,7 +178,8 @@ def main() -> None:
         concatenate_datasets(parts).to_parquet(folder / "asked.parquet")
     points = []
     for name in RUNS:
-        train_far(args.what, name, args.model, folder, args.seed)
+        settings = {"lambda_ece": args.lambda_ece} if name == "rcft" and args.lambda_ece is not None else {}
+        train_far(args.what, name, args.model, folder, args.seed, sizes, **settings)
         points += measure(name, folder)
     write_json(folder / "points.json", points)
     print(json.dumps({"test ECE, RCFT / CFT, by training accuracy": write_map(folder, title, points)}))

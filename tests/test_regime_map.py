@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from hf_calib.data.world import World, WorldConfig
 from hf_calib.predictions import OptionPredictions
@@ -54,6 +55,17 @@ def test_the_map_compares_at_the_same_training_accuracy(folder):
     assert (folder / "map.png").stat().st_size > 10_000
 
 
+def test_questions_held_out_are_not_trained_on(folder):
+    whole = regime_map.measure("rcft", folder)
+    first = OptionPredictions.load(folder / "rcft" / "collapse" / "step-000000.npz")
+    first.select([f"train-{i}" for i in range(100)]).save(folder / "rcft" / "held_out" / "predictions.npz")
+    left = regime_map.measure("rcft", folder)
+    assert [point["n"] for point in left] == [100, 200] * 3
+    # Those right stand first, so that of the half that is left none is right at first, and 80% are at last.
+    assert [point["accuracy"] for point in left[::2]] == pytest.approx([0.0, 0.4, 0.8])
+    assert [point["accuracy"] for point in left[1::2]] == [point["accuracy"] for point in whole[1::2]]
+
+
 def test_without_a_truth_there_is_no_border(folder):
     for file in folder.glob("*/collapse/*.npz"):
         predictions = OptionPredictions.load(file)
@@ -76,11 +88,13 @@ def test_a_run_that_was_cut_off_begins_again(tmp_path, monkeypatch):
     monkeypatch.setitem(regime_map.FAR, "world", ("quickstart", settings, (40, 0), 1))
     (tmp_path / "rcft").mkdir()
     (tmp_path / "rcft" / "left-behind").touch()
-    regime_map.train_far("world", "rcft", str(tmp_path / "model"), tmp_path, seed=0)
+    regime_map.train_far("world", "rcft", str(tmp_path / "model"), tmp_path, 0, (40, 0), lambda_ece=3.0)
     assert not (tmp_path / "rcft" / "left-behind").exists()
     state = tmp_path / "rcft" / "trainer_state.json"
     assert json.loads(state.read_text())["global_step"] == 2
+    assert yaml.safe_load((tmp_path / "rcft" / "recipe.yaml").read_text())["lambda_ece"] == 3.0
+    assert (tmp_path / "rcft" / "held_out" / "predictions.npz").exists()
     before = state.stat().st_mtime_ns
-    regime_map.train_far("world", "rcft", "nowhere", tmp_path, seed=0)
+    regime_map.train_far("world", "rcft", "nowhere", tmp_path, 0, (40, 0))
     assert state.stat().st_mtime_ns == before
     assert {point["step"] for point in regime_map.measure("rcft", tmp_path)} == {0, 1, 2}

@@ -55,7 +55,7 @@ def add_legend(figure: Figure, columns: int | None = None, first: Sequence[str] 
         ncols=columns or len(labels),
         fontsize=8,
         columnspacing=1.4,
-        handlelength=1.6,
+        handlelength=2.8,  # a dash and a gap
     )
 
 
