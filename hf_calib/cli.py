@@ -24,6 +24,7 @@ from .commands import (
     quickstart,
     register,
     train,
+    transfer,
     verify,
 )
 from .launch import Stopped, leave_process_group
@@ -34,6 +35,7 @@ _COMMANDS = {
     "evaluate": evaluate,
     "diagnose": diagnose,
     "calibrate": calibrate,
+    "transfer": transfer,
     "train": train,
     "card": card,
     "push": push,

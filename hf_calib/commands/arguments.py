@@ -70,12 +70,18 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
-    def questions(self, dataset: str) -> Dataset:
+    def questions(self, dataset: str, split: str | None = None, labelled: bool = True) -> Dataset:
         """The questions, checked."""
         from ..data.mcq import load_questions
 
         return load_questions(
-            dataset, self.dataset_config, self.split, limit=self.limit, seed=self.seed, drop_invalid=self.drop_invalid
+            dataset,
+            self.dataset_config,
+            split or self.split,
+            limit=self.limit,
+            seed=self.seed,
+            drop_invalid=self.drop_invalid,
+            labelled=labelled,
         )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, questions: Dataset) -> None:
@@ -96,9 +102,11 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
             trust_remote_code=self.trust_remote_code,
         )
 
-    def predict(self, model, tokenizer, questions: Dataset, output_path: Path) -> OptionPredictions:
-        """What the model thinks of the questions; goes on from what is at `output_path`."""
+    def predict(self, model, tokenizer, questions: Dataset, output_path: Path, **options) -> OptionPredictions:
+        """What the model thinks of the questions; goes on from what is at `output_path`. `options` are those of `predict_options`."""
         from ..hub.protocol import EvaluationProtocol
 
         protocol = EvaluationProtocol.of(self)
-        return protocol.predict(model, tokenizer, questions, self.batch_size, output_path, resume=self.resume)
+        return protocol.predict(
+            model, tokenizer, questions, self.batch_size, output_path, resume=self.resume, **options
+        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 
 from ..inputs import as_labels
@@ -16,8 +14,6 @@ from .scaling import TemperatureScaling
 PSEUDO_COUNT = 2.5
 
 _LIMIT = 7.0  # log temperatures, as of temperature scaling
-
-logger = logging.getLogger(__name__)
 
 
 class TransferredTemperature(TemperatureScaling):
@@ -37,6 +33,11 @@ class TransferredTemperature(TemperatureScaling):
     Args:
         pseudo_count (`float`, *optional*, defaults to `2.5`):
             Labels, on questions that are all agreed on, that the guess a / g = 1 is worth; with 0 the labels alone decide.
+
+    Attributes:
+        found (`dict[str, float]`):
+            After `fit`: `known`, the share known where there are labels, `agreed` and `agreed_on_target`, those agreed on (all
+            beyond chance), and `expected_accuracy`, on the target.
 
     Example:
 
@@ -95,10 +96,12 @@ class TransferredTemperature(TemperatureScaling):
         ratio = max(n * known * agreed + self.pseudo_count, 0.0) / (n * agreed**2 + self.pseudo_count)
         accuracy = chance + (1 - chance) * min(ratio * agreed_on_target, 1 - 1 / (n + 2))
         self.temperature = np.exp([_log_temperature_of(target, accuracy)])
-        logger.info(
-            f"{agreed:.3f} agreed on beyond chance and {known:.3f} known where there are labels, {agreed_on_target:.3f} agreed "
-            f"on here: accuracy {accuracy:.3f} is expected, T = {self.temperature.item():.3g}"
-        )
+        self.found = {
+            "known": float(known),
+            "agreed": agreed,
+            "agreed_on_target": agreed_on_target,
+            "expected_accuracy": float(accuracy),
+        }
         return self
 
 

@@ -1,0 +1,122 @@
+"""`hf-calib transfer` on models of the synthetic world: what it writes, what it reads, and when it is called wrongly."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hf_calib.cli import main
+from hf_calib.data.world import World
+from hf_calib.loading import load_model
+from hf_calib.posthoc import PostHocCalibrator, TransferredTemperature
+from hf_calib.predict import predict_options
+from hf_calib.predictions import OptionPredictions
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model and a surer one, labelled questions, others with and without their answers."""
+    folder = tmp_path_factory.mktemp("transfer")
+    world, model = World(), World().model()
+    for name in ("before", "model"):
+        if name == "model":
+            with torch.no_grad():
+                model.model.norm.weight.mul_(3)
+        model.save_pretrained(folder / name)
+        world.tokenizer().save_pretrained(folder / name)
+    world.questions(120, split="train").to_parquet(folder / "labelled.parquet")
+    others = world.questions(200)
+    others.to_parquet(folder / "answered.parquet")
+    others.remove_columns(["answer", "target_probabilities"]).to_parquet(folder / "others.parquet")
+    held_out = predict_options(*load_model(str(folder / "model")), world.questions(60), scoring="text", progress=False)
+    held_out.save(folder / "held_out.npz")
+    return folder
+
+
+def call(folder, out, *arguments, dataset="others"):
+    given = [
+        "--labelled",
+        "{folder}/labelled.parquet",
+        "--dataset",
+        f"{{folder}}/{dataset}.parquet",
+        "--scoring",
+        "text",
+    ]
+    given = [*given, "--n_bootstrap", "30", "--output_dir", str(out), *arguments]
+    return main(["transfer", *(argument.format(folder=folder) for argument in given)])
+
+
+def test_questions_without_answers(folder, tmp_path, capsys):
+    assert call(folder, tmp_path, "--model", "{folder}/model") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["n_labels"] == 120 and results["n"] == 200 and "measured" not in results
+    after = OptionPredictions.load(tmp_path / "predictions.npz")
+    assert (after.labels == -100).all()
+    assert after.probabilities.max(axis=1).mean() == pytest.approx(results["expected_accuracy"], abs=1e-3)
+    asked = {
+        name: OptionPredictions.load(tmp_path / "asked" / f"before-{name}.npz") for name in ("labelled", "others")
+    }
+    expected = TransferredTemperature().fit(
+        asked["labelled"].option_logits, asked["labelled"].labels, asked["labelled"].votes,
+        asked["others"].option_logits, asked["others"].votes,
+    )  # fmt: skip
+    calibrator = PostHocCalibrator.load(tmp_path / "calibrator")
+    np.testing.assert_allclose(calibrator.temperature, expected.temperature)
+    np.testing.assert_allclose(calibrator.transform(asked["others"].option_logits), after.probabilities, atol=1e-6)
+    assert f"Accuracy {results['expected_accuracy']:.3f} is expected there" in capsys.readouterr().out
+
+
+def test_the_model_before_votes_and_the_other_is_calibrated(folder, tmp_path):
+    out = tmp_path / "own"
+    assert call(folder, out, "--model", "{folder}/model", "--before", "{folder}/before") == 0
+    results = json.loads((out / "results.json").read_text())
+    assert {file.name for file in (out / "asked").iterdir()} == {
+        "before-labelled.npz", "before-others.npz", "labelled.npz", "others.npz"
+    }  # fmt: skip
+    before, others = (OptionPredictions.load(out / "asked" / f"{name}.npz") for name in ("before-others", "others"))
+    assert before.votes is not None and others.votes is None
+    assert results["confidence_before"] == pytest.approx(others.probabilities.max(axis=1).mean(), abs=1e-4)
+    # Held out from training: other labels, the same votes.
+    out, given = tmp_path / "held-out", ["--before", "{folder}/before", "--held_out", "{folder}/held_out.npz"]
+    assert call(folder, out, "--model", "{folder}/model", *given) == 0
+    held_out = json.loads((out / "results.json").read_text())
+    assert held_out["n_labels"] == 60 and held_out["agreed"] == results["agreed"]
+    assert not (out / "asked" / "labelled.npz").exists()
+
+
+def test_answers_are_for_the_report_alone(folder, tmp_path, capsys):
+    assert call(folder, tmp_path / "without", "--model", "{folder}/model") == 0
+    assert call(folder, tmp_path / "with", "--model", "{folder}/model", "--answered", "true", dataset="answered") == 0
+    without, measured = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("without", "with"))
+    assert without["temperature"] == pytest.approx(measured["temperature"], rel=1e-6)
+    stages = measured["measured"]
+    assert [stage["stage"] for stage in stages] == ["as it is", "transferred temperature"]
+    assert stages[0]["accuracy"] == stages[1]["accuracy"] and stages[1]["ece"] < stages[0]["ece"]
+    assert (tmp_path / "with" / "reliability.png").exists() and "Accuracy expected" in (
+        tmp_path / "with" / "report.md"
+    ).read_text()
+
+
+def test_a_second_call_asks_nothing_again(folder, tmp_path):
+    assert call(folder, tmp_path, "--model", "{folder}/model") == 0
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").iterdir()}
+    assert call(folder, tmp_path, "--model", "{folder}/model") == 0
+    assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dataset", "message"),
+    [
+        (
+            ["--held_out", "{folder}/held_out.npz", "--option_normalization", "mean"],
+            "others",
+            "option_normalization sum",
+        ),
+        (["--answered", "true"], "others", "answer"),
+        (["--held_out", "{folder}/nothing"], "others", "nothing"),
+    ],
+)
+def test_called_wrongly(folder, tmp_path, capsys, arguments, dataset, message):
+    assert call(folder, tmp_path, "--model", "{folder}/model", *arguments, dataset=dataset) == 2
+    assert message in capsys.readouterr().err
