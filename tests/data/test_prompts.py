@@ -1,0 +1,94 @@
+"""How a question is written: letters and texts, with and without a chat template."""
+
+import pytest
+
+from hf_calib.data.mcq import PromptFormat
+
+
+def test_letter_prompt_without_chat_template(tiny_tokenizers):
+    prompt, candidates, suffix = PromptFormat().render(tiny_tokenizers["gpt2"], "Ice is", ["hot", "cold"])
+    assert prompt == "Ice is\nA. hot\nB. cold\nAnswer:"
+    assert candidates == [" A", " B"]
+    assert suffix == "<|endoftext|>"
+    assert PromptFormat().add_special_tokens(tiny_tokenizers["gpt2"])
+
+
+def test_text_prompt_with_and_without_chat_template(tiny_tokenizers):
+    tokenizer = tiny_tokenizers["qwen"]
+    prompt, candidates, suffix = PromptFormat(scoring="text").render(tokenizer, "Ice is", ["hot", "cold"])
+    assert prompt == "<|im_start|>user\nIce is<|im_end|>\n<|im_start|>assistant\n"
+    assert candidates == ["hot", "cold"] and suffix == "<|im_end|>\n"
+    assert not PromptFormat(scoring="text").add_special_tokens(tokenizer)
+    plain = PromptFormat(scoring="text", chat_template=False, system="Be brief.")
+    assert plain.render(tokenizer, "Ice is", ["hot", "cold"])[:2] == ("Be brief.\n\nIce is", [" hot", " cold"])
+    with pytest.raises(ValueError, match="chat_template=True, but"):
+        PromptFormat(chat_template=True).render(tiny_tokenizers["gpt2"], "Ice is", ["hot", "cold"])
+
+
+@pytest.mark.parametrize(
+    ("assistant", "generation", "expected"),
+    [
+        # a space before the answer is the answer's own (Llama 2)
+        (" {{ message.content }} </s>", "", ("[user]Ice is", [" hot", " cold"], " </s>")),
+        # an empty thinking block belongs to the prompt (Qwen 3)
+        (
+            "[bot]<think>\n\n</think>\n\n{{ message.content }}</s>",
+            "[bot]",
+            ("[user]Ice is[bot]<think>\n\n</think>\n\n", ["hot", "cold"], "</s>"),
+        ),
+        # the prompt is no prefix of the conversation: only the EOS token is known to end an answer
+        ("[bot]{{ message.content }}</s>", "[generate]", ("[user]Ice is[generate]", ["hot", "cold"], "<|im_end|>")),
+    ],
+)
+def test_what_a_chat_template_writes_around_the_answer(tiny_tokenizers, assistant, generation, expected):
+    template = (
+        "{% for message in messages %}{% if message.role == 'user' %}[user]{{ message.content }}{% else %}"
+        f"{assistant}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{generation}{{% endif %}}"
+    )
+    tokenizer = tiny_tokenizers["qwen"].__class__(
+        tokenizer_object=tiny_tokenizers["qwen"].backend_tokenizer, eos_token="<|im_end|>", chat_template=template
+    )
+    assert PromptFormat(scoring="text").render(tokenizer, "Ice is", ["hot", "cold"]) == expected
+
+
+def test_system_message_that_the_template_refuses(tiny_tokenizers):
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer = tiny_tokenizers["qwen"].__class__(
+        tokenizer_object=tiny_tokenizers["qwen"].backend_tokenizer, chat_template=template
+    )
+    with pytest.raises(ValueError, match="refuses the system message .no system role"):
+        PromptFormat(system="Be brief.").render(tokenizer, "Ice is", ["hot", "cold"])
+
+
+def test_custom_templates(tiny_tokenizers):
+    tokenizer = tiny_tokenizers["llama"]
+    custom = PromptFormat(template="{subject}: {question} {{pick}}\n{options}\nAnswer: ")
+    prompt, candidates, _ = custom.render(tokenizer, "Ice {is}", ["hot", "cold"], subject="physics")
+    assert prompt == "physics: Ice {is} {pick}\nA. hot\nB. cold\nAnswer: "
+    assert candidates == ["A", "B"]
+    with pytest.raises(ValueError, match="no `subject`"):
+        custom.render(tokenizer, "Ice is", ["hot", "cold"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"template": "{question} {choices} {options}"}, "unknown field {choices}"),
+        ({"template": "{question}{}"}, "unknown field {}"),
+        ({"template": "{question} {"}, "write {{ and }} for braces"),
+        ({"template": "{question}"}, "lacks {options}"),
+        ({"template": "{options}", "scoring": "text"}, "lacks {question}"),
+        ({"scoring": "letters"}, "choose 'letter' or 'text'"),
+    ],
+)
+def test_bad_formats_are_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PromptFormat(**arguments)
+    with pytest.raises(ValueError, match="27 option"):
+        PromptFormat().letters(27)
+
+
+def test_real_chat_template(smollm2_tokenizer):
+    prompt, candidates, suffix = PromptFormat().render(smollm2_tokenizer, "Ice is", ["hot", "cold"])
+    assert prompt.startswith("<|im_start|>system") and prompt.endswith("<|im_start|>assistant\n")
+    assert candidates == ["A", "B"] and suffix == "<|im_end|>\n"
