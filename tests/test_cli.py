@@ -160,7 +160,7 @@ def test_evaluate_by_a_reference(world_dir, tmp_path, capsys):
         (["evaluate", "--model", "{adapter}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "merge_and_unload"),
         (["evaluate", "--model", "{recipe}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--n_bins", "0"], "n_bins"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--critical_accuracy", "1.2"], "critical_accuracy"),
-        (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--reference", "{tmp}/no.npz"], "no.npz"),
+        (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--reference", "{tmp}/no.npz"], "no.npz"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "no saved model"),
         (["evaluate", "--dataset", "{train}"], "--model"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{columns}", "--output_dir", "{tmp}/out"], "stem"),
