@@ -83,6 +83,9 @@ class Method:
             More of them, for a number of labels.
         hold_out (`float`, *optional*):
             Share of the labels that training does not get, for the calibrator.
+        folds (`int`, *optional*):
+            Cross-fit: train so many models, each without another part of the labels (of the recipe's E-step), and average them.
+            A calibrator is fitted on what each made of its own part.
         of (`str`, *optional*):
             Take the model that this other method has trained.
         calibrator (`str`, *optional*):
@@ -97,6 +100,7 @@ class Method:
     set: dict[str, Any] = field(default_factory=dict)
     budgets: dict[int, dict[str, Any]] = field(default_factory=dict)
     hold_out: float | None = None
+    folds: int | None = None
     of: str | None = None
     calibrator: str | None = None
     normalization: str | None = None
@@ -111,10 +115,12 @@ class Method:
             raise ValueError(
                 f"normalization={self.normalization!r}: sum or mean is wanted, of a model that is not trained"
             )
-        if (self.set or self.budgets or self.hold_out) and not self.recipe:
-            raise ValueError("set, budgets and hold_out belong to a recipe, and there is none")
+        if (self.set or self.budgets or self.hold_out or self.folds) and not self.recipe:
+            raise ValueError("set, budgets, hold_out and folds belong to a recipe, and there is none")
         if self.hold_out is not None and not 0 < self.hold_out < 1:
             raise ValueError(f"hold_out={self.hold_out}: a share between 0 and 1 is wanted")
+        if self.folds is not None and (self.folds < 2 or self.hold_out):
+            raise ValueError(f"folds={self.folds}: at least 2 are wanted, and no hold_out beside them")
 
     @property
     def transferred(self) -> bool:

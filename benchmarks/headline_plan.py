@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
@@ -23,6 +24,7 @@ from headline_stages import (
     load_views,
     means,
     named,
+    run,
     train,
 )
 
@@ -117,10 +119,29 @@ class Plan:
         return self._calibrated(place, name), slug(place.test)
 
     def _trained(self, place: Place, name: str) -> Asked:
-        model, source, budget, _, seed = place
         method, folder = self.config.methods[name], self._folder(place, name)
+        if method.folds is None:
+            training = self._training(place, name, folder / "model")
+        else:
+            parts = tuple(
+                self._training(
+                    place, name, folder / f"fold-{fold}", em_holdout_fraction=1 / method.folds, em_fold=fold
+                )
+                for fold in range(method.folds)
+            )
+
+            def work(out: Path) -> None:
+                run(["average", "--models", *(str(part.folder) for part in parts), "--output_dir", str(out)])
+
+            training = self._stage(folder / "model", f"average {name}", method.folds, work, parts)
+        return Asked(str(folder / "model"), training, folder)
+
+    def _training(self, place: Place, name: str, folder: Path, **more) -> Stage:
+        """One run of a method's recipe; `more` are arguments that nothing in the configuration overrides."""
+        model, source, budget, _, seed = place
+        method = self.config.methods[name]
         given = {"model_name_or_path": "{model}", "dataset_name": "{labels}", "save_strategy": "no", "seed": seed}
-        arguments = method.arguments(budget, **given, **self.config.asking)
+        arguments = method.arguments(budget, **given, **self.config.asking) | more
         path = self.config.models[model].path
         made_of = [arguments, method.hold_out, budget, self._source_identity(source, "labels"), identity(path)]
 
@@ -133,10 +154,7 @@ class Plan:
                 self._pools(seed, source)[0].remove_columns("answer").to_parquet(places["unlabelled"])
             train(fill(fill(arguments, places), places), out)
 
-        training = self._stage(
-            folder / "model", f"train {name}, {budget:,} labels", made_of, work, self._quickstart(seed)
-        )
-        return Asked(str(folder / "model"), training, folder)
+        return self._stage(folder, f"train {name}, {budget:,} labels", made_of, work, self._quickstart(seed))
 
     def _calibrated(self, place: Place, name: str) -> Stage:
         """The predictions of a calibrator, or of the model as it is, for all tests."""
@@ -162,7 +180,10 @@ class Plan:
             if not supervised:
                 before = self._untrained(f"{model}-reference", config.models[model].reference, seed)
                 references = {n: self._asked(before, n, seed, source, what, questions) for n in names}
-        fitted = {n: self._asked(asked, n, seed, source, what, questions) for n in names}
+        if what == "held-out" and config.methods[divided].folds:
+            fitted = {n: self._held_out_in_turn(asked, n) for n in names}
+        else:
+            fitted = {n: self._asked(asked, n, seed, source, what, questions) for n in names}
         tested = {(n, test): self._tested(asked, n, seed, test) for n in names for test in config.datasets}
 
         def work(out: Path) -> None:
@@ -195,6 +216,16 @@ class Plan:
         needs = (*fitted.values(), *references.values(), *tested.values(), *voted.values())
         made_of = [method.calibrator, budget if supervised else most, seed]
         return self._stage(folder, f"calibrate {name}", made_of, work, needs)
+
+    def _held_out_in_turn(self, asked: Asked, normalization: str) -> Stage:
+        """What the models of a cross-fit made of the labels: each of those that it was not trained on."""
+
+        def work(out: Path) -> None:
+            shutil.copy2(Path(asked.path, "held_out", "predictions.npz"), out / "0.npz")
+
+        return self._stage(
+            asked.folder / normalization / "held-out", "collect what was held out", [], work, (asked.training,)
+        )
 
     def _votes(self, model: str, seed: int, source: str) -> dict[str | None, Stage]:
         """The untrained model's answers, with votes: to the most labels (at `None`), and to every test."""

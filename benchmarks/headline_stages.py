@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -74,9 +75,13 @@ def train(arguments: dict[str, Any], folder: Path) -> None:
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**arguments, "output_dir": str(folder), "disable_tqdm": True}, sort_keys=False))
     with (folder / "train.log").open("w", buffering=1) as log, redirect_stdout(log):
-        status = hf_calib(["train", "--config", str(recipe)])
-    if status:
-        raise RuntimeError(f"hf-calib train --config {recipe} failed: the reason stands above, its log in train.log.")
+        run(["train", "--config", str(recipe)])
+
+
+def run(command: list[str]) -> None:
+    """A command of `hf-calib`, in this process."""
+    if hf_calib(command):
+        raise RuntimeError(f"hf-calib {shlex.join(command)} failed: the reason stands above.")
 
 
 def choose(
@@ -121,7 +126,9 @@ def means(
 @lru_cache(maxsize=1)
 def last_model(path: str, key: str):
     """The last model asked for; `key` tells it from another that was trained in the same place."""
-    return load_model(path, dtype="float32")
+    model, tokenizer = load_model(path, dtype="float32")
+    # An adapter beside its base model costs a third more time.
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model, tokenizer
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ import yaml
 
 from . import __version__
 from .commands import (
+    average,
     calibrate,
     card,
     diagnose,
@@ -37,6 +38,7 @@ _COMMANDS = {
     "calibrate": calibrate,
     "transfer": transfer,
     "train": train,
+    "average": average,
     "card": card,
     "push": push,
     "push-predictions": push_predictions,

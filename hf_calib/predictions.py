@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +121,40 @@ class OptionPredictions:
         rows = np.array([row_of[str(name)] for name in ids])
         arrays = {name: getattr(self, name) for name in ("option_logits", "labels", "ids", *_OPTIONAL)}
         return replace(self, **{name: None if array is None else array[rows] for name, array in arrays.items()})
+
+    @classmethod
+    def join(cls, parts: Sequence[OptionPredictions]) -> OptionPredictions:
+        """
+        Predictions for other questions each, as one, with the metadata of the first.
+
+        Args:
+            parts (`Sequence[OptionPredictions]`):
+                At least one. Arrays that not all have are left out.
+
+        Raises:
+            `ValueError`: if a question is in two of them.
+        """
+        ids = np.concatenate([part.ids for part in parts])
+        if len(set(ids.tolist())) < len(ids):
+            twice = Counter(ids.tolist()).most_common(1)[0][0]
+            raise ValueError(f"question {twice!r} was predicted twice")
+        width = max(part.option_logits.shape[1] for part in parts)
+
+        def stacked(name: str, padding: float) -> np.ndarray:
+            rows = [getattr(part, name) for part in parts]
+            return np.concatenate(
+                [np.pad(r, ((0, 0), (0, width - r.shape[1])), constant_values=padding) for r in rows]
+            )
+
+        shared = [name for name in _OPTIONAL if all(getattr(part, name) is not None for part in parts)]
+        flat = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("labels", "ids", *shared)
+            if name != "target_probabilities"
+        }
+        if "target_probabilities" in shared:
+            flat["target_probabilities"] = stacked("target_probabilities", 0.0)
+        return cls(stacked("option_logits", -np.inf), **flat, metadata=parts[0].metadata)
 
     def save(self, path: str | Path) -> None:
         """Writes an `.npz` file of all arrays, `probabilities` and `option_mass` included; whole or not at all."""

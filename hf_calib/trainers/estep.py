@@ -53,6 +53,9 @@ class EMArguments:
             Part of the training rows held out for the E-step, in (0, 1).
         em_max_rows (`int`, *optional*):
             Hold out no more rows than so many, whatever the fraction.
+        em_fold (`int`, *optional*, defaults to `0`):
+            Which part is held out: with a fraction of 1/K the parts 0 to K - 1 hold every row out once. K models so trained
+            are made one by `hf-calib cross-fit`.
         em_refresh (`str`, *optional*, defaults to `"epoch"`):
             When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps. A map that cannot be estimated
             yet, as that of pairs while the policy is its reference, is with `"once"` tried again after 1, 2, 4, 8, ... steps.
@@ -76,6 +79,9 @@ class EMArguments:
         default=0.2, metadata={"help": "Part of the training rows held out for the E-step, in (0, 1)."}
     )
     em_max_rows: int | None = field(default=None, metadata={"help": "Hold out no more rows than so many."})
+    em_fold: int = field(
+        default=0, metadata={"help": "Which part is held out: of a fraction of 1/K there are the parts 0 to K - 1."}
+    )
     em_refresh: str = field(
         default="epoch", metadata={"help": "E-step every 'epoch', 'once', or every given number of optimizer steps."}
     )
@@ -99,6 +105,8 @@ class EMArguments:
             raise ValueError(f"em_holdout_fraction must lie between 0 and 1, got {self.em_holdout_fraction}.")
         if self.em_max_rows is not None and self.em_max_rows < 1:
             raise ValueError(f"em_max_rows must be at least 1, got {self.em_max_rows}.")
+        if self.em_fold < 0:
+            raise ValueError(f"em_fold must be at least 0, got {self.em_fold}.")
         if self.em_n_bins < 1:
             raise ValueError(f"em_n_bins must be at least 1, got {self.em_n_bins}.")
         if self.em_refresh not in ("epoch", "once") and not (
@@ -142,20 +150,23 @@ def hold_out(rows: Dataset, asked: Iterable[Hashable], args: EMArguments, what: 
     """
     if args.em_estep_set == "train":
         return rows, rows
-    size = round(len(rows) * args.em_holdout_fraction)
+    size = len(rows) * args.em_holdout_fraction
     if args.em_max_rows is not None:
         size = min(size, args.em_max_rows)
     groups = {}
     for row, question in enumerate(asked):
         groups.setdefault(question, []).append(row)
-    groups, held_out = list(groups.values()), set()
+    groups, held_out, passed = list(groups.values()), set(), 0
+    begin, end = round(args.em_fold * size), round((args.em_fold + 1) * size)
     for number in np.random.default_rng(args.seed).permutation(len(groups)):
-        if len(held_out) + len(groups[number]) <= size:
+        passed += len(groups[number])
+        if begin < passed <= end:  # every group ends in one part
             held_out.update(groups[number])
     if not 0 < len(held_out) < len(rows):
         raise ValueError(
-            f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} leaves {len(held_out)} for the E-step and "
-            f"{len(rows) - len(held_out)} for training ({len(groups)} different {what}); give more {what} or another fraction."
+            f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} (em_fold={args.em_fold}) leaves {len(held_out)} "
+            f"for the E-step and {len(rows) - len(held_out)} for training ({len(groups)} different {what}); give more {what} or "
+            "another fraction."
         )
     return rows.select([row for row in range(len(rows)) if row not in held_out]), rows.select(sorted(held_out))
 

@@ -1,0 +1,78 @@
+"""Cross-fitting: models that were each trained without another part of the labels, averaged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .loading import load_model, load_tokenizer
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def average_models(models: Sequence[str | Path], output_dir: str | Path) -> None:
+    """
+    Write the mean of models, with the tokenizer of the first.
+
+    The mean of LoRA adapters on one base model is an adapter again, which adds the mean of what they add; its rank is the sum of
+    theirs. Whole models are averaged in float32, parameter by parameter, and saved in the type of the first.
+
+    Args:
+        models (`Sequence[str | Path]`):
+            Local folders of two models or more of one architecture, or of as many adapters.
+        output_dir (`str` or `Path`):
+            Folder to write.
+
+    Raises:
+        `ValueError`: for fewer than two, for adapters beside whole models, and for those that have no such mean.
+    """
+    models = [str(model) for model in models]
+    if len(models) < 2:
+        raise ValueError(f"An average is of two models or more, got {len(models)}.")
+    adapters = [(Path(model) / "adapter_config.json").is_file() for model in models]
+    if any(adapters) and not all(adapters):
+        raise ValueError("Some of the models are adapters and some are not: merge the adapters into their base model first.")
+    averaged = _average_adapters(models) if all(adapters) else _average_weights(models)
+    averaged.save_pretrained(output_dir, **({"selected_adapters": ["default"]} if all(adapters) else {}))
+    load_tokenizer(models[0]).save_pretrained(output_dir)
+
+
+def _average_adapters(adapters: Sequence[str]) -> PeftModel:
+    from peft import LoraConfig, PeftConfig, PeftModel
+
+    configs = [PeftConfig.from_pretrained(adapter) for adapter in adapters]
+    bases = {config.base_model_name_or_path for config in configs}
+    if len(bases) > 1:
+        raise ValueError(f"The adapters belong to different base models: {', '.join(sorted(bases))}.")
+    for adapter, config in zip(adapters, configs, strict=True):
+        # PEFT joins the two matrices of plain LoRA alone: not DoRA's magnitudes, a rank-stabilised scale, or what is trained beside.
+        plain = type(config) is LoraConfig and config.bias == "none" and not config.modules_to_save
+        if not plain or config.use_dora or config.use_rslora:
+            raise ValueError(f"{adapter} is more than plain LoRA: merge each adapter into the base model and average those.")
+    base, _ = load_model(bases.pop())
+    names = [f"fold-{number}" for number in range(len(adapters))]
+    model = PeftModel.from_pretrained(base, adapters[0], adapter_name=names[0])
+    for name, adapter in zip(names[1:], adapters[1:], strict=True):
+        model.load_adapter(adapter, name)
+    model.add_weighted_adapter(names, [1 / len(names)] * len(names), "default", combination_type="cat")
+    return model
+
+
+def _average_weights(models: Sequence[str]) -> PreTrainedModel:
+    first, _ = load_model(models[0])
+    dtype = first.dtype
+    averaged = torch.optim.swa_utils.AveragedModel(first.float())
+    averaged.update_parameters(first)
+    for name in models[1:]:
+        other, _ = load_model(name, dtype="float32")
+        shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (first, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{name} and {models[0]} are models of different shape.")
+        averaged.update_parameters(other)
+    return averaged.module.to(dtype)

@@ -1,0 +1,118 @@
+"""`hf-calib average`: the models of a cross-fit in; one model, and what was held out from each, out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .parser import command_parser
+
+
+if TYPE_CHECKING:
+    from ..predictions import OptionPredictions
+
+DESCRIPTION = "Average models that were each trained without another part of the labels."
+
+_EXAMPLES = """\
+examples:
+  # every label trains, and every label calibrates: five trainings, each without another fifth of the questions
+  for fold in 0 1 2 3 4; do
+      accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml --em_holdout_fraction 0.2 --em_fold $fold \\
+          --output_dir fold-$fold
+  done
+  hf-calib average --models fold-0 fold-1 fold-2 fold-3 fold-4 --output_dir averaged
+  hf-calib calibrate --predictions averaged/held_out --output_dir averaged/calibration
+
+OUTPUT_DIR then holds the mean of the models (of LoRA adapters an adapter, whose rank is the sum of theirs), the tokenizer,
+training.json for the card, and held_out/predictions.npz: what each model made of the questions that it was not trained on,
+for calibrate and transfer. Why, and what it brings: docs/calibrate.md.
+"""
+
+
+@dataclass
+class AverageArguments:
+    """What is averaged, and where it goes."""
+
+    models: list[str] = field(metadata={"help": "Folders of the models or adapters, as their trainings left them."})
+    output_dir: str = field(default="averaged", metadata={"help": "Folder of the model."})
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """`hf-calib average`: check that the models belong together; the result averages them and writes."""
+    (args,) = command_parser(
+        "average", AverageArguments, DESCRIPTION, "--models MODEL MODEL [...]", _EXAMPLES
+    ).parse_args_and_config(argv)
+    from ..averaging import average_models
+    from ..report import check_output_dir
+
+    models = [Path(model).expanduser() for model in args.models]
+    if missing := [str(model) for model in models if not model.is_dir()]:
+        raise ValueError(f"no folder: {', '.join(missing)}")
+    output_dir = check_output_dir(args.output_dir)
+    held_out = _held_out(models)
+    record = _record(models, None if held_out is None else len(held_out))
+
+    def average() -> None:
+        from ..hub.publish import PREDICTIONS, TRAINING_RECORD
+        from ..report import write_json
+
+        average_models(models, output_dir)
+        if record is not None:
+            write_json(output_dir / TRAINING_RECORD, record)
+        print(f"mean of {len(models)} models: {output_dir}")
+        if held_out is None:
+            print("no held-out predictions among them (ZeRO-3 and FSDP leave none): fit no calibrator on their own labels")
+            return
+        path = output_dir / "held_out" / PREDICTIONS
+        held_out.save(path)
+        print(
+            f"{len(held_out)} questions, each answered by the model that was not trained on it: {path.parent}\n"
+            f"next: hf-calib calibrate --predictions {path.parent} --output_dir {output_dir / 'calibration'}"
+        )
+
+    return average
+
+
+def _held_out(models: Sequence[Path]) -> OptionPredictions | None:
+    """What each model made of the questions held out from it, as one; `None` where none has any."""
+    from ..hub.publish import PREDICTIONS
+    from ..predictions import OptionPredictions
+
+    paths = [model / "held_out" / PREDICTIONS for model in models]
+    if not any(path.is_file() for path in paths):
+        return None
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise ValueError(f"{missing[0]} is missing, which others have: its training is not finished, or held nothing out.")
+    parts = [OptionPredictions.load(path) for path in paths]
+    asked = [(part.metadata.get("prompt_format"), part.metadata.get("normalization")) for part in parts]
+    for model, one in zip(models, asked, strict=True):
+        if one != asked[0]:
+            raise ValueError(f"{model} was asked in another way than {models[0]}: train all by one recipe.")
+    try:
+        return OptionPredictions.join(parts)
+    except ValueError as error:
+        raise ValueError(f"{error}: each model wants an --em_fold of its own, and all the same --seed.") from None
+
+
+def _record(models: Sequence[Path], held_out: int | None) -> dict[str, Any] | None:
+    """The first model's record of its training, and that there were more; `None` where it has none."""
+    from ..hub.publish import TRAINING_RECORD
+
+    if not (models[0] / TRAINING_RECORD).is_file():
+        return None
+    record = json.loads((models[0] / TRAINING_RECORD).read_text())
+    record["budget"] = [
+        *(line for line in record["budget"] if "held out" not in line),
+        f"Cross-fitted: the mean of {len(models)} models, each trained without another part of the labelled questions"
+        + (f"; {held_out:,} were held out from one of them each." if held_out else "."),
+    ]
+    commands = [
+        json.loads((model / TRAINING_RECORD).read_text()).get("command") for model in models if (model / TRAINING_RECORD).is_file()
+    ]
+    average = shlex.join(["hf-calib", "average", "--models", *map(str, models)])
+    record["command"] = "\n".join([*filter(None, commands), average])
+    return record
