@@ -268,11 +268,15 @@ class Config:
                 )
             if method.of and not method.calibrator:
                 raise ValueError(f"methods: {name} is {method.of} again; give it a calibrator")
-            if trained.recipe and method.calibrator and not trained.hold_out:
-                if not all(trained.has_e_step(budget) for budget in self.budgets):
-                    raise ValueError(
-                        f"methods: {name} has no labels to fit its calibrator on that training has not seen: give hold_out"
-                    )
+            holds_out = not trained.recipe or all(trained.has_e_step(budget) for budget in self.budgets)
+            if trained.folds and not holds_out:
+                raise ValueError(
+                    f"methods: the models of {name} would be the same: folds wants a recipe with an E-step"
+                )
+            if method.calibrator and not (trained.hold_out or holds_out):
+                raise ValueError(
+                    f"methods: {name} has no labels to fit its calibrator on that training has not seen: give hold_out"
+                )
         paths = [*(m.path for m in self.models.values()), *(s.test for s in self.datasets.values())]
         if self.quickstart is None and any("{quickstart}" in path for path in paths):
             raise ValueError("a path names {quickstart}, but there is no section quickstart")

@@ -1,4 +1,4 @@
-"""Cross-fitting: models that were each trained without another part of the labels, averaged into one."""
+"""The mean of models, as of those that were each trained without another part of the labels (cross-fitting)."""
 
 from __future__ import annotations
 
@@ -30,32 +30,51 @@ def average_models(models: Sequence[str | Path], output_dir: str | Path) -> None
             Folder to write.
 
     Raises:
-        `ValueError`: for fewer than two, for adapters beside whole models, and for those that have no such mean.
+        `ValueError`: for what [`check_models`] refuses, and for models of different shape.
     """
     models = [str(model) for model in models]
-    if len(models) < 2:
-        raise ValueError(f"An average is of two models or more, got {len(models)}.")
-    adapters = [(Path(model) / "adapter_config.json").is_file() for model in models]
-    if any(adapters) and not all(adapters):
-        raise ValueError("Some of the models are adapters and some are not: merge the adapters into their base model first.")
-    averaged = _average_adapters(models) if all(adapters) else _average_weights(models)
-    averaged.save_pretrained(output_dir, **({"selected_adapters": ["default"]} if all(adapters) else {}))
+    if check_models(models):
+        # Only an adapter of that name is saved in the folder itself.
+        _average_adapters(models).save_pretrained(output_dir, selected_adapters=["default"])
+    else:
+        _average_weights(models).save_pretrained(output_dir)
     load_tokenizer(models[0]).save_pretrained(output_dir)
 
 
-def _average_adapters(adapters: Sequence[str]) -> PeftModel:
-    from peft import LoraConfig, PeftConfig, PeftModel
+def check_models(models: Sequence[str | Path]) -> bool:
+    """
+    Whether these are adapters, after a look at their configurations.
 
+    Raises:
+        `ValueError`: for fewer than two, for adapters beside whole models or on different ones, and for adapters that are more
+            than plain LoRA.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    if len(models) < 2:
+        raise ValueError(f"An average is of two models or more, got {len(models)}.")
+    adapters = [model for model in models if Path(model, "adapter_config.json").is_file()]
+    if adapters and len(adapters) < len(models):
+        raise ValueError(
+            "Some of the models are adapters and some are not: merge the adapters into their base model first."
+        )
     configs = [PeftConfig.from_pretrained(adapter) for adapter in adapters]
-    bases = {config.base_model_name_or_path for config in configs}
-    if len(bases) > 1:
+    if len(bases := {config.base_model_name_or_path for config in configs}) > 1:
         raise ValueError(f"The adapters belong to different base models: {', '.join(sorted(bases))}.")
     for adapter, config in zip(adapters, configs, strict=True):
-        # PEFT joins the two matrices of plain LoRA alone: not DoRA's magnitudes, a rank-stabilised scale, or what is trained beside.
+        # PEFT joins the two matrices of plain LoRA: not DoRA's magnitudes, a rank-stabilised scale, or what is trained beside them.
         plain = type(config) is LoraConfig and config.bias == "none" and not config.modules_to_save
         if not plain or config.use_dora or config.use_rslora:
-            raise ValueError(f"{adapter} is more than plain LoRA: merge each adapter into the base model and average those.")
-    base, _ = load_model(bases.pop())
+            raise ValueError(
+                f"{adapter} is more than plain LoRA: merge each adapter into the base model and average those."
+            )
+    return bool(adapters)
+
+
+def _average_adapters(adapters: Sequence[str]) -> PeftModel:
+    from peft import PeftConfig, PeftModel
+
+    base, _ = load_model(PeftConfig.from_pretrained(adapters[0]).base_model_name_or_path)
     names = [f"fold-{number}" for number in range(len(adapters))]
     model = PeftModel.from_pretrained(base, adapters[0], adapter_name=names[0])
     for name, adapter in zip(names[1:], adapters[1:], strict=True):

@@ -78,6 +78,8 @@ def config(tmp_path_factory):
             "RCFT + TS": {"of": "RCFT", "calibrator": "temperature"},
             "anchored": {"recipe": "quickstart/cft.yaml", "set": {**steps, **anchor}},
             "CFT + TS": {"recipe": "quickstart/cft.yaml", "set": steps, "hold_out": 0.25, "calibrator": "temperature"},
+            "folded": {"recipe": "quickstart/rcft.yaml", "set": steps, "folds": 2},
+            "folded + TS": {"of": "folded", "calibrator": "temperature"},
         },
         "bars": [{"name": "ratio", "measure": "ece", "statistic": "ratio", "at_most": 0.5}],
     }
@@ -194,6 +196,22 @@ def test_transferred_temperature_is_that_of_each_test(config, tmp_path):
     assert found["taste"] != found["fact"]
 
 
+def test_of_a_cross_fit_every_label_trains_and_calibrates(config, tmp_path, monkeypatch):
+    run(monkeypatch, "--config", config, "--only", "folded", "folded + TS", "--output_dir", tmp_path)
+    folder = tmp_path / "seed-0/tiny/taste-40/folded"
+    labels = set(Dataset.from_parquet(str(folder / "fold-0" / "labels.parquet"))["id"])
+    parts = [set(OptionPredictions.load(folder / f"fold-{n}/held_out/predictions.npz").ids.tolist()) for n in (0, 1)]
+    assert len(labels) == 40 and not parts[0] & parts[1]
+    held_out = OptionPredictions.load(folder / "sum/held-out/0.npz")
+    assert set(held_out.ids.tolist()) == parts[0] | parts[1] <= labels and len(held_out) >= 36
+    chosen = json.loads((tmp_path / "seed-0/tiny/taste-40/folded-+-ts/calibrated/chosen.json").read_text())
+    assert chosen["n"] == len(held_out)
+    weights = [load_model(str(folder / part))[0].state_dict() for part in ("fold-0", "fold-1", "model")]
+    for name, value in weights[2].items():
+        torch.testing.assert_close(value, (weights[0][name] + weights[1][name]) / 2)
+    assert any((value != weights[0][name]).any() for name, value in weights[2].items())
+
+
 def test_calibrator_gets_the_rows_of_the_e_step(config, tmp_path):
     from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer
     from hf_calib.trainers.sources import DataSources
@@ -243,6 +261,8 @@ def test_configurations_of_the_project(name, tmp_path):
         ("methods.TS.calibrator=plat", "methods.TS: calibrator 'plat' is none of agreement, temperature"),
         ("ours=CCFT", "there is no 'CCFT' among as is, TS"),
         ("methods.RCFT.set.objective=cft", "RCFT \\+ TS has no labels .* give hold_out"),
+        ("methods.folded.folds=1", "methods.folded: folds=1: at least 2"),
+        ("methods.folded.set.objective=cft", "models of folded would be the same"),
         ("methods.TS-IR={of: TS, calibrator: temperature}", "takes the model of TS, which has no recipe"),
         ("datasets.fact.num_train=3", "datasets.fact: give either train"),
         ("asking.template=a", "asking: no template; there are prompt_template"),

@@ -81,3 +81,19 @@ def test_calibrators_are_judged_by_the_questions_own_chance(mixed):
     comparison = compare_calibrators(mixed, methods=["temperature", "histogram"])
     for stage in comparison_stages(comparison, n_bootstrap=10):
         assert stage["regime"] == "non-calibratable", stage["stage"]
+
+
+def test_predictions_are_joined_in_the_wider_table(mixed):
+    narrow, wide = mixed.select(mixed.ids[:5]), mixed.select(mixed.ids[-2:])
+    narrow.option_logits, narrow.target_probabilities = narrow.option_logits[:, :2], narrow.target_probabilities[:, :2]
+    for parts in ([narrow, wide], [wide, narrow]):
+        joined = OptionPredictions.join(parts)
+        assert joined.ids.tolist() == [*parts[0].ids, *parts[1].ids]
+        expected = mixed.select(joined.ids)
+        np.testing.assert_array_equal(joined.option_logits, expected.option_logits)
+        np.testing.assert_array_equal(joined.target_probabilities, expected.target_probabilities)
+        np.testing.assert_array_equal(joined.labels, expected.labels)
+    wide.target_probabilities = None
+    assert OptionPredictions.join([narrow, wide]).target_probabilities is None
+    with pytest.raises(ValueError, match="question '4' was predicted twice"):
+        OptionPredictions.join([narrow, mixed.select(["4", "7"])])

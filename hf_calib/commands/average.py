@@ -46,12 +46,13 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     (args,) = command_parser(
         "average", AverageArguments, DESCRIPTION, "--models MODEL MODEL [...]", _EXAMPLES
     ).parse_args_and_config(argv)
-    from ..averaging import average_models
+    from ..averaging import average_models, check_models
     from ..report import check_output_dir
 
     models = [Path(model).expanduser() for model in args.models]
     if missing := [str(model) for model in models if not model.is_dir()]:
         raise ValueError(f"no folder: {', '.join(missing)}")
+    check_models(models)
     output_dir = check_output_dir(args.output_dir)
     held_out = _held_out(models)
     record = _record(models, None if held_out is None else len(held_out))
@@ -64,10 +65,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         if record is not None:
             write_json(output_dir / TRAINING_RECORD, record)
         print(f"mean of {len(models)} models: {output_dir}")
-        if held_out is None:
-            print("no held-out predictions among them (ZeRO-3 and FSDP leave none): fit no calibrator on their own labels")
-            return
         path = output_dir / "held_out" / PREDICTIONS
+        if held_out is None:
+            path.unlink(missing_ok=True)  # of models that were averaged here before
+            print("no held-out predictions among them (ZeRO-3 and FSDP leave none), so none to fit a calibrator on")
+            return
         held_out.save(path)
         print(
             f"{len(held_out)} questions, each answered by the model that was not trained on it: {path.parent}\n"
@@ -86,7 +88,9 @@ def _held_out(models: Sequence[Path]) -> OptionPredictions | None:
     if not any(path.is_file() for path in paths):
         return None
     if missing := [str(path) for path in paths if not path.is_file()]:
-        raise ValueError(f"{missing[0]} is missing, which others have: its training is not finished, or held nothing out.")
+        raise ValueError(
+            f"{missing[0]} is missing, which others have: its training is not finished, or held nothing out."
+        )
     parts = [OptionPredictions.load(path) for path in paths]
     asked = [(part.metadata.get("prompt_format"), part.metadata.get("normalization")) for part in parts]
     for model, one in zip(models, asked, strict=True):
@@ -102,17 +106,14 @@ def _record(models: Sequence[Path], held_out: int | None) -> dict[str, Any] | No
     """The first model's record of its training, and that there were more; `None` where it has none."""
     from ..hub.publish import TRAINING_RECORD
 
-    if not (models[0] / TRAINING_RECORD).is_file():
+    records = [json.loads(path.read_text()) for model in models if (path := model / TRAINING_RECORD).is_file()]
+    if not records:
         return None
-    record = json.loads((models[0] / TRAINING_RECORD).read_text())
-    record["budget"] = [
-        *(line for line in record["budget"] if "held out" not in line),
+    lines = [line for line in records[0]["budget"] if "held out" not in line]
+    fitted = (
         f"Cross-fitted: the mean of {len(models)} models, each trained without another part of the labelled questions"
-        + (f"; {held_out:,} were held out from one of them each." if held_out else "."),
-    ]
-    commands = [
-        json.loads((model / TRAINING_RECORD).read_text()).get("command") for model in models if (model / TRAINING_RECORD).is_file()
-    ]
+    )
+    fitted += f"; {held_out:,} were held out from one of them each." if held_out else "."
     average = shlex.join(["hf-calib", "average", "--models", *map(str, models)])
-    record["command"] = "\n".join([*filter(None, commands), average])
-    return record
+    commands = [record["command"] for record in records if "command" in record]
+    return {**records[0], "budget": [*lines, fitted], "command": "\n".join([*commands, average])}

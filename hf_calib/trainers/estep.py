@@ -54,8 +54,8 @@ class EMArguments:
         em_max_rows (`int`, *optional*):
             Hold out no more rows than so many, whatever the fraction.
         em_fold (`int`, *optional*, defaults to `0`):
-            Which part is held out: with a fraction of 1/K the parts 0 to K - 1 hold every row out once. K models so trained
-            are made one by `hf-calib cross-fit`.
+            Which part is held out: with a fraction of 1/K, each of the parts 0 to K - 1 holds out other rows. `hf-calib average`
+            makes one of the K models trained so.
         em_refresh (`str`, *optional*, defaults to `"epoch"`):
             When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps. A map that cannot be estimated
             yet, as that of pairs while the policy is its reference, is with `"once"` tried again after 1, 2, 4, 8, ... steps.
@@ -150,22 +150,25 @@ def hold_out(rows: Dataset, asked: Iterable[Hashable], args: EMArguments, what: 
     """
     if args.em_estep_set == "train":
         return rows, rows
-    size = len(rows) * args.em_holdout_fraction
+    size = round(len(rows) * args.em_holdout_fraction)
     if args.em_max_rows is not None:
         size = min(size, args.em_max_rows)
     groups = {}
     for row, question in enumerate(asked):
         groups.setdefault(question, []).append(row)
-    groups, held_out, passed = list(groups.values()), set(), 0
-    begin, end = round(args.em_fold * size), round((args.em_fold + 1) * size)
+    groups, held_out = list(groups.values()), set()
+    # Every group goes to the first part that has room for it; one that none has room for is always trained on.
+    room = [size] * (args.em_fold + 1)
     for number in np.random.default_rng(args.seed).permutation(len(groups)):
-        passed += len(groups[number])
-        if begin < passed <= end:  # every group ends in one part
+        part = next((part for part, left in enumerate(room) if len(groups[number]) <= left), None)
+        if part is not None:
+            room[part] -= len(groups[number])
+        if part == args.em_fold:
             held_out.update(groups[number])
     if not 0 < len(held_out) < len(rows):
         raise ValueError(
-            f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} (em_fold={args.em_fold}) leaves {len(held_out)} "
-            f"for the E-step and {len(rows) - len(held_out)} for training ({len(groups)} different {what}); give more {what} or "
+            f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} leaves {len(held_out)} for the E-step and "
+            f"{len(rows) - len(held_out)} for training ({len(groups)} different {what}, em_fold={args.em_fold}); give more {what} or "
             "another fraction."
         )
     return rows.select([row for row in range(len(rows)) if row not in held_out]), rows.select(sorted(held_out))

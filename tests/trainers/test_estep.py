@@ -35,13 +35,27 @@ def test_different_questions_are_split_to_the_row_and_by_the_seed():
     assert len(split(asked, em_max_rows=7)[1]) == 7
 
 
+@pytest.mark.parametrize("asked", [[f"question {i}" for i in range(100)], [f"question {i % 37}" for i in range(100)]])
+def test_folds_hold_every_question_out_once(asked):
+    folds = [split(asked, em_holdout_fraction=0.25, em_fold=fold, seed=1)[1] for fold in range(4)]
+    rows = [row for fold in folds for row in fold["row"]]
+    # Questions of two and three rows do not fill every part to the row.
+    assert len(set(rows)) == len(rows) and len(rows) >= (100 if len(set(asked)) == 100 else 96)
+    assert all(len(fold) <= 25 for fold in folds)
+    assert folds[0]["row"][:] == split(asked, em_holdout_fraction=0.25, seed=1)[1]["row"][:]
+    with pytest.raises(ValueError, match="100 questions leaves 0 for the E-step .* em_fold=5"):
+        split(asked, em_holdout_fraction=0.25, em_fold=5, seed=1)
+
+
 def test_a_question_too_frequent_to_be_held_out_is_trained_on():
     kept, held_out = split(["the same"] * 90 + [f"question {i}" for i in range(10)])
     assert Counter(held_out["question"]).most_common(1)[0][1] == 1 and len(held_out) == 10
 
 
 def test_one_question_alone_cannot_be_split():
-    with pytest.raises(ValueError, match=r"10 questions leaves 0 for the E-step .* \(1 different questions\)"):
+    with pytest.raises(
+        ValueError, match=r"10 questions leaves 0 for the E-step .* \(1 different questions, em_fold=0\)"
+    ):
         split(["the same"] * 10)
     kept, held_out = split(["the same"] * 10, em_estep_set="train")
     assert len(kept) == len(held_out) == 10
