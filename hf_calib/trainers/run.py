@@ -369,14 +369,20 @@ def _predict_held_out(trainer: Trainer) -> None:
     args, questions = trainer.args, getattr(trainer, "held_out_questions", None)
     if questions is None or divides_weights(trainer):
         return
-    predict_options(
+    folder = Path(args.output_dir) / "held_out"
+    says = predict_options(
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.processing_class,
         questions,
         prompt_format=args.prompt_format(),
         normalization=args.option_normalization,
         batch_size=args.per_device_eval_batch_size,
-        output_path=Path(args.output_dir) / "held_out" / "predictions.npz",
+        output_path=folder / "predictions.npz",
         resume=False,
         progress=not args.disable_tqdm,
+    )
+    accuracy, confidence = (says.option_logits.argmax(1) == says.labels).mean(), says.probabilities.max(1).mean()
+    trainer.accelerator.print(
+        f"Held out: {len(says)} questions, accuracy {accuracy:.3f}, mean confidence {confidence:.3f}. What is missing between them: "
+        f"hf-calib calibrate --predictions {folder}"
     )

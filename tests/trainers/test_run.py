@@ -76,13 +76,19 @@ def test_a_recipe_takes_questions_without_answers(start, files, world_model, tmp
     assert "unlabelled_dataset_name is for trainer: calibrated_sft, not dpo" in capsys.readouterr().err
 
 
-def test_what_was_held_out_is_there_to_calibrate_on(start, files, tmp_path):
+def test_what_was_held_out_is_there_to_calibrate_on(start, files, tmp_path, capsys):
     """The answers of the trained model, as `evaluate` would give them, to questions that no gradient has seen."""
     recipe = ["train", "--config", str(recipe_path("quickstart/rcft.yaml")), "--dataset_name", files["questions"]]
     assert main([*recipe, *start, "--em_holdout_fraction", "0.5"]) == 0
     out = tmp_path / "out"
     held_out = OptionPredictions.load(out / "held_out" / "predictions.npz")
     assert len(held_out) == 15
+    accuracy, confidence = (
+        (held_out.probabilities.argmax(1) == held_out.labels).mean(),
+        held_out.probabilities.max(1).mean(),
+    )
+    said = f"Held out: 15 questions, accuracy {accuracy:.3f}, mean confidence {confidence:.3f}."
+    assert said in capsys.readouterr().out
     asking = ["--scoring", "text", "--prompt_template", "{question}", "--output_dir", str(tmp_path / "evaluation")]
     assert main(["evaluate", "--model", str(out), "--dataset", files["questions"], *asking]) == 0
     asked = OptionPredictions.load(tmp_path / "evaluation" / "predictions.npz").select(held_out.ids)
