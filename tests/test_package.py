@@ -26,7 +26,7 @@ PACKAGE = ROOT / "hf_calib"
 FLOORS = {
     0: ("binning", "calibration_error", "data", "inputs", "intervals", "launch", "loading", "option_head", "option_scorer",
         "options", "paths", "ranking", "resampling", "scores", "streaming", "uncertainty"),
-    1: ("border", "collapse", "em_ece", "folding", "option_order", "plots", "posthoc", "processor",
+    1: ("averaging", "border", "collapse", "em_ece", "folding", "option_order", "plots", "posthoc", "processor",
         "recalibration", "regime"),
     2: ("comparison", "diagnosis", "ece_regime", "evaluation", "evaluator", "hub", "pair_scores", "predict", "predictions", "registration", "report"),
     3: ("trainers",),
