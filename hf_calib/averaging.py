@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+_NOT_JOINED = (
+    "use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
+)  # fmt: skip
+
 
 def average_models(models: Sequence[str | Path], output_dir: str | Path) -> None:
     """
@@ -62,9 +66,9 @@ def check_models(models: Sequence[str | Path]) -> bool:
     if len(bases := {config.base_model_name_or_path for config in configs}) > 1:
         raise ValueError(f"The adapters belong to different base models: {', '.join(sorted(bases))}.")
     for adapter, config in zip(adapters, configs, strict=True):
-        # PEFT joins the two matrices of plain LoRA: not DoRA's magnitudes, a rank-stabilised scale, or what is trained beside them.
-        plain = type(config) is LoraConfig and config.bias == "none" and not config.modules_to_save
-        if not plain or config.use_dora or config.use_rslora:
+        # PEFT joins the two matrices of plain LoRA, and leaves out whatever else an adapter has learnt.
+        more = [name for name in _NOT_JOINED if getattr(config, name, None)]
+        if type(config) is not LoraConfig or config.bias != "none" or more:
             raise ValueError(
                 f"{adapter} is more than plain LoRA: merge each adapter into the base model and average those."
             )

@@ -89,6 +89,8 @@ def test_what_has_no_mean_is_refused(save, tmp_path):
         ([adapter, save("stable", 4, base, use_rslora=True)], "stable is more than plain LoRA"),
         ([save("dora", 5, base, use_dora=True), adapter], "dora is more than plain LoRA"),
         ([adapter, save("head", 6, base, modules_to_save=["lm_head"])], "head is more than plain LoRA"),
+        ([adapter, save("biased", 8, base, lora_bias=True)], "biased is more than plain LoRA"),
+        ([adapter, save("tokens", 9, base, trainable_token_indices=[1])], "tokens is more than plain LoRA"),
         ([base, save("wide", 7, size=64)], "wide and .*base-0 are models of different shape"),
     ):
         with pytest.raises(ValueError, match=message):
