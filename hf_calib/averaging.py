@@ -50,11 +50,13 @@ def check_models(models: Sequence[str | Path]) -> bool:
     Whether these are adapters, after a look at their configurations.
 
     Raises:
-        `ValueError`: for fewer than two, for adapters beside whole models or on different ones, and for adapters that are more
+        `ValueError`: for what is no folder, for fewer than two, for adapters beside whole models or on different ones, and for adapters that are more
             than plain LoRA.
     """
     from peft import LoraConfig, PeftConfig
 
+    if missing := [str(model) for model in models if not Path(model).is_dir()]:
+        raise ValueError(f"no folder: {', '.join(missing)}")
     if len(models) < 2:
         raise ValueError(f"An average is of two models or more, got {len(models)}.")
     adapters = [model for model in models if Path(model, "adapter_config.json").is_file()]
@@ -72,6 +74,9 @@ def check_models(models: Sequence[str | Path]) -> bool:
             raise ValueError(
                 f"{adapter} is more than plain LoRA: merge each adapter into the base model and average those."
             )
+        # Of adapters on other layers it keeps those of the first alone.
+        if config.layers_to_transform != configs[0].layers_to_transform:
+            raise ValueError(f"{adapter} adapts other layers than {adapters[0]}: train all by one recipe.")
     return bool(adapters)
 
 

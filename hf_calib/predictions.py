@@ -125,7 +125,7 @@ class OptionPredictions:
     @classmethod
     def join(cls, parts: Sequence[OptionPredictions]) -> OptionPredictions:
         """
-        Predictions for other questions each, as one, with the metadata of the first.
+        Predictions of several models for other questions each, as one, with the metadata of the first.
 
         Args:
             parts (`Sequence[OptionPredictions]`):
@@ -134,10 +134,10 @@ class OptionPredictions:
         Raises:
             `ValueError`: if a question is in two of them.
         """
-        ids = np.concatenate([part.ids for part in parts])
-        if len(set(ids.tolist())) < len(ids):
-            twice = Counter(ids.tolist()).most_common(1)[0][0]
-            raise ValueError(f"question {twice!r} was predicted twice")
+        # One that is twice in the data is twice in its own part.
+        counts = Counter(name for part in parts for name in set(part.ids.tolist()))
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise ValueError(f"question {twice[0]!r} was predicted twice")
         width = max(part.option_logits.shape[1] for part in parts)
 
         def stacked(name: str, padding: float) -> np.ndarray:
@@ -154,7 +154,11 @@ class OptionPredictions:
         }
         if "target_probabilities" in shared:
             flat["target_probabilities"] = stacked("target_probabilities", 0.0)
-        return cls(stacked("option_logits", -np.inf), **flat, metadata=parts[0].metadata)
+        metadata = {name: value for name, value in parts[0].metadata.items() if name != "fingerprint"}
+        for name, together in (("single_tokens", all), ("too_long", sum)):
+            if all(name in part.metadata for part in parts):
+                metadata[name] = together(part.metadata[name] for part in parts)
+        return cls(stacked("option_logits", -np.inf), **flat, metadata=metadata)
 
     def save(self, path: str | Path) -> None:
         """Writes an `.npz` file of all arrays, `probabilities` and `option_mass` included; whole or not at all."""

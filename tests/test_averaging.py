@@ -91,6 +91,8 @@ def test_what_has_no_mean_is_refused(save, tmp_path):
         ([adapter, save("head", 6, base, modules_to_save=["lm_head"])], "head is more than plain LoRA"),
         ([adapter, save("biased", 8, base, lora_bias=True)], "biased is more than plain LoRA"),
         ([adapter, save("tokens", 9, base, trainable_token_indices=[1])], "tokens is more than plain LoRA"),
+        ([adapter, save("layer", 10, base, layers_to_transform=[1])], "layer adapts other layers than .*adapter"),
+        (["org/adapter", "org/other"], "no folder: org/adapter, org/other"),
         ([base, save("wide", 7, size=64)], "wide and .*base-0 are models of different shape"),
     ):
         with pytest.raises(ValueError, match=message):

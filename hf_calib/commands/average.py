@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,9 +51,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..report import check_output_dir
 
     models = [Path(model).expanduser() for model in args.models]
-    if missing := [str(model) for model in models if not model.is_dir()]:
-        raise ValueError(f"no folder: {', '.join(missing)}")
     check_models(models)
+    if Path(args.output_dir).resolve() in [model.resolve() for model in models]:
+        raise ValueError(f"--output_dir {args.output_dir} is one of the models: choose another.")
     output_dir = check_output_dir(args.output_dir)
     held_out = _held_out(models)
     record = _record(models, None if held_out is None else len(held_out))
@@ -61,14 +62,19 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         from ..hub.publish import PREDICTIONS, TRAINING_RECORD
         from ..report import write_json
 
+        # What an earlier average left there is of other models.
+        for name in ("adapter_config.json", "adapter_model.safetensors", TRAINING_RECORD):
+            (output_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(output_dir / "held_out", ignore_errors=True)
         average_models(models, output_dir)
         if record is not None:
             write_json(output_dir / TRAINING_RECORD, record)
         print(f"mean of {len(models)} models: {output_dir}")
         path = output_dir / "held_out" / PREDICTIONS
         if held_out is None:
-            path.unlink(missing_ok=True)  # of models that were averaged here before
-            print("no held-out predictions among them (ZeRO-3 and FSDP leave none), so none to fit a calibrator on")
+            print(
+                "no held-out predictions among them (nothing was held out, or by ZeRO-3 or FSDP): none to fit a calibrator on"
+            )
             return
         held_out.save(path)
         print(
@@ -109,11 +115,25 @@ def _record(models: Sequence[Path], held_out: int | None) -> dict[str, Any] | No
     records = [json.loads(path.read_text()) for model in models if (path := model / TRAINING_RECORD).is_file()]
     if not records:
         return None
-    lines = [line for line in records[0]["budget"] if "held out" not in line]
+    # One recipe would train one of the models alone: the commands tell of all.
+    first = {name: value for name, value in records[0].items() if name != "recipe"}
+    ranks = {
+        name: len(models) * first["settings"][name]
+        for name in ("LoRA rank", "LoRA alpha")
+        if name in first["settings"]
+    }
+    if ranks:
+        ranks["LoRA alpha"] = ranks["LoRA rank"]  # the scale is in the matrices
+    lines = [line for line in first["budget"] if "were held out for the E-step" not in line]
     fitted = (
         f"Cross-fitted: the mean of {len(models)} models, each trained without another part of the labelled questions"
     )
     fitted += f"; {held_out:,} were held out from one of them each." if held_out else "."
     average = shlex.join(["hf-calib", "average", "--models", *map(str, models)])
     commands = [record["command"] for record in records if "command" in record]
-    return {**records[0], "budget": [*lines, fitted], "command": "\n".join([*commands, average])}
+    return {
+        **first,
+        "settings": {**first["settings"], **ranks},
+        "budget": [*lines, fitted],
+        "command": "\n".join([*commands, average]),
+    }

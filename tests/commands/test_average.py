@@ -78,6 +78,7 @@ def test_every_label_is_answered_by_the_model_that_was_not_trained_on_it(folds, 
         "Cross-fitted: the mean of 3 models, each trained without another part of the labelled questions; 60 were held out from one "
         "of them each.",
     ]
+    assert record["settings"]["LoRA rank"] == record["settings"]["LoRA alpha"] == 6 and "recipe" not in record
     assert record["command"].count("hf-calib train") == 3 and "--em_fold 2" in record["command"]
     assert record["command"].endswith(f"hf-calib average --models {' '.join(map(str, folds))}")
     # The calibrator's labels are those of the training, and the model is one that the other commands take.
@@ -97,6 +98,7 @@ def test_models_that_do_not_belong_together_are_named(folds, tmp_path, capsys):
     assert "was predicted twice: each model wants an --em_fold of its own" in refused([folds[0], folds[1], folds[0]])
     assert "no folder: nowhere" in refused([folds[0], "nowhere"])
     assert "two models or more, got 1" in refused(folds[:1])
+    assert average(folds, folds[0]) == 2 and "is one of the models" in capsys.readouterr().err
     bare = shutil.copytree(folds[1], tmp_path / "bare", ignore=shutil.ignore_patterns("held_out"))
     assert f"{bare / 'held_out' / 'predictions.npz'} is missing, which others have" in refused([folds[0], bare])
     other = shutil.copytree(folds[1], tmp_path / "other")
@@ -110,6 +112,7 @@ def test_models_that_do_not_belong_together_are_named(folds, tmp_path, capsys):
 def test_models_without_held_out_questions_are_averaged_all_the_same(folds, tmp_path, capsys):
     ignored = shutil.ignore_patterns("held_out", "training.json")
     models = [shutil.copytree(fold, tmp_path / fold.name, ignore=ignored) for fold in folds[:2]]
+    assert average(folds, tmp_path / "out") == 0  # what it leaves is gone with the next
     assert average(models, tmp_path / "out") == 0
     assert "no held-out predictions among them" in capsys.readouterr().out
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
