@@ -12,6 +12,8 @@ from .parser import command_parser
 
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..predictions import OptionPredictions
 
 DESCRIPTION = "Calibrate a model on questions without answers, by labelled ones of another kind."
@@ -23,7 +25,8 @@ examples:
 
   # the same of a model that was trained on them: what it makes of those held out from training, what it agreed on before
   hf-calib transfer --model calibrated-model --held_out calibrated-model/held_out --before ./my-dpo-model \\
-      --labelled physics.parquet --dataset law.parquet --output_dir law
+      --labelled physics.parquet --dataset law.parquet --scoring text --option_normalization mean \\
+      --use_chat_template false --output_dir law
 
   # is it any good? on questions whose answers are known, and used for the report alone
   hf-calib transfer --model ./my-dpo-model --labelled physics.parquet --dataset history.parquet --answered true
@@ -62,6 +65,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         "transfer", TransferArguments, DESCRIPTION, "--model MODEL --labelled LABELLED --dataset DATASET", _EXAMPLES
     ).parse_args_and_config(argv)
     from ..hub.prediction_dataset import load_predictions
+    from ..loading import load_tokenizer
     from ..posthoc import TransferredTemperature
     from ..report import check_output_dir, evaluation_results, print_table, write_json, write_stage_report
 
@@ -70,10 +74,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     labelled = args.questions(args.labelled, split="train")
     questions = args.questions(args.dataset, labelled=args.answered)
     held_out = load_predictions(args.held_out) if args.held_out else None
-    if held_out is not None:
-        _check_asked_alike(args, held_out)
+    load_tokenizer(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)  # a wrong name is said now, not after --before has answered everything
     loaded = [args.load(args.before or args.model)]
     args.check_tokenizer(loaded[0][1], labelled)
+    if held_out is not None:
+        _check_asked_alike(args, held_out, loaded[0][1])
 
     def transfer() -> None:
         from accelerate import PartialState
@@ -129,13 +134,21 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     return transfer
 
 
-def _check_asked_alike(args: TransferArguments, held_out: OptionPredictions) -> None:
+def _check_asked_alike(args: TransferArguments, held_out: OptionPredictions, tokenizer: PreTrainedTokenizerBase) -> None:
     """Say before the work that what was held out was asked in another way than the others will be."""
-    for name, stated in {
-        "scoring": held_out.metadata.get("prompt_format", {}).get("scoring"),
-        "option_normalization": held_out.metadata.get("normalization"),
+    from ..data.prompts import PromptFormat
+
+    if "prompt_format" not in held_out.metadata:
+        return  # predictions from elsewhere
+    then, now = PromptFormat(**held_out.metadata["prompt_format"]), args.prompt_format()
+    for name, (stated, given) in {
+        "scoring": (then.scoring, now.scoring),
+        "option_normalization": (held_out.metadata["normalization"], args.option_normalization),
+        "prompt_template": (then.template, now.template),
+        "system_prompt": (then.system, now.system),
+        "use_chat_template": (then.uses_chat_template(tokenizer), now.uses_chat_template(tokenizer)),
     }.items():
-        if stated not in (None, getattr(args, name)):
+        if stated != given:
             raise ValueError(
-                f"--held_out was asked with --{name} {stated}, the others would be with {getattr(args, name)}: give the same."
+                f"--held_out was asked with --{name} {stated}, the others would be with {given}: give the same."
             )

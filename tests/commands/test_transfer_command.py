@@ -111,8 +111,14 @@ def test_a_second_call_asks_nothing_again(folder, tmp_path):
         (
             ["--held_out", "{folder}/held_out.npz", "--option_normalization", "mean"],
             "others",
-            "option_normalization sum",
+            "asked with --option_normalization sum, the others would be with mean",
         ),
+        (
+            ["--held_out", "{folder}/held_out.npz", "--prompt_template", "Q: {{question}}"],
+            "others",
+            "asked with --prompt_template None, the others would be with Q: {question}",
+        ),
+        (["--before", "{folder}/before", "--model", "{folder}/nowhere"], "others", "nowhere"),
         (["--answered", "true"], "others", "answer"),
         (["--held_out", "{folder}/nothing"], "others", "nothing"),
     ],
