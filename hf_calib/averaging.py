@@ -50,8 +50,8 @@ def check_models(models: Sequence[str | Path]) -> bool:
     Whether these are adapters, after a look at their configurations.
 
     Raises:
-        `ValueError`: for what is no folder, for fewer than two, for adapters beside whole models or on different ones, and for adapters that are more
-            than plain LoRA.
+        `ValueError`: for what is no folder, for fewer than two, for adapters beside whole models or on different ones, and for
+            adapters that are more than plain LoRA, or on other layers.
     """
     from peft import LoraConfig, PeftConfig
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .posthoc import PostHocCalibrator
 
 _OPTIONAL = ("target_probabilities", "subjects", "votes")
+_PADDING = {"option_logits": -np.inf, "target_probabilities": 0.0}  # beyond the options of a question
 
 
 @dataclass(eq=False)
@@ -140,25 +141,19 @@ class OptionPredictions:
             raise ValueError(f"question {twice[0]!r} was predicted twice")
         width = max(part.option_logits.shape[1] for part in parts)
 
-        def stacked(name: str, padding: float) -> np.ndarray:
+        def joined(name: str) -> np.ndarray:
             rows = [getattr(part, name) for part in parts]
-            return np.concatenate(
-                [np.pad(r, ((0, 0), (0, width - r.shape[1])), constant_values=padding) for r in rows]
-            )
+            if name in _PADDING:
+                rows = [np.pad(r, ((0, 0), (0, width - r.shape[1])), constant_values=_PADDING[name]) for r in rows]
+            return np.concatenate(rows)
 
         shared = [name for name in _OPTIONAL if all(getattr(part, name) is not None for part in parts)]
-        flat = {
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("labels", "ids", *shared)
-            if name != "target_probabilities"
-        }
-        if "target_probabilities" in shared:
-            flat["target_probabilities"] = stacked("target_probabilities", 0.0)
+        arrays = {name: joined(name) for name in ("option_logits", "labels", "ids", *shared)}
         metadata = {name: value for name, value in parts[0].metadata.items() if name != "fingerprint"}
         for name, together in (("single_tokens", all), ("too_long", sum)):
             if all(name in part.metadata for part in parts):
                 metadata[name] = together(part.metadata[name] for part in parts)
-        return cls(stacked("option_logits", -np.inf), **flat, metadata=metadata)
+        return cls(**arrays, metadata=metadata)
 
     def save(self, path: str | Path) -> None:
         """Writes an `.npz` file of all arrays, `probabilities` and `option_mass` included; whole or not at all."""

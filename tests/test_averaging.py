@@ -21,7 +21,6 @@ def save(tiny_llama, tiny_tokenizers, tmp_path_factory):
             model = tiny_llama(tokenizer, seed, tie_word_embeddings=True, hidden_size=size).to(dtype)
         else:
             config = LoraConfig(r=lora.pop("r", 4), target_modules=["q_proj", "up_proj"], **lora)
-            config.base_model_name_or_path = str(base)
             model = get_peft_model(load_model(str(base))[0], config)
             model.peft_config["default"].base_model_name_or_path = str(base)
             for name_of, parameter in model.named_parameters():

@@ -74,7 +74,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     labelled = args.questions(args.labelled, split="train")
     questions = args.questions(args.dataset, labelled=args.answered)
     held_out = load_predictions(args.held_out) if args.held_out else None
-    load_tokenizer(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)  # a wrong name is said now, not after --before has answered everything
+    load_tokenizer(
+        args.model, revision=args.revision, trust_remote_code=args.trust_remote_code
+    )  # a wrong name is said now, not after --before has answered everything
     loaded = [args.load(args.before or args.model)]
     args.check_tokenizer(loaded[0][1], labelled)
     if held_out is not None:
@@ -134,7 +136,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     return transfer
 
 
-def _check_asked_alike(args: TransferArguments, held_out: OptionPredictions, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_asked_alike(
+    args: TransferArguments, held_out: OptionPredictions, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Say before the work that what was held out was asked in another way than the others will be."""
     from ..data.prompts import PromptFormat
 
