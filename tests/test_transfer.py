@@ -86,6 +86,13 @@ def test_votes_that_will_not_do(votes, message):
             TransferredTemperature().fit(logits, labels, given[0], logits, given[1])
 
 
+def test_a_label_on_padding_is_refused():
+    logits, labels, votes = ask(20, 0.5, 0)
+    logits[7, labels[7]] = -np.inf
+    with pytest.raises(ValueError, match="`labels` row 7 is .*padding"):
+        TransferredTemperature().fit(logits, labels, votes, logits, votes)
+
+
 def test_pseudo_count_is_not_negative():
     with pytest.raises(ValueError, match="pseudo_count"):
         TransferredTemperature(-1.0)

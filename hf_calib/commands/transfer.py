@@ -42,7 +42,12 @@ class TransferArguments(PredictionArguments):
     """Which model, the questions with labels and those without."""
 
     model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
-    labelled: str = field(metadata={"help": "Labelled questions: a file, a folder, or a name on the Hub."})
+    labelled: str = field(
+        metadata={
+            "help": "Labelled questions: a file, a folder, or a name on the Hub (split train; --split is of --dataset, --limit "
+            "and --dataset_config are of both)."
+        }
+    )
     dataset: str = field(metadata={"help": "Questions of another kind, some hundred; answers are not needed."})
     held_out: str | None = field(
         default=None,

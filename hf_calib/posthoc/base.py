@@ -56,12 +56,7 @@ class PostHocCalibrator:
             The calibrator itself.
         """
         logits = check_option_logits(option_logits)
-        labels = as_labels(labels, *logits.shape)
-        padded = np.isneginf(logits[np.arange(len(labels)), labels])
-        if padded.any():
-            row = int(np.argmax(padded))
-            raise ValueError(f"`labels` row {row} is {labels[row]}, an option whose logit is -inf (padding).")
-        self._fit(logits, labels)
+        self._fit(logits, check_labels(labels, logits))
         return self
 
     def transform(self, option_logits) -> np.ndarray:
@@ -128,6 +123,16 @@ class PostHocCalibrator:
         for name in kind.parameters:
             setattr(calibrator, name, arrays[name])
         return calibrator
+
+
+def check_labels(labels, logits: np.ndarray) -> np.ndarray:
+    """Labels as integers `(N,)`, one for each row of checked option logits; one that names padding is an error."""
+    labels = as_labels(labels, *logits.shape)
+    padded = np.isneginf(logits[np.arange(len(labels)), labels])
+    if padded.any():
+        row = int(np.argmax(padded))
+        raise ValueError(f"`labels` row {row} is {labels[row]}, an option whose logit is -inf (padding).")
+    return labels
 
 
 def check_option_logits(option_logits) -> np.ndarray:

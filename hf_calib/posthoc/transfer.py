@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..inputs import as_labels
-from .base import check_option_logits, softmax
+from .base import check_labels, check_option_logits, softmax
 from .scaling import TemperatureScaling
 
 
@@ -83,10 +82,10 @@ class TransferredTemperature(TemperatureScaling):
                 Votes on questions of their kind.
 
         Raises:
-            `ValueError`: for votes that are none, or not of two readings.
+            `ValueError`: for votes that are none, or not of two readings, and for a label that names padding.
         """
         logits, target = check_option_logits(option_logits), check_option_logits(target_option_logits)
-        labels = as_labels(labels, *logits.shape)
+        labels = check_labels(labels, logits)
         n, chance = len(labels), _chance(logits)
         known = ((logits.argmax(axis=1) == labels).mean() - chance) / (1 - chance)
         agreed = _agreed(votes, chance)

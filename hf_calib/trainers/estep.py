@@ -55,7 +55,7 @@ class EMArguments:
             Hold out no more rows than so many, whatever the fraction.
         em_fold (`int`, *optional*, defaults to `0`):
             Which part is held out: with a fraction of 1/K, each of the parts 0 to K - 1 holds out other rows. `hf-calib average`
-            makes one of the K models trained so.
+            makes one of the K models trained so. Above 0 with `em_estep_set="train"`, which holds out nothing, it is an error.
         em_refresh (`str`, *optional*, defaults to `"epoch"`):
             When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps. A map that cannot be estimated
             yet, as that of pairs while the policy is its reference, is with `"once"` tried again after 1, 2, 4, 8, ... steps.
@@ -107,6 +107,10 @@ class EMArguments:
             raise ValueError(f"em_max_rows must be at least 1, got {self.em_max_rows}.")
         if self.em_fold < 0:
             raise ValueError(f"em_fold must be at least 0, got {self.em_fold}.")
+        if self.em_fold and self.em_estep_set == "train":
+            raise ValueError(
+                f"em_fold={self.em_fold}: an E-step on the training rows holds out nothing, so there are no folds."
+            )
         if self.em_n_bins < 1:
             raise ValueError(f"em_n_bins must be at least 1, got {self.em_n_bins}.")
         if self.em_refresh not in ("epoch", "once") and not (
@@ -165,11 +169,15 @@ def hold_out(rows: Dataset, asked: Iterable[Hashable], args: EMArguments, what: 
             room[part] -= len(groups[number])
         if part == args.em_fold:
             held_out.update(groups[number])
+    if args.em_fold and size and not held_out:
+        raise ValueError(
+            f"em_fold={args.em_fold} of {len(rows)} {what} ({len(groups)} different) leaves 0 for the E-step: with "
+            f"em_holdout_fraction={args.em_holdout_fraction} the folds are 0 to {len(rows) // size - 1}."
+        )
     if not 0 < len(held_out) < len(rows):
         raise ValueError(
             f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} leaves {len(held_out)} for the E-step and "
-            f"{len(rows) - len(held_out)} for training ({len(groups)} different {what}, em_fold={args.em_fold}); give more {what} or "
-            "another fraction."
+            f"{len(rows) - len(held_out)} for training ({len(groups)} different {what}); give more {what} or another fraction."
         )
     return rows.select([row for row in range(len(rows)) if row not in held_out]), rows.select(sorted(held_out))
 

@@ -118,9 +118,9 @@ def test_a_second_call_asks_nothing_again(folder, tmp_path):
             "others",
             "asked with --prompt_template None, the others would be with Q: {question}",
         ),
-        (["--before", "{folder}/before", "--model", "{folder}/nowhere"], "others", "nowhere"),
-        (["--answered", "true"], "others", "answer"),
-        (["--held_out", "{folder}/nothing"], "others", "nothing"),
+        (["--before", "{folder}/before", "--model", "{folder}/nowhere"], "others", "Repo id must be in the form"),
+        (["--answered", "true"], "others", "no adapter fits the columns id, question, choices, subject"),
+        (["--held_out", "{folder}/nothing"], "others", "predictions are .npz files; name it nothing.npz"),
     ],
 )
 def test_called_wrongly(folder, tmp_path, capsys, arguments, dataset, message):
