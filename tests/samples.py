@@ -1,8 +1,12 @@
-"""Predictions to measure, and the slowest possible ECE."""
+"""Predictions to measure, questions to ask, and the slowest possible ECE."""
 
 import numpy as np
+from datasets import Dataset
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+
+WORDS = "ice water steam air blue red green Mars Earth Jupiter oxygen carbon dioxide helium".split()
 
 
 def make(n=2000, k=4, sharpness=1.8, seed=0):
@@ -32,3 +36,26 @@ def predictions(draw, max_rows=60):
     weights[weights.sum(axis=1) == 0] = 1.0
     labels = draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1)))
     return weights / weights.sum(axis=1, keepdims=True), labels
+
+
+def make_questions(n=13, seed=0, max_words=3):
+    """Questions of 2 to 5 options of one to three words, of different lengths."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        k = int(generator.integers(2, 6))
+        choices = [f"{' '.join(generator.choice(WORDS, generator.integers(1, max_words + 1)))} {j}" for j in range(k)]
+        question = f"Question {i}: what is {' '.join(generator.choice(WORDS, generator.integers(1, 12)))}?"
+        rows.append({"id": f"q{i}", "question": question, "choices": choices, "answer": int(generator.integers(k))})
+    return Dataset.from_list(rows)
+
+
+class Counter:
+    """Counts the questions that pass through the backbone."""
+
+    def __init__(self, model):
+        self.questions = 0
+        self.handle = model.base_model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, module, args, kwargs):
+        self.questions += len(kwargs["input_ids"])

@@ -9,7 +9,8 @@ import struct
 import time
 from pathlib import Path
 
-from hub_server import ID, KIND, REV, Handler, route
+from hub_http import ID, KIND, REV, route
+from hub_server import Handler
 
 
 def hash_hex(raw: bytes) -> str:  # xet prints a hash as four little-endian 64-bit words
