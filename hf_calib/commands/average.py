@@ -117,13 +117,9 @@ def _record(models: Sequence[Path], held_out: int | None) -> dict[str, Any] | No
         return None
     # One recipe would train one of the models alone: the commands tell of all.
     first = {name: value for name, value in records[0].items() if name != "recipe"}
-    ranks = {
-        name: len(models) * first["settings"][name]
-        for name in ("LoRA rank", "LoRA alpha")
-        if name in first["settings"]
-    }
-    if ranks:
-        ranks["LoRA alpha"] = ranks["LoRA rank"]  # the scale is in the matrices
+    settings = dict(first["settings"])
+    if "LoRA rank" in settings:  # the scale is in the matrices
+        settings["LoRA rank"] = settings["LoRA alpha"] = len(models) * settings["LoRA rank"]
     lines = [line for line in first["budget"] if "were held out for the E-step" not in line]
     fitted = (
         f"Cross-fitted: the mean of {len(models)} models, each trained without another part of the labelled questions"
@@ -133,7 +129,7 @@ def _record(models: Sequence[Path], held_out: int | None) -> dict[str, Any] | No
     commands = [record["command"] for record in records if "command" in record]
     return {
         **first,
-        "settings": {**first["settings"], **ranks},
+        "settings": settings,
         "budget": [*lines, fitted],
         "command": "\n".join([*commands, average]),
     }

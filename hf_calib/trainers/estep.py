@@ -171,8 +171,8 @@ def hold_out(rows: Dataset, asked: Iterable[Hashable], args: EMArguments, what: 
             held_out.update(groups[number])
     if args.em_fold and size and not held_out:
         raise ValueError(
-            f"em_fold={args.em_fold} of {len(rows)} {what} ({len(groups)} different) leaves 0 for the E-step: with "
-            f"em_holdout_fraction={args.em_holdout_fraction} the folds are 0 to {len(rows) // size - 1}."
+            f"em_fold={args.em_fold} of {len(rows)} {what} ({len(groups)} different) leaves 0 for the E-step: with {size} "
+            f"held out by each, the folds are 0 to {math.ceil(len(rows) / size) - 1}."
         )
     if not 0 < len(held_out) < len(rows):
         raise ValueError(
