@@ -242,6 +242,7 @@ def write_stage_report(
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    remove_stage_report(output_dir)
     write_json(output_dir / "results.json", list(stages))
     figure = reliability_grid({name: (p.probabilities, p.labels) for name, p in predictions.items()})
     save_figure(figure, output_dir / "reliability")
@@ -253,3 +254,9 @@ def write_stage_report(
     parts.append(notes)
     report.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
     return report
+
+
+def remove_stage_report(output_dir: Path) -> None:
+    """Remove the report and the figures of an earlier run, which show something else than the next one's results.json."""
+    for name in ("report.md", "reliability.png", "reliability.svg", "regime.png", "regime.svg"):
+        (output_dir / name).unlink(missing_ok=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .arguments import PredictionArguments
 from .parser import command_parser
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from ..predictions import OptionPredictions
@@ -72,7 +75,14 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..hub.prediction_dataset import load_predictions
     from ..loading import load_tokenizer
     from ..posthoc import TransferredTemperature
-    from ..report import check_output_dir, evaluation_results, print_table, write_json, write_stage_report
+    from ..report import (
+        check_output_dir,
+        evaluation_results,
+        print_table,
+        remove_stage_report,
+        write_json,
+        write_stage_report,
+    )
 
     output_dir = check_output_dir(args.output_dir)
     asked = check_output_dir(output_dir / "asked")
@@ -93,18 +103,21 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         def ask(name: str, what, **options):
             return args.predict(*loaded[0], what, asked / f"{name}.npz", **options)
 
+        # Whether the others' answers are known is nothing to the models: with --answered they are not asked again.
         votes = {
             "labelled": ask("before-labelled", labelled, votes=True),
-            "others": ask("before-others", questions, votes=True, labelled=args.answered),
+            "others": ask("before-others", questions, votes=True, labelled=False),
         }
         known, others = held_out or votes["labelled"], votes["others"]
         if args.before:
             loaded.clear()  # one model at a time
             loaded.append(args.load(args.model))
             known = held_out or ask("labelled", labelled)
-            others = ask("others", questions, labelled=args.answered)
+            others = ask("others", questions, labelled=False)
         if not PartialState().is_main_process:
             return
+        if args.answered:
+            others = _with_answers(others, questions)
         calibrator = TransferredTemperature().fit(
             known.option_logits, known.labels, votes["labelled"].votes, others.option_logits, votes["others"].votes
         )
@@ -130,6 +143,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             write_stage_report(output_dir, stages, predictions, title, notes)
             print_table(stages, title)
             results["measured"] = stages
+        else:
+            remove_stage_report(output_dir)
         write_json(output_dir / "results.json", results)
         print(
             f"beyond chance {results['known']:.3f} are known of {len(known)} labelled questions, where {results['agreed']:.3f} are "
@@ -139,6 +154,13 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         )
 
     return transfer
+
+
+def _with_answers(predictions: OptionPredictions, questions: Dataset) -> OptionPredictions:
+    """The answers beside what was asked without them; questions that were too long are not among the predictions."""
+    answers = iter(zip(questions["id"], questions["answer"], strict=True))
+    labels = [next(answer for asked, answer in answers if asked == name) for name in predictions.ids.tolist()]
+    return replace(predictions, labels=np.array(labels))
 
 
 def _check_asked_alike(

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_calib.cli import main
 from hf_calib.data.world import World
@@ -26,7 +27,8 @@ def folder(tmp_path_factory):
         model.save_pretrained(folder / name)
         world.tokenizer().save_pretrained(folder / name)
     world.questions(120, split="train").to_parquet(folder / "labelled.parquet")
-    others = world.questions(200)
+    others = world.questions(200)  # every tenth is longer than the rest
+    others = others.map(lambda row, i: {"question": f"{row['question']}{' is' * (i % 10 == 0)}"}, with_indices=True)
     others.to_parquet(folder / "answered.parquet")
     others.remove_columns(["answer", "target_probabilities"]).to_parquet(folder / "others.parquet")
     held_out = predict_options(*load_model(str(folder / "model")), world.questions(60), scoring="text", progress=False)
@@ -103,6 +105,32 @@ def test_a_second_call_asks_nothing_again(folder, tmp_path):
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").iterdir()}
     assert call(folder, tmp_path, "--model", "{folder}/model") == 0
     assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").iterdir()}
+
+
+@pytest.mark.parametrize("more", [[], ["--before", "{folder}/before", "--max_length", "7", "--drop_too_long", "true"]])
+def test_answers_come_and_go_in_one_folder(folder, tmp_path, more):
+    """Each call leaves what it would leave in a folder of its own, and the models are not asked again."""
+
+    def left(out, answered):
+        arguments = ["--model", "{folder}/model", "--answered", answered, *more]
+        assert call(folder, out, *arguments, dataset="answered") == 0
+        names = {str(file.relative_to(out)) for file in out.rglob("*")}
+        return names, json.loads((out / "results.json").read_text()), OptionPredictions.load(out / "predictions.npz")
+
+    expected = {answered: left(tmp_path / answered, answered) for answered in ("true", "false")}
+    assert "report.md" in expected["true"][0] and "report.md" not in expected["false"][0]
+    times = set()
+    for answered in ("false", "true", "false"):
+        names, results, predictions = left(tmp_path / "both", answered)
+        assert (names, results) == expected[answered][:2]
+        np.testing.assert_array_equal(predictions.labels, expected[answered][2].labels)
+        times.add(tuple(file.stat().st_mtime_ns for file in sorted((tmp_path / "both" / "asked").iterdir())))
+    assert len(times) == 1
+    answers = Dataset.from_parquet(str(folder / "answered.parquet"))
+    answers = dict(zip(answers["id"], answers["answer"], strict=True))
+    predictions = expected["true"][2]
+    assert predictions.labels.tolist() == [answers[name] for name in predictions.ids]
+    assert len(predictions) == (180 if more else 200)
 
 
 @pytest.mark.parametrize(
