@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .option_head import unwrap_causal_lm
 
@@ -86,6 +87,17 @@ def load_tokenizer(
     """The tokenizer of a model; arguments and errors as in [`load_model`]."""
     from transformers import AutoTokenizer
 
-    if Path(name_or_path).exists() and not any(Path(name_or_path).glob("*config.json")):
-        raise OSError(f"{name_or_path} holds neither config.json nor adapter_config.json: it is no saved model.")
+    check_model_name(name_or_path)
     return AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def check_model_name(name_or_path: str) -> None:
+    """Raise an `OSError` for a folder that is not there or holds no model. What may be a name on the Hub passes."""
+    path = Path(name_or_path)
+    if path.exists() and not any(path.glob("*config.json")):
+        raise OSError(f"{name_or_path} holds neither config.json nor adapter_config.json: it is no saved model.")
+    if not path.exists():
+        try:
+            validate_repo_id(name_or_path)
+        except HFValidationError:
+            raise OSError(f"there is no folder {name_or_path}, and no model on the Hub can bear that name.") from None

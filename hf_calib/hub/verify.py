@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..loading import check_model_name
 from .calibrator import load_calibrator
 from .card import METRICS, RESULTS, CalibrationCard
 from .protocol import EvaluationProtocol, is_hub_id, questions_digest
@@ -84,6 +85,7 @@ def fetch(repo_id_or_path: str, revision: str | None = None, trust_remote_code: 
     """
     folder = Path(repo_id_or_path)
     if not folder.is_dir():
+        check_model_name(repo_id_or_path)
         patterns = [*MODEL_FILES, RESULTS, f"{CALIBRATOR}/calibrator.*", *(["*.py"] if trust_remote_code else [])]
         folder = download(repo_id_or_path, patterns, revision)
     if not (folder / RESULTS).is_file():

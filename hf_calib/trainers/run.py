@@ -22,7 +22,7 @@ from trl import (
 
 from ..data.prompts import PromptArguments
 from ..launch import Stopped
-from ..loading import merge_command
+from ..loading import check_model_name, merge_command
 from ..options import OptionEncoder
 from ..predict import predict_options
 from ..report import check_output_dir
@@ -191,6 +191,7 @@ def build_trainer(
     training_args.resume_from_checkpoint = resume_point(training_args.resume_from_checkpoint, training_args.output_dir)
     prepare_push(training_args, model_args)
     model, revision = model_args.model_name_or_path, model_args.model_revision
+    check_model_name(model)
     if find_adapter_config_file(model, revision=revision) is not None:
         raise ValueError(
             f"{model} is an adapter, not a model: merge it into its base model first,\n"

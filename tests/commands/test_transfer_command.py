@@ -146,7 +146,7 @@ def test_answers_come_and_go_in_one_folder(folder, tmp_path, more):
             "others",
             "asked with --prompt_template None, the others would be with Q: {question}",
         ),
-        (["--before", "{folder}/before", "--model", "{folder}/nowhere"], "others", "Repo id must be in the form"),
+        (["--before", "{folder}/before", "--model", "{folder}/nowhere"], "others", "nowhere, and no model on the Hub"),
         (["--answered", "true"], "others", "no adapter fits the columns id, question, choices, subject"),
         (["--held_out", "{folder}/nothing"], "others", "predictions are .npz files; name it nothing.npz"),
     ],
