@@ -126,6 +126,20 @@ def test_evaluate_writes_what_it_says(world_dir, capsys):
     assert f"{results['n_groups']} groups" in out and results["test"] == "target"  # the world knows its truth
 
 
+def test_paths_at_home(world_dir, tmp_path, monkeypatch):
+    """Where the shell leaves `~` as it is: behind `=`, and in a recipe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(world_dir))
+    call = ["evaluate", "--model=~/model", "--dataset=~/test.parquet", "--scoring", "text", "--n_bootstrap", "20"]
+    assert main([*call, "--limit", "20", "--output_dir=~/at-home"]) == 0
+    recipe = {**RECIPE, "model_name_or_path": "~/model", "dataset_name": ["~/train.parquet"], "max_steps": 1}
+    recipe |= {"dataset_config": "ARC-Easy", "output_dir": "~/at-home"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", "--config", "recipe.yaml"]) == 0
+    assert {"results.json", "model.safetensors"} <= {file.name for file in (world_dir / "at-home").iterdir()}
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
 def test_evaluate_by_a_reference(world_dir, tmp_path, capsys):
     """Judged by the predictions of another model, matched by question whatever their order."""
     call = ["evaluate", "--model", str(world_dir / "model"), "--dataset", str(world_dir / "test.parquet")]

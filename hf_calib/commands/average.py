@@ -50,7 +50,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..averaging import average_models, check_models
     from ..report import check_output_dir
 
-    models = [Path(model).expanduser() for model in args.models]
+    models = [Path(model) for model in args.models]
     check_models(models)
     if Path(args.output_dir).resolve() in [model.resolve() for model in models]:
         raise ValueError(f"--output_dir {args.output_dir} is one of the models: choose another.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 
@@ -32,7 +33,16 @@ def command_parser(command: str, dataclass_types, description: str, usage: str, 
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
-    return TrlParser(
+    class Parser(TrlParser):
+        def parse_args_and_config(self, *args, **kwargs):
+            parsed = super().parse_args_and_config(*args, **kwargs)
+            for arguments in parsed:
+                for name, value in vars(arguments).items():
+                    if (expanded := _at_home(value)) != value:
+                        setattr(arguments, name, expanded)
+            return parsed
+
+    return Parser(
         dataclass_types,
         prog=f"hf-calib {command}",
         usage=f"hf-calib {command} {usage} [--argument value ...]",
@@ -41,3 +51,10 @@ def command_parser(command: str, dataclass_types, description: str, usage: str, 
         formatter_class=Formatter,
         allow_abbrev=False,  # what is typed is what a recipe and a card show
     )
+
+
+def _at_home(value):
+    """`~/` spelt out, which a shell does not do behind `--argument=`, nor anybody in a recipe."""
+    if isinstance(value, list):
+        return [_at_home(part) for part in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
