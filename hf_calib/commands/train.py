@@ -33,7 +33,7 @@ examples:
   accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml \\
       --save_strategy steps --save_steps 50 --save_total_limit 2 --resume_from_checkpoint auto
 
-A recipe is a YAML file of the arguments above; what stands on the command line wins. A key that no argument bears is an
+A recipe is a YAML file of the arguments above; what stands on the command line wins, a --dataset_name over dataset_config too. A key that no argument bears is an
 error. The arguments hang on the trainer: `hf-calib train --trainer calibrated_dpo --help` has those of calibrated DPO. `trainer: calibrated_sft` (the default) takes option questions, `calibrated_dpo` preference pairs and option questions;
 `sft` and `dpo` are TRL's own trainers. Data are named by file, folder, or ID or ID:CONFIGURATION on the Hub, one or several. Option
 questions where pairs are wanted become pairs: the right option is chosen, another one rejected.
@@ -59,7 +59,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
     from trl import ModelConfig
 
-    from ..hub.recipe import effective_recipe, shown_command
+    from ..hub.recipe import effective_recipe, names_other_data, shown_command
     from ..trainers.run import TRAINERS, TrainArguments, build_trainer, run_training
 
     end_with_launcher()
@@ -73,6 +73,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         "--config RECIPE.yaml",
         _EXAMPLES,
     )
-    trainer = build_trainer(*parser.parse_args_and_config([*cpu_training_arguments(), *argv]))
+    script_args, *configurations = parser.parse_args_and_config([*cpu_training_arguments(), *argv])
+    if names_other_data(argv):
+        script_args.dataset_config = None
+    trainer = build_trainer(script_args, *configurations)
     trainer.training_record |= {"command": shown_command(argv), "recipe": effective_recipe(argv)}
     return lambda: run_training(trainer)

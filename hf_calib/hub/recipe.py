@@ -38,9 +38,17 @@ def effective_recipe(argv: Sequence[str]) -> str:
     given = _arguments(argv)
     config = given.pop("config", None)
     recipe = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {} if config else {}
+    if names_other_data(argv):
+        recipe.pop("dataset_config", None)
     recipe |= given
     published = {name: value for name, value in recipe.items() if not name.startswith(("hub_", "push_to_hub"))}
     return without_secrets(_dump(published))
+
+
+def names_other_data(argv: Sequence[str]) -> bool:
+    """Whether a command line names training data, but no configuration of them: its recipe's is that of others."""
+    given = _arguments(argv)
+    return "dataset_name" in given and "dataset_config" not in given
 
 
 def shown_command(argv: Sequence[str]) -> str:

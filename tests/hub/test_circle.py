@@ -54,6 +54,15 @@ def trained(hub_url, tmp_path_factory):
     return folder, hub_url.requests[before:]
 
 
+def test_other_data_than_the_recipes_are_not_asked_for_its_configuration(trained, hub, tmp_path, capsys):
+    recipe = yaml.safe_load((trained[0] / "recipe.yaml").read_text())
+    recipe |= {"dataset_config": "ARC-Easy", "push_to_hub": False, "max_steps": 1, "output_dir": str(tmp_path / "out")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    call = ["train", "--config", str(tmp_path / "recipe.yaml")]
+    assert main(call) == 2 and "ARC-Easy" in capsys.readouterr().err
+    assert main([*call, "--dataset_name", "alice/questions"]) == 0
+
+
 def test_it_is_pushed_once_with_all_that_belongs_to_it(trained, hub, api):
     folder, requests = trained
     assert len([1 for method, path, status in requests if "/commit/" in path and status == 200]) == 1
