@@ -1,22 +1,17 @@
 """Fixtures of the Hub's tests: the loopback Hub for the clients of this process, and a model with its evaluations."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-import huggingface_hub
 import pytest
 from hub_server import serve
 from huggingface_hub import HfApi
-from transformers.utils.hub import hf_api
+from loopback import TOKENS, use_hub
 
 from hf_calib.cli import main
 from hf_calib.data.world import World
-from hf_calib.hub.card import METRICS
 
 
-TOKENS = {"hf_alice": ["alice", "lab"], "hf_bob": ["bob"]}
 N = 60
 
 
@@ -32,21 +27,6 @@ def hub(hub_url, tmp_path, monkeypatch):
     """The clients of this process speak to the loopback Hub, as alice, with an empty cache."""
     use_hub(monkeypatch, hub_url.url, tmp_path / "cache")
     return hub_url
-
-
-def use_hub(monkeypatch, url: str, cache: Path, token: str = "hf_alice") -> None:
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # loopback only
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
-    monkeypatch.setattr(hf_api(), "endpoint", url)  # that of transformers, kept once made
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
-    monkeypatch.setenv("HF_TOKEN", token)
 
 
 @pytest.fixture
@@ -86,14 +66,3 @@ def example(example_source, tmp_path):
     import shutil
 
     return Example(Path(shutil.copytree(example_source, tmp_path / "example")))
-
-
-def assert_card_states(card, results: dict) -> None:
-    """The model-index parsed back is results.json, to the last digit."""
-    stated = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert stated == {key: results[key] for key in METRICS if results.get(key) is not None}
-    assert {"accuracy", "ece", "cw_ece", "nll", "brier"} <= stated.keys()
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text())

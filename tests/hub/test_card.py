@@ -5,8 +5,8 @@ import re
 
 import pytest
 import yaml
-from conftest import assert_card_states, read
 from huggingface_hub import ModelCard
+from loopback import assert_card_states, read
 from markdown_it import MarkdownIt
 
 from hf_calib.cli import main

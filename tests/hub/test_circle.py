@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import assert_card_states, read, use_hub
 from huggingface_hub import ModelCard, hf_hub_download
+from loopback import assert_card_states, read, use_hub
 from safetensors.torch import load_file
 from samples import make
 from transformers import AutoModelForCausalLM, pipeline

@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import read
 from datasets import load_dataset
+from loopback import read
 
 from hf_calib import calibration_report
 from hf_calib.cli import main

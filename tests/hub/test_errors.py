@@ -4,9 +4,9 @@ import json
 import socket
 
 import pytest
-from conftest import TOKENS, read, use_hub
 from hub_server import Handler, serve
 from huggingface_hub import HfApi, utils
+from loopback import TOKENS, read, use_hub
 
 from hf_calib import load_calibrator
 from hf_calib.cli import main

@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import assert_card_states, read
 from huggingface_hub import ModelCard, hf_hub_download
+from loopback import assert_card_states, read
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 

@@ -2,9 +2,9 @@
 
 import huggingface_hub
 import numpy as np
-from conftest import TOKENS, use_hub
 from hub_server import serve
 from huggingface_hub import HfApi
+from loopback import TOKENS, use_hub
 from transformers import AutoModelForCausalLM
 from xet_hub import XetHandler
 
