@@ -20,7 +20,7 @@ _NOT_JOINED = (
 )  # fmt: skip
 
 
-def average_models(models: Sequence[str | Path], output_dir: str | Path) -> None:
+def average_models(models: Sequence[str | Path], output_dir: str | Path, trust_remote_code: bool = False) -> None:
     """
     Write the mean of models, with the tokenizer of the first.
 
@@ -32,22 +32,26 @@ def average_models(models: Sequence[str | Path], output_dir: str | Path) -> None
             Local folders of two models or more of one architecture, or of as many adapters.
         output_dir (`str` or `Path`):
             Folder to write.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code that the models bring.
 
     Raises:
         `ValueError`: for what [`check_models`] refuses, and for models of different shape.
     """
     models = [str(model) for model in models]
-    if check_models(models):
-        # Only an adapter of that name is saved in the folder itself.
-        _average_adapters(models).save_pretrained(output_dir, selected_adapters=["default"])
+    loading = {"trust_remote_code": trust_remote_code}
+    base = check_models(models)
+    if base is None:
+        _average_weights(models, **loading).save_pretrained(output_dir)
     else:
-        _average_weights(models).save_pretrained(output_dir)
-    load_tokenizer(models[0]).save_pretrained(output_dir)
+        # Only an adapter of that name is saved in the folder itself.
+        _average_adapters(models, base, **loading).save_pretrained(output_dir, selected_adapters=["default"])
+    load_tokenizer(models[0], **loading).save_pretrained(output_dir)
 
 
-def check_models(models: Sequence[str | Path]) -> bool:
+def check_models(models: Sequence[str | Path]) -> str | None:
     """
-    Whether these are adapters, after a look at their configurations.
+    The base model, if these are adapters, after a look at their configurations; `None` for whole models.
 
     Raises:
         `ValueError`: for what is no folder, for fewer than two, for adapters beside whole models or on different ones, and for
@@ -77,30 +81,37 @@ def check_models(models: Sequence[str | Path]) -> bool:
         # Of adapters on other layers it keeps those of the first alone.
         if config.layers_to_transform != configs[0].layers_to_transform:
             raise ValueError(f"{adapter} adapts other layers than {adapters[0]}: train all by one recipe.")
-    return bool(adapters)
+    return bases.pop() if bases else None
 
 
-def _average_adapters(adapters: Sequence[str]) -> PeftModel:
-    from peft import PeftConfig, PeftModel
+def _average_adapters(adapters: Sequence[str], base: str, **loading) -> PeftModel:
+    from peft import PeftModel
 
-    base, _ = load_model(PeftConfig.from_pretrained(adapters[0]).base_model_name_or_path)
     names = [f"fold-{number}" for number in range(len(adapters))]
-    model = PeftModel.from_pretrained(base, adapters[0], adapter_name=names[0])
+    model = PeftModel.from_pretrained(load_model(base, **loading)[0], adapters[0], adapter_name=names[0])
     for name, adapter in zip(names[1:], adapters[1:], strict=True):
         model.load_adapter(adapter, name)
     model.add_weighted_adapter(names, [1 / len(names)] * len(names), "default", combination_type="cat")
     return model
 
 
-def _average_weights(models: Sequence[str]) -> PreTrainedModel:
-    first, _ = load_model(models[0])
-    dtype = first.dtype
-    averaged = torch.optim.swa_utils.AveragedModel(first.float())
-    averaged.update_parameters(first)
+@torch.no_grad()
+def _average_weights(models: Sequence[str], **loading) -> PreTrainedModel:
+    total, _ = load_model(models[0], **loading)
+    dtype = total.dtype
+    total.float()
     for name in models[1:]:
-        other, _ = load_model(name, dtype="float32")
-        shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (first, other)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{name} and {models[0]} are models of different shape.")
-        averaged.update_parameters(other)
-    return averaged.module.to(dtype)
+        _add(name, total, **loading)
+    for parameter in total.parameters():
+        parameter.div_(len(models))
+    return total.to(dtype)
+
+
+def _add(name: str, total: PreTrainedModel, **loading) -> None:
+    """Add a model's parameters; it is gone before the next is loaded, so that two at most are in memory."""
+    model, _ = load_model(name, dtype="float32", **loading)
+    sums, added = dict(total.named_parameters()), dict(model.named_parameters())
+    if {key: value.shape for key, value in sums.items()} != {key: value.shape for key, value in added.items()}:
+        raise ValueError(f"{name} and {total.name_or_path} are models of different shape.")
+    for key, value in added.items():
+        sums[key].add_(value)

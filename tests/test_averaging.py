@@ -1,13 +1,29 @@
 """The mean of models and of adapters: what it computes, and what it refuses."""
 
+import gc
 import json
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
 
 from hf_calib.averaging import average_models
+from hf_calib.cli import main
 from hf_calib.loading import load_model
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class Config(LlamaConfig):
+    model_type = "own"
+
+
+class Model(LlamaForCausalLM):
+    config_class = Config
+"""
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +92,38 @@ def test_whole_models_are_averaged_in_float32_and_saved_in_their_type(save, tmp_
     expected = {name: value.bfloat16().float() for name, value in mean(models).items()}
     same(weights(tmp_path), expected, rtol=0, atol=0)
     assert averaged.get_output_embeddings().weight is averaged.get_input_embeddings().weight
+
+
+def test_two_models_at_most_are_in_memory(save, tmp_path, monkeypatch):
+    models, alive = [save(f"counted-{seed}", seed) for seed in range(4)], []
+
+    def count():
+        return sum(type(thing) is LlamaForCausalLM for thing in gc.get_objects())
+
+    def load_and_count(*args, **kwargs):
+        loaded = load_model(*args, **kwargs)
+        alive.append(count() - before)
+        return loaded
+
+    gc.collect()
+    before = count()
+    monkeypatch.setattr("hf_calib.averaging.load_model", load_and_count)
+    average_models(models, tmp_path)
+    assert alive == [1, 2, 2, 2]
+
+
+def test_code_that_the_models_bring_is_run_where_it_is_trusted(save, tmp_path, capsys):
+    models = [save(f"own-{seed}", seed) for seed in range(2)]
+    for model in models:
+        (model / "own.py").write_text(OWN_CODE)
+        config = json.loads((model / "config.json").read_text())
+        config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+        (model / "config.json").write_text(json.dumps(config))
+    call = ["average", "--models", *map(str, models), "--output_dir", str(tmp_path)]
+    assert main(call) == 1 and "trust_remote_code=True" in capsys.readouterr().err
+    assert main([*call, "--trust_remote_code", "true"]) == 0
+    averaged, *states = (load_model(str(p), trust_remote_code=True)[0].state_dict() for p in (tmp_path, *models))
+    same(averaged, {name: (value + states[1][name]) / 2 for name, value in states[0].items()})
 
 
 def test_what_has_no_mean_is_refused(save, tmp_path):

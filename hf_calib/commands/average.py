@@ -40,6 +40,7 @@ class AverageArguments:
 
     models: list[str] = field(metadata={"help": "Folders of the models or adapters, as their trainings left them."})
     output_dir: str = field(default="averaged", metadata={"help": "Folder of the model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the models' folders bring."})
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
@@ -66,7 +67,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         for name in ("adapter_config.json", "adapter_model.safetensors", TRAINING_RECORD):
             (output_dir / name).unlink(missing_ok=True)
         shutil.rmtree(output_dir / "held_out", ignore_errors=True)
-        average_models(models, output_dir)
+        average_models(models, output_dir, args.trust_remote_code)
         if record is not None:
             write_json(output_dir / TRAINING_RECORD, record)
         print(f"mean of {len(models)} models: {output_dir}")
