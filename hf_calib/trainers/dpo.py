@@ -139,7 +139,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
                 self.train_dataset, estep_datasets["pairs"] = hold_out(self.train_dataset, asked, args, "pairs")
             else:
                 estep_datasets["pairs"] = self._prepare_estep_pairs(estep_dataset)
-        self.option_dataset, self.eval_option_dataset = None, None
+        self.option_dataset, self.eval_option_dataset, self.held_out_questions = None, None, None
         if args.lambda_options:
             option_dataset = adapt_questions(option_dataset)
             if estep_option_dataset is None:
@@ -147,7 +147,10 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
                 option_dataset, estep_option_dataset = hold_out(option_dataset, asked, args, "questions")
             likelihood = "completion" if args.option_likelihood_weight else None
             self.option_dataset = self._encode_options(option_dataset, "training", likelihood)
-            estep_datasets["options"] = self._encode_options(adapt_questions(estep_option_dataset), "E-step")
+            estep_option_dataset = adapt_questions(estep_option_dataset)
+            estep_datasets["options"] = self._encode_options(estep_option_dataset, "E-step")
+            if args.em_estep_set == "holdout":  # as CalibratedSFTTrainer keeps them
+                self.held_out_questions = estep_option_dataset
         if eval_option_dataset is not None:
             self.eval_option_dataset = self._encode_options(adapt_questions(eval_option_dataset), "evaluation")
         if self._option_shape["max_options"]:

@@ -143,14 +143,15 @@ def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int
             lines.append(f"{texts:,} texts beside them, for their likelihood.")
     else:
         lines = [f"{len(train):,} rows of {shown}."]
-    if held_out:
-        lines.append(f"{held_out:,} of the labelled questions were held out for the E-step: no gradient saw them.")
     for name, what in (
         ("unlabelled_dataset", "questions without answers"),
         ("option_dataset", "labelled option questions"),
     ):
         if name in datasets:
             lines.append(f"{len(datasets[name]):,} {what}.")
+    if held_out:
+        unseen = "" if "chosen" in train.column_names else ": no gradient saw them"  # pairs may be made of the same
+        lines.append(f"{held_out:,} of the labelled questions were held out for the E-step{unseen}.")
     return lines
 
 

@@ -76,9 +76,21 @@ def test_a_recipe_takes_questions_without_answers(start, files, world_model, tmp
     assert "unlabelled_dataset_name is for trainer: calibrated_sft, not dpo" in capsys.readouterr().err
 
 
-def test_what_was_held_out_is_there_to_calibrate_on(start, files, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["rcft", "dpo_calibrated"])
+def test_what_was_held_out_is_there_to_calibrate_on(name, start, files, tmp_path, capsys):
     """The answers of the trained model, as `evaluate` would give them, to questions that no gradient has seen."""
-    recipe = ["train", "--config", str(recipe_path("quickstart/rcft.yaml")), "--dataset_name", files["questions"]]
+    recipe = ["train", "--config", str(recipe_path(f"quickstart/{name}.yaml"))]
+    if name == "rcft":
+        recipe += ["--dataset_name", files["questions"]]
+    else:
+        recipe += [
+            "--dataset_name",
+            files["pairs"],
+            "--drop_invalid",
+            "true",
+            "--option_dataset_name",
+            files["questions"],
+        ]
     assert main([*recipe, *start, "--em_holdout_fraction", "0.5"]) == 0
     out = tmp_path / "out"
     held_out = OptionPredictions.load(out / "held_out" / "predictions.npz")
@@ -89,6 +101,9 @@ def test_what_was_held_out_is_there_to_calibrate_on(start, files, tmp_path, caps
     )
     said = f"Held out: 15 questions, accuracy {accuracy:.3f}, mean confidence {confidence:.3f}."
     assert said in capsys.readouterr().out
+    budget = json.loads((out / "training.json").read_text())["budget"]
+    assert budget[-1].startswith("15 of the labelled questions were held out for the E-step")
+    assert ("no gradient" in budget[-1]) == (name == "rcft")
     asking = ["--scoring", "text", "--prompt_template", "{question}", "--output_dir", str(tmp_path / "evaluation")]
     assert main(["evaluate", "--model", str(out), "--dataset", files["questions"], *asking]) == 0
     asked = OptionPredictions.load(tmp_path / "evaluation" / "predictions.npz").select(held_out.ids)
