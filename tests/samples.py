@@ -1,9 +1,12 @@
-"""Predictions to measure, questions to ask, and the slowest possible ECE."""
+"""Predictions to measure, questions to ask, models to load, and the slowest possible ECE."""
 
 import numpy as np
+import torch
 from datasets import Dataset
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from hf_calib.data.world import World
 
 
 WORDS = "ice water steam air blue red green Mars Earth Jupiter oxygen carbon dioxide helium".split()
@@ -48,6 +51,16 @@ def make_questions(n=13, seed=0, max_words=3):
         question = f"Question {i}: what is {' '.join(generator.choice(WORDS, generator.integers(1, 12)))}?"
         rows.append({"id": f"q{i}", "question": question, "choices": choices, "answer": int(generator.integers(k))})
     return Dataset.from_list(rows)
+
+
+def save_world_model(folder, seed=0, sharpness=1.0):
+    """An untrained model of the synthetic world, so many times as sure, with its tokenizer."""
+    world = World()
+    model = world.model(seed)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(sharpness)
+    model.save_pretrained(folder)
+    world.tokenizer().save_pretrained(folder)
 
 
 class Counter:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
+from samples import save_world_model
 
 from hf_calib.cli import main
 from hf_calib.data.mcq import load_questions
@@ -41,8 +42,7 @@ RECIPE = {
 def world_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     world = World()
-    world.model().save_pretrained(folder / "model")
-    world.tokenizer().save_pretrained(folder / "model")
+    save_world_model(folder / "model")
     world.questions(80, split="train").to_parquet(folder / "train.parquet")
     world.questions(101).to_parquet(folder / "test.parquet")
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model_name_or_path": str(folder / "model"), **RECIPE}))
@@ -95,10 +95,7 @@ def test_train_resumes_and_mixes_in_texts(world_dir, tmp_path):
 
 
 def test_a_model_that_holds_nan_is_said_so(world_dir, tmp_path, capsys):
-    model = World().model()
-    model.model.norm.weight.data.fill_(float("nan"))
-    model.save_pretrained(tmp_path / "nan")
-    World().tokenizer().save_pretrained(tmp_path / "nan")
+    save_world_model(tmp_path / "nan", sharpness=float("nan"))
     call = ["train", "--config", str(world_dir / "recipe.yaml"), "--model_name_or_path", str(tmp_path / "nan")]
     call += ["--dataset_name", str(world_dir / "train.parquet"), "--output_dir", str(tmp_path / "out")]
     assert main(call) == 1

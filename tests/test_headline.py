@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from samples import save_world_model
 
 from hf_calib import predict_options
 from hf_calib.data.prompts import PromptFormat
@@ -42,8 +43,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     world = World(WorldConfig())
     for name, seed in (("model", 0), ("reference", 1)):
-        world.model(seed).save_pretrained(folder / name)
-        world.tokenizer().save_pretrained(folder / name)
+        save_world_model(folder / name, seed)
     model, tokenizer = load_model(str(folder / "model"))
     for name in ("train", "test"):
         questions = world.questions(400, split=name)

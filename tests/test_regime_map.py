@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from samples import save_world_model
 
 from hf_calib.data.world import World, WorldConfig
 from hf_calib.predictions import OptionPredictions
@@ -78,8 +79,7 @@ def test_without_a_truth_there_is_no_border(folder):
 
 def test_a_run_that_was_cut_off_begins_again(tmp_path, monkeypatch):
     world = World(WorldConfig())
-    world.model(0).save_pretrained(tmp_path / "model")
-    world.tokenizer().save_pretrained(tmp_path / "model")
+    save_world_model(tmp_path / "model")
     for name in ("train", "asked"):
         questions = world.questions(40).remove_columns("id")
         ids = [f"{'train' if row < 20 else 'test'}-{row}" for row in range(40)]

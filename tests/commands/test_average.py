@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from samples import save_world_model
 
 from hf_calib.cli import main
 from hf_calib.data.mcq import load_questions
@@ -23,10 +24,8 @@ ASKED = PromptFormat("text", "{question}", chat_template=False)
 def folds(tmp_path_factory):
     """Three adapters, each trained without another third of sixty questions."""
     folder = tmp_path_factory.mktemp("folds")
-    world = World()
-    world.model().save_pretrained(folder / "before")
-    world.tokenizer().save_pretrained(folder / "before")
-    world.questions(60, split="train").to_parquet(folder / "train.parquet")
+    save_world_model(folder / "before")
+    World().questions(60, split="train").to_parquet(folder / "train.parquet")
     trained = []
     for fold in range(3):
         trained.append(folder / f"fold-{fold}")

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
+from samples import save_world_model
 from transformers import AutoModelForCausalLM
 
 from hf_calib.cli import main
@@ -28,13 +28,9 @@ def drawn(probabilities):
 def folder(tmp_path_factory):
     """Predictions of a model and of one that is three times too sure, whose labels the first one draws."""
     folder = tmp_path_factory.mktemp("calibrate")
-    world, model = World(), World().model()
-    for name in ("base", "aligned"):
-        if name == "aligned":
-            with torch.no_grad():
-                model.model.norm.weight.mul_(3)
-        model.save_pretrained(folder / name)
-        world.tokenizer().save_pretrained(folder / name)
+    save_world_model(folder / "base")
+    save_world_model(folder / "aligned", sharpness=3)
+    world = World()
     for split, questions in (("train", world.questions(300, split="train")), ("test", world.questions(400))):
         base, aligned = (predict(folder / name, questions, None) for name in ("base", "aligned"))
         base.labels = aligned.labels = drawn(base.probabilities)

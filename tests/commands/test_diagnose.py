@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+from samples import save_world_model
 
 from hf_calib import predict
 from hf_calib.cli import main
@@ -20,12 +20,9 @@ from hf_calib.predictions import OptionPredictions
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("diagnose")
-    world, model = World(), World().model()
-    for name, sharpness in (("base", 1.0), ("aligned", 8.0)):
-        with torch.no_grad():
-            model.model.norm.weight.mul_(sharpness)
-        model.save_pretrained(folder / name)
-        world.tokenizer().save_pretrained(folder / name)
+    save_world_model(folder / "base")
+    save_world_model(folder / "aligned", sharpness=8)
+    world = World()
     world.questions(120).to_parquet(folder / "test.parquet")
     world.preference_pairs(60).to_parquet(folder / "pairs.parquet")
     return folder

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
+from samples import save_world_model
 
 from hf_calib.cli import main
 from hf_calib.data.world import World
@@ -19,13 +19,9 @@ from hf_calib.predictions import OptionPredictions
 def folder(tmp_path_factory):
     """A model and a surer one, labelled questions, others with and without their answers."""
     folder = tmp_path_factory.mktemp("transfer")
-    world, model = World(), World().model()
-    for name in ("before", "model"):
-        if name == "model":
-            with torch.no_grad():
-                model.model.norm.weight.mul_(3)
-        model.save_pretrained(folder / name)
-        world.tokenizer().save_pretrained(folder / name)
+    save_world_model(folder / "before")
+    save_world_model(folder / "model", sharpness=3)
+    world = World()
     world.questions(120, split="train").to_parquet(folder / "labelled.parquet")
     others = world.questions(200)  # every tenth is longer than the rest
     others = others.map(lambda row, i: {"question": f"{row['question']}{' is' * (i % 10 == 0)}"}, with_indices=True)

@@ -7,6 +7,7 @@ import pytest
 from hub_server import serve
 from huggingface_hub import HfApi
 from loopback import TOKENS, use_hub
+from samples import save_world_model
 
 from hf_calib.cli import main
 from hf_calib.data.world import World
@@ -47,11 +48,10 @@ class Example:
 
 @pytest.fixture(scope="session")
 def example_source(tmp_path_factory):
-    folder, world = tmp_path_factory.mktemp("example"), World()
-    world.questions(N).to_parquet(folder / "test.parquet")
+    folder = tmp_path_factory.mktemp("example")
+    World().questions(N).to_parquet(folder / "test.parquet")
     for seed, name in enumerate(("start", "model")):
-        world.model(seed).save_pretrained(folder / name)
-        world.tokenizer().save_pretrained(folder / name)
+        save_world_model(folder / name, seed)
     for model, output in (("start", "before"), ("model", "after")):
         call = ["evaluate", "--model", str(folder / model), "--dataset", str(folder / "test.parquet")]
         assert main([*call, "--scoring", "text", "--output_dir", str(folder / output), "--n_bootstrap", "20"]) == 0

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 from loopback import assert_card_states, read, use_hub
 from safetensors.torch import load_file
-from samples import make
+from samples import make, save_world_model
 from transformers import AutoModelForCausalLM, pipeline
 
 from hf_calib.cli import main
@@ -35,9 +35,7 @@ def trained(hub_url, tmp_path_factory):
         world.questions(TEST).to_parquet(folder / "data" / "test.parquet")
         api.create_repo("alice/questions", repo_type="dataset")
         api.upload_folder(repo_id="alice/questions", repo_type="dataset", folder_path=folder / "data")
-        model = world.model()
-        model.save_pretrained(folder / "start")
-        world.tokenizer().save_pretrained(folder / "start")
+        save_world_model(folder / "start")
         (folder / "start" / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n\n# start\n")
         api.create_repo("alice/start")
         api.upload_folder(repo_id="alice/start", folder_path=folder / "start")

@@ -2,6 +2,7 @@
 
 import pytest
 from runs import DPO_RUN
+from samples import save_world_model
 
 from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer
 from hf_calib.data.world import World
@@ -24,11 +25,10 @@ def world():
 
 
 @pytest.fixture(scope="session")
-def world_model(world, tmp_path_factory) -> str:
+def world_model(tmp_path_factory) -> str:
     """Folder of the world's untrained model."""
     folder = tmp_path_factory.mktemp("world") / "model"
-    world.model().save_pretrained(folder)
-    world.tokenizer().save_pretrained(folder)
+    save_world_model(folder)
     return str(folder)
 
 
