@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_calib import __version__, load_questions
 from hf_calib.cli import main as hf_calib
 from hf_calib.data.mcq import PromptFormat, deduplicate_questions, split_questions
-from hf_calib.loading import load_model
+from hf_calib.loading import load_merged
 from hf_calib.options import OptionEncoder
 from hf_calib.posthoc import PostHocCalibrator, cross_validate, fit_calibrator, softmax
 from hf_calib.predictions import OptionPredictions
@@ -126,9 +126,8 @@ def means(
 @lru_cache(maxsize=1)
 def last_model(path: str, key: str):
     """The last model asked for; `key` tells it from another that was trained in the same place."""
-    model, tokenizer = load_model(path, dtype="float32")
     # An adapter beside its base model is one product more in every layer, for every question of every test.
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model, tokenizer
+    return load_merged(path, dtype="float32")
 
 
 @lru_cache(maxsize=8)

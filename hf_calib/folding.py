@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .loading import load_model
+from .loading import load_merged
 from .option_head import unwrap_causal_lm
 
 
@@ -34,9 +34,7 @@ def save_folded(name_or_path: str, temperature: float, output_dir: str | Path, *
         loading:
             Options of [`~hf_calib.loading.load_model`], e.g. `dtype`.
     """
-    model, tokenizer = load_model(name_or_path, **loading)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+    model, tokenizer = load_merged(name_or_path, **loading)
     fold_temperature(model, temperature)
     model.config.calibration_temperature = temperature * getattr(model.config, "calibration_temperature", 1.0)
     model.save_pretrained(output_dir)

@@ -72,6 +72,12 @@ def load_model(
     return model.to(state.device).eval(), tokenizer
 
 
+def load_merged(name_or_path: str, **loading) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As [`load_model`], with the same options; an adapter is merged into its base model."""
+    model, tokenizer = load_model(name_or_path, **loading)
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model, tokenizer
+
+
 def merge_command(adapter: str, output_dir: str) -> str:
     """Command line that merges an adapter into its base model and writes it, with its tokenizer, to `output_dir`."""
     code = (

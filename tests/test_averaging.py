@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from hf_calib.averaging import average_models
 from hf_calib.cli import main
-from hf_calib.loading import load_model
+from hf_calib.loading import load_merged, load_model
 
 
 OWN_CODE = """
@@ -50,8 +50,7 @@ def save(tiny_llama, tiny_tokenizers, tmp_path_factory):
 
 
 def weights(path):
-    model, _ = load_model(str(path), dtype="float32")
-    return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).state_dict()
+    return load_merged(str(path), dtype="float32")[0].state_dict()
 
 
 def mean(paths):
