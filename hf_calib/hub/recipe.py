@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ def effective_recipe(argv: Sequence[str]) -> str:
         `str`: a recipe that trains the same, in YAML; that it was pushed, and where to, is left out.
     """
     given = _arguments(argv)
-    config = given.pop("config", None)
-    recipe = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {} if config else {}
+    recipe = _recipe_of(given)
+    given.pop("config", None)
     if names_other_data(argv):
         recipe.pop("dataset_config", None)
     recipe |= given
@@ -46,9 +46,15 @@ def effective_recipe(argv: Sequence[str]) -> str:
 
 
 def names_other_data(argv: Sequence[str]) -> bool:
-    """Whether a command line names training data, but no configuration of them: its recipe's is that of others."""
+    """Whether a command line names other training data than its recipe and no configuration of them: the recipe's is not theirs."""
     given = _arguments(argv)
-    return "dataset_name" in given and "dataset_config" not in given
+    named = given.get("dataset_name")
+    return named not in (None, _recipe_of(given).get("dataset_name")) and "dataset_config" not in given
+
+
+def _recipe_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    config = given.get("config")
+    return yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {} if config else {}
 
 
 def shown_command(argv: Sequence[str]) -> str:

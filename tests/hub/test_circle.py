@@ -54,10 +54,11 @@ def trained(hub_url, tmp_path_factory):
 
 def test_other_data_than_the_recipes_are_not_asked_for_its_configuration(trained, hub, tmp_path, capsys):
     recipe = yaml.safe_load((trained[0] / "recipe.yaml").read_text())
-    recipe |= {"dataset_config": "ARC-Easy", "push_to_hub": False, "max_steps": 1, "output_dir": str(tmp_path / "out")}
+    other = {"dataset_name": "alice/elsewhere", "dataset_config": "ARC-Easy"}
+    recipe |= other | {"push_to_hub": False, "max_steps": 1, "output_dir": str(tmp_path / "out")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     call = ["train", "--config", str(tmp_path / "recipe.yaml")]
-    assert main(call) == 2 and "ARC-Easy" in capsys.readouterr().err
+    assert main(call) == 2 and "alice/elsewhere" in capsys.readouterr().err
     assert main([*call, "--dataset_name", "alice/questions"]) == 0
 
 

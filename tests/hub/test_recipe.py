@@ -30,6 +30,7 @@ def test_a_recipes_configuration_goes_with_its_data(tmp_path):
     (tmp_path / "recipe.yaml").write_text("dataset_name: a/b\ndataset_config: c\n")
     argv = ["--config", str(tmp_path / "recipe.yaml")]
     assert yaml.safe_load(effective_recipe(argv)) == {"dataset_name": "a/b", "dataset_config": "c"}
+    assert yaml.safe_load(effective_recipe([*argv, "--dataset_name", "a/b"]))["dataset_config"] == "c"
     argv.append("--dataset_name=d/e")
     assert yaml.safe_load(effective_recipe(argv)) == {"dataset_name": "d/e"}
     argv += ["--dataset_config", "f"]
