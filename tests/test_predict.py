@@ -1,4 +1,5 @@
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -173,6 +174,21 @@ def test_architectures_without_branch_masks_score_one_by_one(tiny_tokenizers, ti
     predictions = predict_options(model, tokenizer, questions, scoring="text", batch_size=2, progress=False)
     assert "does not follow a branch attention mask" in caplog.text
     assert_matches(predictions, model, tokenizer, questions, PromptFormat("text"), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_tf32_is_not_taken_for_a_mask_that_is_not_followed(tiny_tokenizers, tiny_llama, precision, request, caplog):
+    model, matmul = tiny_llama(tiny_tokenizers["gpt2"]), torch.backends.cuda.matmul
+    request.addfinalizer(partial(setattr, matmul, "fp32_precision", matmul.fp32_precision))
+    matmul.fp32_precision = precision
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(_, inputs, output):  # as products of 10 bits are, otherwise from pass to pass
+        return output + 0.5 * torch.randn(output.shape, generator=generator)
+
+    model.model.norm.register_forward_hook(rounded)
+    predict_options(model, tiny_tokenizers["gpt2"], make_questions(5), scoring="text", progress=False)
+    assert ("does not follow a branch attention mask" in caplog.text) == (precision == "ieee")
 
 
 def test_nan_names_the_question_and_keeps_the_rest(tiny_tokenizers, tiny_llama, tmp_path):
