@@ -49,8 +49,8 @@ def leave_process_group() -> None:
 
     The last act of a script that ran under `accelerate launch`. Gloo's threads let go of the last tensors a moment after the
     collective that used them; where the interpreter is gone by then, the process aborts ("terminate called without an active
-    exception", https://github.com/pytorch/pytorch/pull/179291). The barrier, and a second for its own tensor, which a busy machine can take, give them that
-    moment. Alone, or called again, this does nothing.
+    exception", https://github.com/pytorch/pytorch/pull/179291). The barrier, and a second
+    for its own tensor, which a busy machine can take, give them that moment. Alone, or called again, this does nothing.
     """
     distributed = sys.modules.get("torch.distributed")  # not imported: no group was joined
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

@@ -33,7 +33,8 @@ examples:
   accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml \\
       --save_strategy steps --save_steps 50 --save_total_limit 2 --resume_from_checkpoint auto
 
-A recipe is a YAML file of the arguments above; what stands on the command line wins, a --dataset_name over dataset_config too. A key that no argument bears is an
+A recipe is a YAML file of the arguments above; what stands on the command line wins, and a --dataset_name of other data leaves
+the recipe's dataset_config behind. A key that no argument bears is an
 error. The arguments hang on the trainer: `hf-calib train --trainer calibrated_dpo --help` has those of calibrated DPO. `trainer: calibrated_sft` (the default) takes option questions, `calibrated_dpo` preference pairs and option questions;
 `sft` and `dpo` are TRL's own trainers. Data are named by file, folder, or ID or ID:CONFIGURATION on the Hub, one or several. Option
 questions where pairs are wanted become pairs: the right option is chosen, another one rejected.

@@ -36,17 +36,22 @@ def effective_recipe(argv: Sequence[str]) -> str:
         `str`: a recipe that trains the same, in YAML; that it was pushed, and where to, is left out.
     """
     given = _arguments(argv)
-    recipe = _recipe_of(given)
-    given.pop("config", None)
+    recipe = _recipe_of(given) | given
     if names_other_data(argv):
         recipe.pop("dataset_config", None)
-    recipe |= given
-    published = {name: value for name, value in recipe.items() if not name.startswith(("hub_", "push_to_hub"))}
+    left_out = ("hub_", "push_to_hub")
+    published = {name: v for name, v in recipe.items() if name != "config" and not name.startswith(left_out)}
     return without_secrets(_dump(published))
 
 
 def names_other_data(argv: Sequence[str]) -> bool:
-    """Whether a command line names other training data than its recipe and no configuration of them: the recipe's is not theirs."""
+    """
+    Whether a command line names other training data than its recipe, and no configuration: the recipe's is not of them.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments of `hf-calib train`.
+    """
     given = _arguments(argv)
     named = given.get("dataset_name")
     return named not in (None, _recipe_of(given).get("dataset_name")) and "dataset_config" not in given
