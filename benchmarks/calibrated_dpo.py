@@ -24,15 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer, calibration_report, load_questions, predict_options
-from hf_calib.data.pairs import PREFERENCE_COLUMN
-from hf_calib.data.world import World, WorldConfig
-from hf_calib.loading import load_model
-from hf_calib.pair_scores import preference_probabilities, score_pairs
+from hf_calib.data.preference_pairs import PREFERENCE_COLUMN
+from hf_calib.data.synthetic_world import World, WorldConfig
+from hf_calib.evaluation.tables import write_json
+from hf_calib.inference.model_loading import load_model
+from hf_calib.inference.preference_scores import preference_probabilities, score_pairs
 from hf_calib.paths import recipe_path
 from hf_calib.posthoc import TemperatureScaling
-from hf_calib.quickstart import PROMPT_FORMAT, STAGES, make_world, train_stage
-from hf_calib.report import write_json
 from hf_calib.trainers.preference import as_two_options
+from hf_calib.training.quickstart import PROMPT_FORMAT, STAGES, make_world, train_stage
 
 
 BETAS = (0.1, 1.0, 10.0)

@@ -19,9 +19,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_calib.binning import BINNINGS, BinSums, bin_edges, reliability_bins
-from hf_calib.intervals import draw_errors
-from hf_calib.uncertainty import bootstrap_interval, group_cells, noise_floor
+from hf_calib.measures.binning import BINNINGS, BinSums, bin_edges, reliability_bins
+from hf_calib.measures.ece_interval import draw_errors
+from hf_calib.measures.noise_floor import bootstrap_interval, group_cells, noise_floor
 
 
 POPULATION = 4000

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from trl import DPOConfig, DPOTrainer
 
 from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer
-from hf_calib.data.world import World
+from hf_calib.data.synthetic_world import World
 
 
 def clock() -> float:

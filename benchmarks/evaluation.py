@@ -32,8 +32,8 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from hf_calib import load_questions, predict_options
-from hf_calib.data.mcq import PromptFormat
-from hf_calib.loading import load_model
+from hf_calib.data.questions import PromptFormat
+from hf_calib.inference.model_loading import load_model
 
 
 LM_EVAL = "lm_eval[hf]==0.4.13"

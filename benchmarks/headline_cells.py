@@ -11,10 +11,10 @@ from headline_config import Bar
 from scipy.stats import t as student
 
 from hf_calib import calibration_report
-from hf_calib.binning import assign_bins, bin_edges, top_label
-from hf_calib.calibration_error import classwise_calibration_error
-from hf_calib.predictions import OptionPredictions
-from hf_calib.resampling import Estimate, ResampledMeans
+from hf_calib.inference.predictions import OptionPredictions
+from hf_calib.measures.binning import assign_bins, bin_edges, top_label
+from hf_calib.measures.bootstrap import Estimate, ResampledMeans
+from hf_calib.measures.calibration_error import classwise_calibration_error
 
 
 MEASURES = (

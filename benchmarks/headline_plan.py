@@ -28,12 +28,13 @@ from headline_stages import (
     train,
 )
 
-from hf_calib import predict_options, quickstart
-from hf_calib.data.mcq import permute_options
-from hf_calib.loading import load_tokenizer
+from hf_calib import predict_options
+from hf_calib.data.questions import permute_options
+from hf_calib.evaluation.tables import write_json
+from hf_calib.inference.model_loading import load_tokenizer
 from hf_calib.paths import recipe_path
 from hf_calib.posthoc import PostHocCalibrator, TransferredTemperature
-from hf_calib.report import write_json
+from hf_calib.training import quickstart
 
 
 class Asked(NamedTuple):
@@ -318,7 +319,7 @@ class Plan:
 
     def _divided(self, method: Method, seed: int, source: str, budget: int) -> tuple[Dataset, Dataset]:
         """The labels that a recipe gets, and those of them or beside them that no gradient sees."""
-        from hf_calib.trainers.estep import EMArguments, hold_out
+        from hf_calib.trainers.e_step import EMArguments, hold_out
 
         known = {item.name for item in fields(EMArguments)}
         given = {"em_holdout_fraction": method.hold_out} if method.hold_out else method.arguments(budget)

@@ -15,8 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hf_calib.evaluation.tables import write_json
 from hf_calib.plots.style import BLUE, GREY, GRID, SKY, STYLE, VERMILLION, add_legend, new_figure, save_figure
-from hf_calib.report import write_json
 
 
 if TYPE_CHECKING:

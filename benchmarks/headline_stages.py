@@ -21,13 +21,13 @@ from headline_config import Source
 from transformers import PreTrainedTokenizerBase
 
 from hf_calib import __version__, load_questions
-from hf_calib.cli import main as hf_calib
-from hf_calib.data.mcq import PromptFormat, deduplicate_questions, split_questions
-from hf_calib.loading import load_merged
-from hf_calib.options import OptionEncoder
+from hf_calib.cli.main import main as hf_calib
+from hf_calib.data.questions import PromptFormat, deduplicate_questions, split_questions
+from hf_calib.evaluation.tables import write_json
+from hf_calib.inference.encoding import OptionEncoder
+from hf_calib.inference.model_loading import load_merged
+from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.posthoc import PostHocCalibrator, cross_validate, fit_calibrator, softmax
-from hf_calib.predictions import OptionPredictions
-from hf_calib.report import write_json
 
 
 @dataclass(eq=False)

@@ -24,7 +24,7 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from hf_calib.calibration_error import (
+from hf_calib.measures.calibration_error import (
     StreamingCalibration,
     calibration_report,
     confidence_auroc,

@@ -13,9 +13,9 @@ import warnings
 
 import numpy as np
 
-from hf_calib.calibration_error import expected_calibration_error, negative_log_likelihood
-from hf_calib.commands.arguments import load_predictions
-from hf_calib.comparison import stage_name
+from hf_calib.cli.arguments import load_predictions
+from hf_calib.evaluation.compare import stage_name
+from hf_calib.measures.calibration_error import expected_calibration_error, negative_log_likelihood
 from hf_calib.posthoc import AS_IS, METHODS, choose_method, cross_validate, fit_calibrator, softmax
 
 

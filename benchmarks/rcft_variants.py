@@ -19,7 +19,7 @@ from rich.table import Table
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, load_questions, predict_options
 from hf_calib.paths import recipe_path
-from hf_calib.quickstart import PROMPT_FORMAT
+from hf_calib.training.quickstart import PROMPT_FORMAT
 
 
 VARIANTS = {

@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_calib.regime import classify_confidences, classify_regime
+from hf_calib.regime.classify import classify_confidences, classify_regime
 
 
 OPTIONS = 4

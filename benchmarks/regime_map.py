@@ -24,11 +24,12 @@ import yaml
 from datasets import concatenate_datasets
 from headline_stages import train
 
-from hf_calib import calibration_report, classify_regime, load_questions, quickstart
+from hf_calib import calibration_report, classify_regime, load_questions
+from hf_calib.evaluation.tables import write_json
+from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.paths import recipe_path
 from hf_calib.plots.style import BLUE, GREY, STYLE, VERMILLION, add_legend, new_figure, save_figure
-from hf_calib.predictions import OptionPredictions
-from hf_calib.report import write_json
+from hf_calib.training import quickstart
 
 
 RUNS = ("cft", "rcft")

@@ -20,11 +20,11 @@ from pathlib import Path
 import yaml
 
 from hf_calib import load_questions, predict_options
-from hf_calib.data.mcq import PromptFormat
-from hf_calib.loading import load_model
+from hf_calib.data.questions import PromptFormat
+from hf_calib.evaluation.tables import evaluation_results, print_table, write_stage_report
+from hf_calib.inference.model_loading import load_model
 from hf_calib.paths import recipe_path
 from hf_calib.posthoc import TemperatureIsotonic, TemperatureScaling
-from hf_calib.report import evaluation_results, print_table, write_stage_report
 
 
 RECIPES = {"text": ("cft", "rcft"), "letter": ("letter_cft", "letter_rcft")}

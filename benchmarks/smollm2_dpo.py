@@ -27,13 +27,13 @@ from headline_cells import mean_and_interval
 from headline_report import markdown, print_rows
 
 from hf_calib import calibration_report, load_questions, predict_options
-from hf_calib.cli import main as hf_calib
-from hf_calib.data.mcq import PromptFormat, split_questions
-from hf_calib.data.pairs import pairs_from_questions
-from hf_calib.loading import load_model
-from hf_calib.pair_scores import preference_probabilities, score_pairs
+from hf_calib.cli.main import main as hf_calib
+from hf_calib.data.preference_pairs import pairs_from_questions
+from hf_calib.data.questions import PromptFormat, split_questions
+from hf_calib.evaluation.tables import write_json
+from hf_calib.inference.model_loading import load_model
+from hf_calib.inference.preference_scores import preference_probabilities, score_pairs
 from hf_calib.paths import recipe_path
-from hf_calib.report import write_json
 from hf_calib.trainers.preference import NORMALIZED_LOSSES, as_two_options, preference_scale
 
 

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_calib.quickstart import run_quickstart
+from hf_calib.training.quickstart import run_quickstart
 
 
 MEASURES = ("accuracy", "confidence", "ece", "ece_noise_floor", "cw_ece", "tce", "nll", "brier", "auroc")

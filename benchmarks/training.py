@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from trl import SFTConfig, SFTTrainer
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, load_questions
-from hf_calib.trainers.estep import hold_out
+from hf_calib.trainers.e_step import hold_out
 
 
 NUM_WORDS = 15_900

@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_calib.cli import main
+from hf_calib.cli.main import main
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ LOCAL = [name for name in MODULES if not name.startswith("hf_calib.trainers")]
 def test_examples(name, tiny_tokenizers, evaluate_cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    if name == "hf_calib.ece_regime":
+    if name == "hf_calib.evaluation.ece_regime":
         hf_calib.register()  # the first line of the metric card
     given = {"tokenizer": tiny_tokenizers["gpt2"], "PromptFormat": PromptFormat}
     assert doctest.testmod(module, extraglobs=given).failed == 0

@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, what an import costs, the floors, the wheel, the tested versions."""
+"""The package as a whole: its public names, what an import costs, the layers, the wheel, the tested versions."""
 
 import ast
 import graphlib
@@ -22,17 +22,17 @@ import hf_calib
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_calib"
 
-# What a module may import: its own floor and those below. A folder stands for all modules in it.
-FLOORS = {
-    0: ("binning", "calibration_error", "data", "inputs", "intervals", "launch", "loading", "option_head", "option_scorer",
-        "options", "paths", "ranking", "resampling", "scores", "streaming", "uncertainty"),
-    1: ("averaging", "border", "collapse", "em_ece", "folding", "option_order", "plots", "posthoc", "processor",
-        "recalibration", "regime"),
-    2: ("comparison", "diagnosis", "ece_regime", "evaluation", "evaluator", "hub", "pair_scores", "predict", "predictions", "registration", "report"),
-    3: ("trainers",),
-    4: ("cli", "commands", "quickstart"),
-}  # fmt: skip
-FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+# Folders from the lowest layer to the highest. A module imports from its own layer and those below.
+LAYERS = [
+    ("measures", "data", "paths"),
+    ("regime", "plots", "inference", "posthoc", "losses"),
+    ("evaluation",),
+    ("hub",),
+    ("trainers",),
+    ("training",),
+    ("cli", "__main__"),
+]
+LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -88,17 +88,17 @@ def test_measures_need_numpy_alone():
     assert not {"torch", "transformers", "trl", "datasets", "sklearn", "matplotlib"} & loaded
 
 
-# Floors
+# Layers
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "hf_calib"])
 def test_imports_go_downwards(module):
-    room = module.split(".")[1]
-    assert room in FLOOR_OF, f"{module} stands on no floor: give it one in FLOORS"
+    folder = module.split(".")[1]
+    assert folder in LAYER_OF, f"{module} is in no layer: add its folder to LAYERS"
     for name in imports(module):
         if name.startswith("hf_calib.") and name in MODULES:
             other = name.split(".")[1]
-            assert FLOOR_OF.get(other, 0) <= FLOOR_OF[room], f"{module} imports {name}, which is above it"
+            assert LAYER_OF[other] <= LAYER_OF[folder], f"{module} imports {name}, which is in a higher layer"
 
 
 def test_no_import_cycles():
@@ -111,7 +111,7 @@ def test_no_import_cycles():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_trainers_and_commands_know_trl(module):
-    if not module.startswith(("hf_calib.trainers", "hf_calib.commands")):
+    if not module.startswith(("hf_calib.trainers", "hf_calib.training", "hf_calib.cli")):
         assert not any(name.split(".")[0] == "trl" for name in imports(module))
 
 
@@ -138,7 +138,7 @@ def test_wheel_contains_everything(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
         (entry_points,) = [name for name in held if name.endswith("entry_points.txt")]
-        assert "hf-calib = hf_calib.cli:main" in archive.read(entry_points).decode()
+        assert "hf-calib = hf_calib.cli.main:main" in archive.read(entry_points).decode()
     code = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
     carried = {
         f"hf_calib/{path.relative_to(ROOT).as_posix()}"

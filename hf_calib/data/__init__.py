@@ -1,1 +1,1 @@
-"""Where option questions come from: real data sets (`mcq`) and the synthetic world (`world`)."""
+"""Questions, prompts and preference pairs."""

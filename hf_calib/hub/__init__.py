@@ -1,1 +1,1 @@
-"""The Hub: cards that prove a calibration, checkpoints published with them, and both checked again after the download."""
+"""Model cards, publishing and verification on the Hub."""

@@ -14,11 +14,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..data.prompts import DEFAULT_TEMPLATES
-from ..evaluation import groups_of
-from ..regime import CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED
-from ..report import markdown_table
+from ..evaluation.evaluate import groups_of
+from ..evaluation.protocol import EvaluationProtocol, is_hub_id
+from ..evaluation.tables import markdown_table
+from ..regime.classify import CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED
 from .markup import BEGIN, END, escape, render
-from .protocol import EvaluationProtocol, is_hub_id
 
 
 CARD, RESULTS, RECIPE = "README.md", "results.json", "recipe.yaml"

@@ -11,12 +11,12 @@ import numpy as np
 from datasets import Dataset, load_dataset
 from huggingface_hub.hf_api import CommitInfo
 
-from ..option_scorer import pad_rows
-from ..predictions import OptionPredictions
-from ..report import write_json
+from ..evaluation.protocol import is_hub_id
+from ..evaluation.tables import write_json
+from ..inference.option_scorer import pad_rows
+from ..inference.predictions import OptionPredictions
 from .card import CARD, RESULTS
 from .markup import render
-from .protocol import is_hub_id
 from .repository import HubError, Repository, download
 
 

@@ -15,14 +15,14 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import CommitInfo
 
-from ..loading import load_model
+from ..evaluation.protocol import EvaluationProtocol, is_hub_id, questions_digest
+from ..evaluation.tables import check_output_dir, write_evaluation, write_json
+from ..inference.model_loading import load_model
+from ..inference.predictions import OptionPredictions
 from ..plots import group_diagram, regime_plane, reliability_grid, save_figure
 from ..posthoc import PostHocCalibrator
-from ..predictions import OptionPredictions
-from ..report import check_output_dir, write_evaluation, write_json
 from .card import CARD, FIGURES, RECIPE, RESULTS, CalibrationCard, inherit
 from .markup import BEGIN
-from .protocol import EvaluationProtocol, is_hub_id, questions_digest
 from .repository import Repository, explained
 
 

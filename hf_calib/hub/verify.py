@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..loading import check_model_name
+from ..evaluation.protocol import EvaluationProtocol, is_hub_id, questions_digest
+from ..inference.model_loading import check_model_name
 from .calibrator import load_calibrator
 from .card import METRICS, RESULTS, CalibrationCard
-from .protocol import EvaluationProtocol, is_hub_id, questions_digest
 from .publish import CALIBRATOR, MODEL_FILES
 from .repository import HubError, download
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from rich.table import Table
 
-    from ..predictions import OptionPredictions
+    from ..inference.predictions import OptionPredictions
 
 # Measures that are means over questions, so that the mean of a sample has a known spread.
 _MEANS = ("accuracy", "confidence", "nll", "brier")
@@ -81,7 +81,7 @@ def fetch(repo_id_or_path: str, revision: str | None = None, trust_remote_code: 
         repo_id_or_path (`str`):
             A model on the Hub, or the folder of one.
         revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
-            As in [`~hf_calib.loading.load_model`].
+            As in [`~hf_calib.inference.model_loading.load_model`].
     """
     folder = Path(repo_id_or_path)
     if not folder.is_dir():

@@ -1,7 +1,7 @@
 """Figures: reliability diagrams, option by option and group by group too, the regime plane, before and after alignment."""
 
-from .before_after import confidence_shift, order_diagram
-from .plane import regime_plane
+from .confidence_shift import confidence_shift, order_diagram
+from .regime_plane import regime_plane
 from .reliability import classwise_diagram, group_diagram, reliability_diagram, reliability_grid
 from .style import save_figure, wilson_interval
 

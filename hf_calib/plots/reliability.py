@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..binning import ReliabilityBins, assign_bins, reliability_bins, top_label
-from ..calibration_error import classwise_calibration_error
-from ..inputs import as_labels, as_outcomes, as_probabilities, as_weights
-from ..uncertainty import bootstrap_interval, noise_floor
+from ..measures.binning import ReliabilityBins, assign_bins, reliability_bins, top_label
+from ..measures.calibration_error import classwise_calibration_error
+from ..measures.noise_floor import bootstrap_interval, noise_floor
+from ..measures.validation import as_labels, as_outcomes, as_probabilities, as_weights
 from .style import BLACK, BLUE, GRID, SKY, STYLE, VERMILLION, add_legend, new_figure, wilson_interval
 
 

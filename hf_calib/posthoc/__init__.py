@@ -2,13 +2,7 @@
 
 from .base import PostHocCalibrator, set_confidence, softmax
 from .confidence import BetaCalibration, HistogramBinning, IsotonicConfidence, TemperatureIsotonic
-from .scaling import (
-    AgreementTemperature,
-    EnsembleTemperatureScaling,
-    MatrixScaling,
-    TemperatureScaling,
-    VectorScaling,
-)
+from .scaling import AgreementTemperature, EnsembleTemperatureScaling, MatrixScaling, TemperatureScaling, VectorScaling
 from .selection import AS_IS, choose_method, cross_validate, fit_calibrator
 from .transfer import TransferredTemperature
 

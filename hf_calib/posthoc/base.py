@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..inputs import as_labels
+from ..measures.validation import as_labels
 
 
 _FORMAT_VERSION = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs import as_labels
+from ..measures.validation import as_labels
 from .base import PostHocCalibrator, check_option_logits, folds, softmax
 
 

@@ -1,1 +1,1 @@
-"""Trainers: TRL's, with calibration in the loss and in the evaluation."""
+"""Subclasses of TRL's trainers: CFT, RCFT and calibrated DPO."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..option_head import over_chunks
+from ..inference.option_head import over_chunks
 
 
 # Steepness with which a margin of probabilities in [-1, 1] becomes a surrogate of "correct"; the choice is ours.
@@ -28,7 +28,7 @@ def token_statistics(
         tokens (`torch.Tensor` of shape `(tokens,)`):
             The tokens that came.
         transform (`Callable`):
-            See [`~hf_calib.option_head.logit_transform`].
+            See [`~hf_calib.inference.option_head.logit_transform`].
 
     Returns:
         `torch.Tensor` of shape `(tokens, 3)`: the largest probability; the probability of the token that came less that of

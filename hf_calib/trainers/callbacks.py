@@ -10,11 +10,11 @@ import numpy as np
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from ..collapse import MEANINGS, collapse_report
-from ..data.mcq import PromptFormat, adapt_questions
+from ..data.questions import PromptFormat, adapt_questions
+from ..inference.predict import predict_options
+from ..inference.predictions import OptionPredictions
+from ..measures.preference_collapse import MEANINGS, collapse_report
 from ..plots import reliability_grid
-from ..predict import predict_options
-from ..predictions import OptionPredictions
 
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class CollapseCallback(TrainerCallback):
 
     It works with every trainer of a causal language model, TRL's SFT, DPO, KTO and GRPO trainers among them, with PEFT, and
     in several processes as long as each holds the whole model. The measures are those of [`collapse_report`], which says
-    what they mean (`hf_calib.collapse.MEANINGS`): they are logged as `collapse/<measure>` to the trainer's log history and
+    what they mean (`hf_calib.measures.preference_collapse.MEANINGS`): they are logged as `collapse/<measure>` to the trainer's log history and
     its trackers, and reliability diagrams of the reference and the model go to TensorBoard, Weights & Biases or Trackio as
     an image. The predictions stay in `<output_dir>/collapse/step-<step>.npz`, so that any two of them can be compared with
     `hf-calib diagnose --base_predictions ... --predictions ...`. Training itself is not touched: it ends at the same weights
@@ -40,13 +40,13 @@ class CollapseCallback(TrainerCallback):
         trainer ([`~transformers.Trainer`]):
             The trainer to which the callback is added.
         questions (`Dataset`):
-            Questions in any layout that [`~hf_calib.data.mcq.adapt_questions`] knows; none that the training sees. Some 500
+            Questions in any layout that [`~hf_calib.data.questions.adapt_questions`] knows; none that the training sees. Some 500
             tell an ECE of .05 from none.
         every (`int`, *optional*, defaults to `100`):
             Optimizer steps from one measurement to the next.
         reference ([`OptionPredictions`], *optional*):
             Predictions of the model that all are compared with. By default the model as it is before its first step.
-        prompt_format ([`~hf_calib.data.mcq.PromptFormat`], *optional*):
+        prompt_format ([`~hf_calib.data.questions.PromptFormat`], *optional*):
             How a question is asked; by default letters are scored.
         normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
             Log-likelihood of an option: sum over its tokens, or mean.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from ..data.pairs import PREFERENCE_COLUMN
-from ..option_scorer import pad_rows
-from ..options import collate_options
+from ..data.preference_pairs import PREFERENCE_COLUMN
+from ..inference.encoding import collate_options
+from ..inference.option_scorer import pad_rows
 from .reference import REFERENCE_COLUMN
 
 
@@ -19,7 +19,7 @@ from .reference import REFERENCE_COLUMN
 class DataCollatorForOptions(DataCollatorMixin):
     """
     Pads option questions, and plain language-modelling rows among them, to one batch; see
-    [`~hf_calib.options.collate_options`]. A reference's option logits, where rows have them, are padded with -inf.
+    [`~hf_calib.inference.encoding.collate_options`]. A reference's option logits, where rows have them, are padded with -inf.
 
     Args:
         pad_token_id (`int`):

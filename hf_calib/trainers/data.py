@@ -6,8 +6,8 @@ import logging
 
 from datasets import Dataset
 
-from ..data.mcq import adapt_questions
-from ..options import OPTION_COLUMNS, OptionEncoder, QuestionTooLongError
+from ..data.questions import adapt_questions
+from ..inference.encoding import OPTION_COLUMNS, OptionEncoder, QuestionTooLongError
 
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ def encode_questions(
     Args:
         questions ([`~datasets.Dataset`]):
             Questions in the unified schema.
-        encoder ([`~hf_calib.options.OptionEncoder`]):
+        encoder ([`~hf_calib.inference.encoding.OptionEncoder`]):
             Encoder.
         branches (`bool`), likelihood (`str` or `None`):
-            See [`~hf_calib.options.OptionEncoder.encode`].
+            See [`~hf_calib.inference.encoding.OptionEncoder.encode`].
         name (`str`):
             What the questions are for, in messages.
         num_proc (`int`, *optional*):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
-from ..data.pairs import PREFERENCE_COLUMN
+from ..data.preference_pairs import PREFERENCE_COLUMN
 from ..data.prompts import PromptArguments
-from .estep import EMArguments, check_choices, check_weights
-from .option_losses import OptionLossArguments
+from .e_step import EMArguments, check_choices, check_weights
+from .option_loss_arguments import OptionLossArguments
 from .preference import MARGIN_LOSSES
 
 
@@ -36,7 +36,7 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPO
             Option questions for each pair. Every optimizer step takes so many, at least one on each process.
         option_loss_weight (`float`, *optional*, defaults to `0.0`):
             Within that loss, weight of the cross-entropy over the options; see
-            [`~hf_calib.trainers.option_losses.OptionLossArguments`], with `option_label_smoothing` and `option_focal_gamma`.
+            [`~hf_calib.trainers.option_loss_arguments.OptionLossArguments`], with `option_label_smoothing` and `option_focal_gamma`.
         option_likelihood_weight (`float`, *optional*, defaults to `0.0`):
             Within that loss, weight of the answer's negative log-likelihood (that of CFT), in nats a question; at least 0.
         preference_probability_column (`str`, *optional*, defaults to `"preference_probability"`):
@@ -61,10 +61,10 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPO
             Jinja file with the chat template of a model whose tokenizer has none; it is saved with the tokenizer. (CFT and RCFT
             have TRL's argument of that name.)
 
-        Those of [`~hf_calib.data.prompts.PromptArguments`] and of [`~hf_calib.trainers.estep.EMArguments`].
+        Those of [`~hf_calib.data.prompts.PromptArguments`] and of [`~hf_calib.trainers.e_step.EMArguments`].
 
     > [!NOTE]
-    > These parameters have default values different from [`~hf_calib.trainers.estep.EMArguments`]:
+    > These parameters have default values different from [`~hf_calib.trainers.e_step.EMArguments`]:
     > - `em_holdout_fraction`: Defaults to `0.1` instead of `0.2`.
     > - `em_max_rows`: Defaults to `512` instead of none.
     > - `em_refresh`: Defaults to `"25"` steps instead of `"epoch"`. Before training the policy is its reference and every

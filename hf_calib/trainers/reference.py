@@ -12,11 +12,11 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..loading import load_model, load_tokenizer
-from ..option_scorer import OptionScorer, pad_rows
-from ..options import IGNORE_INDEX
+from ..inference.encoding import IGNORE_INDEX
+from ..inference.model_loading import load_model, load_tokenizer
+from ..inference.option_scorer import OptionScorer, pad_rows
+from ..inference.predict import Results, score_features
 from ..posthoc import softmax
-from ..predict import Results, score_features
 
 
 REFERENCE_COLUMN = "reference_logits"
@@ -48,7 +48,7 @@ def add_reference(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             What the rows are encoded with.
         normalization (`str`):
-            See [`~hf_calib.option_scorer.OptionScorer`].
+            See [`~hf_calib.inference.option_scorer.OptionScorer`].
         batch_size (`int`):
             Questions a batch.
         pseudo_count (`float`, *optional*, defaults to `inf`):
@@ -56,7 +56,7 @@ def add_reference(
         held_out ([`~datasets.Dataset`], *optional*):
             Encoded questions that are not trained on, whose labels judge the reference as well.
         loading:
-            Further arguments of [`~hf_calib.loading.load_tokenizer`].
+            Further arguments of [`~hf_calib.inference.model_loading.load_tokenizer`].
 
     Returns:
         [`~datasets.Dataset`]: the rows with one column more.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_calib.inputs import options_present, unpad
+from hf_calib.measures.validation import options_present, unpad
 
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".npz")

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from reading import Predictions
 
-from hf_calib.evaluation import groups_of
+from hf_calib.evaluation.evaluate import groups_of
 from hf_calib.plots import regime_plane, reliability_diagram
 from hf_calib.plots.style import STYLE
 

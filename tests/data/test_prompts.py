@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_calib.data.mcq import PromptFormat
+from hf_calib.data.questions import PromptFormat
 
 
 def test_letter_prompt_without_chat_template(tiny_tokenizers):

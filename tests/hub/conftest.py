@@ -9,8 +9,8 @@ from huggingface_hub import HfApi
 from loopback import TOKENS, use_hub
 from samples import save_world_model
 
-from hf_calib.cli import main
-from hf_calib.data.world import World
+from hf_calib.cli.main import main
+from hf_calib.data.synthetic_world import World
 
 
 N = 60

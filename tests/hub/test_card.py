@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from loopback import assert_card_states, read
 from markdown_it import MarkdownIt
 
-from hf_calib.cli import main
+from hf_calib.cli.main import main
 from hf_calib.hub.card import CalibrationCard
 from hf_calib.hub.markup import BEGIN, END, escape, fenced
 from hf_calib.hub.publish import write_card

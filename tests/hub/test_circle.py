@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from samples import make, save_world_model
 from transformers import AutoModelForCausalLM, pipeline
 
-from hf_calib.cli import main
-from hf_calib.data.world import World
-from hf_calib.hub.protocol import EvaluationProtocol
+from hf_calib.cli.main import main
+from hf_calib.data.synthetic_world import World
+from hf_calib.evaluation.protocol import EvaluationProtocol
 from hf_calib.hub.verify import Published, compare, fetch
-from hf_calib.predictions import OptionPredictions
+from hf_calib.inference.predictions import OptionPredictions
 
 
 TEST = 150

@@ -10,9 +10,9 @@ from datasets import load_dataset
 from loopback import read
 
 from hf_calib import calibration_report
-from hf_calib.cli import main
+from hf_calib.cli.main import main
 from hf_calib.hub.prediction_dataset import as_dataset, from_dataset, load_predictions
-from hf_calib.predictions import OptionPredictions
+from hf_calib.inference.predictions import OptionPredictions
 
 
 def test_predictions_are_scored_again_by_others(hub, api, example, tmp_path, capsys):

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, utils
 from loopback import TOKENS, read, use_hub
 
 from hf_calib import load_calibrator
-from hf_calib.cli import main
+from hf_calib.cli.main import main
 from hf_calib.hub.repository import Repository, download
 
 

@@ -10,9 +10,9 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from hf_calib import PostHocCalibrator, load_calibrator
-from hf_calib.cli import main
-from hf_calib.data.world import World
-from hf_calib.predictions import OptionPredictions
+from hf_calib.cli.main import main
+from hf_calib.data.synthetic_world import World
+from hf_calib.inference.predictions import OptionPredictions
 
 
 def test_everything_in_one_commit_and_loads_as_it_is(hub, api, example, capsys):

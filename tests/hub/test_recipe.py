@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from hf_calib.hub.protocol import is_hub_id
+from hf_calib.evaluation.protocol import is_hub_id
 from hf_calib.hub.recipe import effective_recipe, shown_command
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from xet_hub import XetHandler
 
 from hf_calib import load_calibrator
-from hf_calib.cli import main
+from hf_calib.cli.main import main
 
 
 def test_a_checkpoint_of_several_megabytes_goes_and_comes_by_xet(example, tmp_path, monkeypatch):

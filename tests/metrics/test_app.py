@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from hf_calib.calibration_error import calibration_report
+from hf_calib.measures.calibration_error import calibration_report
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

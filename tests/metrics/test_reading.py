@@ -106,7 +106,7 @@ def test_files(reading, tmp_path):
 
 
 def test_predictions_of_the_command_line(reading, tmp_path):
-    from hf_calib.predict import OptionPredictions
+    from hf_calib.inference.predict import OptionPredictions
 
     logits = np.log(np.array(PROBABILITIES, dtype=np.float32))
     predictions = OptionPredictions(

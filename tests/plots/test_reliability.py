@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from hf_calib.binning import reliability_bins, top_label
-from hf_calib.calibration_error import calibration_report, classwise_calibration_error
+from hf_calib.measures.binning import reliability_bins, top_label
+from hf_calib.measures.calibration_error import calibration_report, classwise_calibration_error
 from hf_calib.plots import classwise_diagram, group_diagram, reliability_diagram, reliability_grid, save_figure
 
 

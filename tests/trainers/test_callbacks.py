@@ -15,13 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
-from hf_calib.collapse import MEANINGS, collapse_report
-from hf_calib.data.mcq import PromptFormat
-from hf_calib.data.world import World
-from hf_calib.launch import leave_process_group
+from hf_calib.data.questions import PromptFormat
+from hf_calib.data.synthetic_world import World
+from hf_calib.inference.predictions import OptionPredictions
+from hf_calib.measures.preference_collapse import MEANINGS, collapse_report
 from hf_calib.paths import recipe_path
-from hf_calib.predictions import OptionPredictions
 from hf_calib.trainers.callbacks import CollapseCallback
+from hf_calib.training.distributed import leave_process_group
 
 
 WORLD = World()

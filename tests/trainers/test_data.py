@@ -6,8 +6,8 @@ from datasets import Dataset, concatenate_datasets
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
-from hf_calib.data.mcq import PromptFormat, load_questions
-from hf_calib.options import OPTION_COLUMNS
+from hf_calib.data.questions import PromptFormat, load_questions
+from hf_calib.inference.encoding import OPTION_COLUMNS
 
 
 @pytest.fixture(scope="module")

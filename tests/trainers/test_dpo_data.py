@@ -6,7 +6,7 @@ from runs import DPO_RUN, logged
 from transformers import AutoModelForCausalLM
 
 from hf_calib import CalibratedDPOConfig, EMCalibrator, calibration_report, predict_options
-from hf_calib.data.mcq import PromptFormat
+from hf_calib.data.questions import PromptFormat
 from hf_calib.trainers.preference import as_two_options
 
 

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer
-from hf_calib.data.mcq import load_questions
+from hf_calib.data.questions import load_questions
 
 
 VOCABULARY = 5000
@@ -85,7 +85,7 @@ def test_a_step_of_rcft_makes_no_second_head(make_trainer):
 
 
 def test_the_gradient_of_the_letters_rows_is_that_of_plain_indexing(make_trainer, monkeypatch):
-    from hf_calib import option_head
+    from hf_calib.inference import option_head
 
     gradients, sparse = [], option_head._rows
     for rows in (sparse, lambda parameter, index, *_: None if parameter is None else parameter[index]):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer
-from hf_calib.trainers.option_losses import BATCH_CALIBRATION_LOSSES, mmce, option_cross_entropy, soft_binned_ece
+from hf_calib.losses.option_losses import BATCH_CALIBRATION_LOSSES, mmce, option_cross_entropy, soft_binned_ece
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from datasets import concatenate_datasets
 from runs import SFT_RUN, logged
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, predict_options
-from hf_calib.data.mcq import PromptFormat, load_questions
-from hf_calib.data.world import World, WorldConfig
-from hf_calib.loading import load_model
+from hf_calib.data.questions import PromptFormat, load_questions
+from hf_calib.data.synthetic_world import World, WorldConfig
+from hf_calib.inference.model_loading import load_model
 from hf_calib.posthoc import softmax
 from hf_calib.trainers.reference import calibrate_reference
 

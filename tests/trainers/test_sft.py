@@ -12,16 +12,10 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, MambaConfig, MambaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from hf_calib import (
-    CalibratedSFTConfig,
-    CalibratedSFTTrainer,
-    TemperatureScaling,
-    calibration_report,
-    predict_options,
-)
-from hf_calib.data.mcq import PromptFormat, load_questions
-from hf_calib.em_ece import EMCalibrator
-from hf_calib.trainers.estep import hold_out
+from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, TemperatureScaling, calibration_report, predict_options
+from hf_calib.data.questions import PromptFormat, load_questions
+from hf_calib.losses.em_calibrator import EMCalibrator
+from hf_calib.trainers.e_step import hold_out
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Commands of `hf-calib`, one module each."""

@@ -1,0 +1,112 @@
+"""Arguments that commands share: which questions, how a model is asked, how the answers are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.prompts import PromptArguments
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..inference.predictions import OptionPredictions
+
+
+@dataclass(kw_only=True)
+class MeasuringArguments:
+    """Arguments of the commands that measure answers."""
+
+    seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn: questions, intervals, folds."})
+    alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test."})
+    n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
+    binning: str = field(
+        default="equal_width", metadata={"help": "Kind of bins.", "choices": ["equal_width", "equal_mass"]}
+    )
+    n_bootstrap: int = field(default=1000, metadata={"help": "Draws behind the interval and behind the noise floor."})
+
+    def __post_init__(self):
+        for name in ("n_bins", "n_bootstrap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.alpha < 0.5:
+            raise ValueError(f"alpha must lie in (0, 0.5), got {self.alpha}.")
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """Options of the measures and of the reliability diagram."""
+        return {name: getattr(self, name) for name in ("n_bins", "binning", "n_bootstrap", "seed")}
+
+
+@dataclass(kw_only=True)
+class PredictionArguments(PromptArguments, MeasuringArguments):
+    """Arguments of the commands that put questions to models and measure the answers."""
+
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
+    split: str = field(default="test", metadata={"help": "Split of a data set that has several."})
+    limit: int | None = field(default=None, metadata={"help": "Ask so many questions, drawn by --seed."})
+    drop_invalid: bool = field(
+        default=False, metadata={"help": "Leave out malformed questions and pairs instead of stopping."}
+    )
+    resume: bool = field(
+        default=True, metadata={"help": "Go on from predictions already in --output_dir; 'false' makes them anew."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Questions of the longest kind in a forward pass."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a question with one option."})
+    drop_too_long: bool = field(default=False, metadata={"help": "Leave out longer questions instead of stopping."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa' or 'eager' for text scoring."})
+    revision: str = field(default="main", metadata={"help": "Revision of the model on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+
+    def questions(self, dataset: str, split: str | None = None, labelled: bool = True) -> Dataset:
+        """The questions, checked."""
+        from ..data.questions import load_questions
+
+        return load_questions(
+            dataset,
+            self.dataset_config,
+            split or self.split,
+            limit=self.limit,
+            seed=self.seed,
+            drop_invalid=self.drop_invalid,
+            labelled=labelled,
+        )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, questions: Dataset) -> None:
+        """Letters that are no tokens of their own show at the first question: a wrong call, not a failure while working."""
+        from ..inference.encoding import OptionEncoder
+
+        OptionEncoder(tokenizer, self.prompt_format()).encode(questions[0])
+
+    def load(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A model with its tokenizer."""
+        from ..inference.model_loading import load_model
+
+        return load_model(
+            model,
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def predict(self, model, tokenizer, questions: Dataset, output_path: Path, **options) -> OptionPredictions:
+        """What the model thinks of the questions; goes on from what is at `output_path`. `options` are those of `predict_options`."""
+        from ..evaluation.protocol import EvaluationProtocol
+
+        protocol = EvaluationProtocol.of(self)
+        return protocol.predict(
+            model, tokenizer, questions, self.batch_size, output_path, resume=self.resume, **options
+        )

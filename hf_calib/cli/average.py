@@ -1,0 +1,136 @@
+"""`hf-calib average`: the models of a cross-fit in; one model, and what was held out from each, out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .parser import command_parser
+
+
+if TYPE_CHECKING:
+    from ..inference.predictions import OptionPredictions
+
+DESCRIPTION = "Average models that were each trained without another part of the labels."
+
+_EXAMPLES = """\
+examples:
+  # every label trains, and every label calibrates: five trainings, each without another fifth of the questions
+  for fold in 0 1 2 3 4; do
+      accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml --em_holdout_fraction 0.2 --em_fold $fold \\
+          --output_dir fold-$fold
+  done
+  hf-calib average --models fold-0 fold-1 fold-2 fold-3 fold-4 --output_dir averaged
+  hf-calib calibrate --predictions averaged/held_out --output_dir averaged/calibration
+
+OUTPUT_DIR then holds the mean of the models (of LoRA adapters an adapter, whose rank is the sum of theirs), the tokenizer,
+training.json for the card, and held_out/predictions.npz: what each model made of the questions that it was not trained on,
+for calibrate and transfer. Why, and what it brings: docs/calibrate.md.
+"""
+
+
+@dataclass
+class AverageArguments:
+    """What is averaged, and where it goes."""
+
+    models: list[str] = field(metadata={"help": "Folders of the models or adapters, as their trainings left them."})
+    output_dir: str = field(default="averaged", metadata={"help": "Folder of the model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the models' folders bring."})
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """`hf-calib average`: check that the models belong together; the result averages them and writes."""
+    (args,) = command_parser(
+        "average", AverageArguments, DESCRIPTION, "--models MODEL MODEL [...]", _EXAMPLES
+    ).parse_args_and_config(argv)
+    from ..evaluation.tables import check_output_dir
+    from ..training.averaging import average_models, check_models
+
+    models = [Path(model) for model in args.models]
+    check_models(models)
+    if Path(args.output_dir).resolve() in [model.resolve() for model in models]:
+        raise ValueError(f"--output_dir {args.output_dir} is one of the models: choose another.")
+    output_dir = check_output_dir(args.output_dir)
+    held_out = _held_out(models)
+    record = _record(models, None if held_out is None else len(held_out))
+
+    def average() -> None:
+        from ..evaluation.tables import write_json
+        from ..hub.publish import PREDICTIONS, TRAINING_RECORD
+
+        # What an earlier average left there is of other models.
+        for name in ("adapter_config.json", "adapter_model.safetensors", TRAINING_RECORD):
+            (output_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(output_dir / "held_out", ignore_errors=True)
+        average_models(models, output_dir, args.trust_remote_code)
+        if record is not None:
+            write_json(output_dir / TRAINING_RECORD, record)
+        print(f"mean of {len(models)} models: {output_dir}")
+        path = output_dir / "held_out" / PREDICTIONS
+        if held_out is None:
+            print(
+                "no held-out predictions among them (nothing was held out, or by ZeRO-3 or FSDP): none to fit a calibrator on"
+            )
+            return
+        held_out.save(path)
+        print(
+            f"{len(held_out)} questions, each answered by the model that was not trained on it: {path.parent}\n"
+            f"next: hf-calib calibrate --predictions {path.parent} --output_dir {output_dir / 'calibration'}"
+        )
+
+    return average
+
+
+def _held_out(models: Sequence[Path]) -> OptionPredictions | None:
+    """What each model made of the questions held out from it, as one; `None` where none has any."""
+    from ..hub.publish import PREDICTIONS
+    from ..inference.predictions import OptionPredictions
+
+    paths = [model / "held_out" / PREDICTIONS for model in models]
+    if not any(path.is_file() for path in paths):
+        return None
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise ValueError(
+            f"{missing[0]} is missing, which others have: its training is not finished, or held nothing out."
+        )
+    parts = [OptionPredictions.load(path) for path in paths]
+    asked = [(part.metadata.get("prompt_format"), part.metadata.get("normalization")) for part in parts]
+    for model, one in zip(models, asked, strict=True):
+        if one != asked[0]:
+            raise ValueError(f"{model} was asked in another way than {models[0]}: train all by one recipe.")
+    try:
+        return OptionPredictions.join(parts)
+    except ValueError as error:
+        raise ValueError(f"{error}: each model wants an --em_fold of its own, and all the same --seed.") from None
+
+
+def _record(models: Sequence[Path], held_out: int | None) -> dict[str, Any] | None:
+    """The first model's record of its training, and that there were more; `None` where it has none."""
+    from ..hub.publish import TRAINING_RECORD
+
+    records = [json.loads(path.read_text()) for model in models if (path := model / TRAINING_RECORD).is_file()]
+    if not records:
+        return None
+    # One recipe would train one of the models alone: the commands tell of all.
+    first = {name: value for name, value in records[0].items() if name != "recipe"}
+    settings = dict(first["settings"])
+    if "LoRA rank" in settings:  # the scale is in the matrices
+        settings["LoRA rank"] = settings["LoRA alpha"] = len(models) * settings["LoRA rank"]
+    lines = [line for line in first["budget"] if "were held out for the E-step" not in line]
+    fitted = (
+        f"Cross-fitted: the mean of {len(models)} models, each trained without another part of the labelled questions"
+    )
+    fitted += f"; {held_out:,} were held out from one of them each." if held_out else "."
+    average = shlex.join(["hf-calib", "average", "--models", *map(str, models)])
+    commands = [record["command"] for record in records if "command" in record]
+    return {
+        **first,
+        "settings": settings,
+        "budget": [*lines, fitted],
+        "command": "\n".join([*commands, average]),
+    }

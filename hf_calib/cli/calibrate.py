@@ -1,0 +1,120 @@
+"""`hf-calib calibrate`: predictions in; post-hoc calibrators, their comparison, perhaps a calibrated checkpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import MeasuringArguments
+from .parser import command_parser
+
+
+if TYPE_CHECKING:
+    from ..inference.predictions import OptionPredictions
+
+DESCRIPTION = "Fit post-hoc calibrators on predictions, compare them, fold a temperature into a model."
+
+_EXAMPLES = """\
+examples:
+  # all methods, fitted on the answers to some questions and measured on those to others
+  hf-calib evaluate --model ./my-dpo-model --dataset train.parquet --output_dir fit
+  hf-calib evaluate --model ./my-dpo-model --dataset test.parquet --output_dir before
+  hf-calib calibrate --predictions fit --apply_to before --output_dir calibration
+
+  # no other questions: every question is measured under calibrators that were fitted without it
+  hf-calib calibrate --predictions before
+
+  # without labels, from the model before its alignment
+  hf-calib calibrate --predictions before --reference base --method agreement
+
+  # a checkpoint of which plain transformers shows calibrated options
+  hf-calib calibrate --predictions fit --method temperature --fold ./my-dpo-model --output_dir calibration
+
+methods: agreement, temperature, ensemble_temperature, beta, vector, temperature_isotonic (TS-IR), isotonic, histogram, matrix.
+Vector and matrix scaling may change answers. One is chosen by cross-validated likelihood inside the questions of
+--predictions, the simplest that is no worse than the best by more than chance.
+
+OUTPUT_DIR then holds report.md, results.json, reliability.png / .svg, calibrators/<method>/ (for PostHocCalibrator.load),
+predictions.npz under the method chosen (for diagnose, or evaluate --reference), and with --fold model/. A folded temperature
+acts on all that the model writes: see docs/calibrate.md.
+"""
+
+
+@dataclass
+class CalibrateArguments(MeasuringArguments):
+    """What is fitted, on what, and where it goes."""
+
+    predictions: str = field(
+        metadata={"help": "Predictions to fit on: OUTPUT_DIR of an evaluation, or predictions.npz."}
+    )
+    apply_to: str | None = field(
+        default=None, metadata={"help": "Predictions of the same model for other questions, to calibrate and measure."}
+    )
+    reference: str | None = field(
+        default=None,
+        metadata={"help": "Predictions of the model before its alignment for the questions of --predictions."},
+    )
+    method: list[str] | None = field(default=None, metadata={"help": "Methods, by default all; see below."})
+    n_folds: int = field(default=5, metadata={"help": "Folds of the cross-validation."})
+    fold: str | None = field(
+        default=None,
+        metadata={"help": "Model or adapter into which the temperature is folded, written to OUTPUT_DIR/model."},
+    )
+    output_dir: str = field(default="calibration", metadata={"help": "Folder of the report and the calibrators."})
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """`hf-calib calibrate`: load and check predictions, fit; the result measures, prints, writes and folds."""
+    (args,) = command_parser(
+        "calibrate", CalibrateArguments, DESCRIPTION, "--predictions PREDICTIONS", _EXAMPLES
+    ).parse_args_and_config(argv)
+    from ..evaluation.compare import choice_sentence, compare_calibrators, comparison_stages, write_comparison
+    from ..evaluation.tables import check_output_dir, print_table
+    from ..hub.prediction_dataset import load_predictions
+
+    output_dir = check_output_dir(args.output_dir)
+    calibration = load_predictions(args.predictions)
+    test = load_predictions(args.apply_to) if args.apply_to else None
+    reference = load_predictions(args.reference) if args.reference else None
+    if args.fold:
+        _check_foldable(args, calibration)
+    comparison = compare_calibrators(calibration, test, reference, args.method, args.n_folds, args.seed)
+
+    def calibrate() -> None:
+        stages = comparison_stages(comparison, alpha=args.alpha, **args.measuring)
+        title = f"Post-hoc calibration of {Path(calibration.metadata.get('model') or 'the model').name}"
+        report = write_comparison(output_dir, comparison, stages, len(calibration), title)
+        print_table(stages, title)
+        for name, reason in comparison.left_out.items():
+            print(f"{name} left out: {reason}")
+        print(f"{choice_sentence(comparison)}\nreport: {report}")
+        if args.fold:
+            from ..posthoc.fold_temperature import save_folded
+
+            method = "temperature" if "temperature" in comparison.calibrators else "agreement"
+            temperature = comparison.calibrators[method].temperature.item()
+            save_folded(args.fold, temperature, output_dir / "model")
+            print(
+                f"{args.fold} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. All its text changes but "
+                "for greedy decoding: to sample as before, divide the sampling temperature by as much."
+            )
+
+    return calibrate
+
+
+def _check_foldable(args: CalibrateArguments, predictions: OptionPredictions) -> None:
+    """Say before the work that no temperature is fitted, or that one would not do."""
+    from ..inference.model_loading import load_tokenizer
+
+    if args.method and not {"temperature", "agreement"}.intersection(args.method):
+        raise ValueError("--fold folds a temperature: add temperature (or agreement) to --method.")
+    scoring = predictions.metadata.get("prompt_format", {}).get("scoring")
+    if not predictions.metadata.get("single_tokens", scoring == "letter"):
+        raise ValueError(
+            "--fold wants options of one token each (letters): dividing the logits of every token is something else than "
+            "dividing the log-likelihood of an option of several tokens. Use the calibrator beside the model "
+            "(PostHocCalibrator.load), or predictions with --scoring letter."
+        )
+    load_tokenizer(args.fold)

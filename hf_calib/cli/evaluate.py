@@ -1,0 +1,97 @@
+"""`hf-calib evaluate`: a model and questions in; measures, regime and diagrams out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .arguments import PredictionArguments
+from .parser import command_parser
+
+
+DESCRIPTION = "Measure the calibration of a model on option questions."
+
+_EXAMPLES = """\
+examples:
+  # letters of the options, on a local file with the columns question, choices, answer
+  hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir before
+
+  # texts of the options, 1,000 questions of ARC-Easy from the Hub
+  hf-calib evaluate --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset allenai/ai2_arc --dataset_config ARC-Easy \\
+      --scoring text --limit 1000 --output_dir before
+
+  # the regime, judged by the model before its alignment
+  hf-calib evaluate --model ./my-base-model --dataset questions.parquet --output_dir base
+  hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir aligned --reference base
+
+  # on several GPUs
+  accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
+
+OUTPUT_DIR then holds results.json (every measure, flat), predictions.npz (option_logits, probabilities, labels, ids, ...)
+and reliability.png / .svg; where the questions have subjects, results.json also has the measures of each, and groups.png /
+.svg shows them. A run that was cut off goes on where it stopped.
+"""
+
+
+@dataclass
+class EvaluateArguments(PredictionArguments):
+    """What is evaluated, by what its regime is judged, and where the results go."""
+
+    model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
+    dataset: str = field(metadata={"help": "Questions: a parquet, jsonl or csv file, a folder, or a name on the Hub."})
+    output_dir: str = field(default="evaluation", metadata={"help": "Folder of results, predictions and diagram."})
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "help": "Predictions of another model for the same questions, such as the one before its alignment: its "
+            "OUTPUT_DIR, or predictions.npz. The regime is then judged by them."
+        },
+    )
+    critical_accuracy: float | None = field(
+        default=None, metadata={"help": "The critical accuracy, where it is known: decides the regime."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.critical_accuracy is not None and not 0 < self.critical_accuracy < 1:
+            raise ValueError(f"critical_accuracy must lie in (0, 1), got {self.critical_accuracy}.")
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """`hf-calib evaluate`: load and check questions and model; the result predicts, prints and writes."""
+    (args,) = command_parser(
+        "evaluate", EvaluateArguments, DESCRIPTION, "--model MODEL --dataset DATASET", _EXAMPLES
+    ).parse_args_and_config(argv)
+    from ..evaluation.protocol import EvaluationProtocol
+    from ..evaluation.tables import check_output_dir, evaluation_results, print_groups, print_table, write_evaluation
+    from ..hub.prediction_dataset import load_predictions
+
+    output_dir = check_output_dir(args.output_dir)
+    questions = args.questions(args.dataset)
+    reference = load_predictions(args.reference) if args.reference else None
+    if reference is not None and not args.drop_too_long:
+        reference.select(questions["id"])  # that it has other questions is better said before the work
+    model, tokenizer = args.load(args.model)
+    args.check_tokenizer(tokenizer, questions)
+
+    def evaluate() -> None:
+        from accelerate import PartialState
+
+        predictions = args.predict(model, tokenizer, questions, output_dir / "predictions.npz")
+        if not PartialState().is_main_process:
+            return
+        described = {"model": args.model, **EvaluationProtocol.of(args).statement(predictions, tokenizer)}
+        options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha}
+        if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
+            options["groups"] = predictions.subjects
+        results = evaluation_results(predictions, reference, **options)
+        title = Path(args.model).name
+        write_evaluation(output_dir, predictions, {**described, **results}, title, **args.measuring)
+        print_table([{"stage": title, **results}])
+        if "n_groups" in results:
+            print_groups(results)
+        print(f"{results['regime']}: {results['explanation']}")
+        print(f"recommended: {results['recommended_method']}    results: {output_dir}")
+
+    return evaluate

@@ -1,0 +1,82 @@
+"""`hf-calib train`: a recipe in, a trained model out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from ..training.distributed import cpu_training_arguments, end_with_launcher
+from .parser import command_parser
+
+
+DESCRIPTION = "Train from a recipe: CFT and RCFT, calibrated DPO, or TRL's SFT and DPO."
+
+_EXAMPLES = """\
+examples:
+  # calibration-aware fine-tuning from a recipe, on one process
+  accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml
+
+  # the same recipe for a model and questions of your own, with DeepSpeed ZeRO-2
+  accelerate launch --config_file recipes/accelerate_configs/deepspeed_zero2.yaml recipes/train.py \\
+      --config recipes/smollm2-135m/rcft.yaml --model_name_or_path ./my-dpo-model \\
+      --dataset_name questions.parquet --output_dir my-calibrated-model
+
+  # calibrated DPO: pairs of your own, and pairs made of questions; preference collapse measured every 50 steps
+  accelerate launch recipes/train.py --config recipes/smollm2-135m/dpo_calibrated.yaml \\
+      --dataset_name pairs.parquet allenai/openbookqa:main --option_dataset_name allenai/ai2_arc:ARC-Easy \\
+      --collapse_dataset_name allenai/ai2_arc:ARC-Challenge --collapse_steps 50
+
+  # on a machine that may be taken away: SIGTERM saves a checkpoint, and the same command goes on from it
+  accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml \\
+      --save_strategy steps --save_steps 50 --save_total_limit 2 --resume_from_checkpoint auto
+
+A recipe is a YAML file of the arguments above; what stands on the command line wins, and a --dataset_name of other data leaves
+the recipe's dataset_config behind. A key that no argument bears is an
+error. The arguments hang on the trainer: `hf-calib train --trainer calibrated_dpo --help` has those of calibrated DPO. `trainer: calibrated_sft` (the default) takes option questions, `calibrated_dpo` preference pairs and option questions;
+`sft` and `dpo` are TRL's own trainers. Data are named by file, folder, or ID or ID:CONFIGURATION on the Hub, one or several. Option
+questions where pairs are wanted become pairs: the right option is chosen, another one rejected.
+"""
+
+
+def _trainer_name(argv: Sequence[str]) -> str:
+    """The trainer decides which arguments there are, so it is looked up before they are parsed."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--trainer")
+    peek.add_argument("--config")
+    known, _ = peek.parse_known_args(argv)
+    if known.trainer:
+        return known.trainer
+    if known.config:
+        recipe = yaml.safe_load(Path(known.config).read_text()) or {}
+        if isinstance(recipe, dict):
+            return recipe.get("trainer", "calibrated_sft")
+    return "calibrated_sft"
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
+    from trl import ModelConfig
+
+    from ..hub.recipe import effective_recipe, names_other_data, shown_command
+    from ..training.run import TRAINERS, TrainArguments, build_trainer, run_training
+
+    end_with_launcher()
+    name = _trainer_name(argv)
+    if name not in TRAINERS:
+        raise ValueError(f"There is no trainer {name!r}; choose one of {', '.join(TRAINERS)}.")
+    parser = command_parser(
+        "train",
+        (TrainArguments, TRAINERS[name][0], ModelConfig),
+        DESCRIPTION,
+        "--config RECIPE.yaml",
+        _EXAMPLES,
+    )
+    script_args, *configurations = parser.parse_args_and_config([*cpu_training_arguments(), *argv])
+    if names_other_data(argv):
+        script_args.dataset_config = None
+    trainer = build_trainer(script_args, *configurations)
+    trainer.training_record |= {"command": shown_command(argv), "recipe": effective_recipe(argv)}
+    return lambda: run_training(trainer)

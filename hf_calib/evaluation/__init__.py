@@ -1,0 +1,1 @@
+"""Evaluate, diagnose and compare models; the `evaluate` module `ece_regime`."""

@@ -1,0 +1,215 @@
+"""Comparison of post-hoc calibrators: fitted on some predictions, chosen among by cross-validation, measured on others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..inference.predictions import OptionPredictions
+from ..posthoc import AS_IS, METHODS, PostHocCalibrator, choose_method, cross_validate, fit_calibrator
+from .tables import evaluation_results, write_stage_report
+
+
+@dataclass
+class Comparison:
+    """
+    Result of [`compare_calibrators`].
+
+    Attributes:
+        chosen (`str`): The method to take, or `"as is"`.
+        calibrators (`dict[str, PostHocCalibrator]`): Each method's, fitted on all calibration questions.
+        scores (`dict[str, dict]`): `cv_nll`, `cv_excess` and `cv_excess_se` of `"as is"` and each method.
+        predictions (`dict[str, OptionPredictions]`): What `"as is"` and each method say to the questions measured.
+        left_out (`dict[str, str]`): Methods that could not be fitted, and why.
+        held_out (`bool`): Whether the questions measured are others than those of the calibration.
+    """
+
+    chosen: str
+    calibrators: dict[str, PostHocCalibrator]
+    scores: dict[str, dict[str, Any]]
+    predictions: dict[str, OptionPredictions]
+    left_out: dict[str, str]
+    held_out: bool
+
+
+def compare_calibrators(
+    calibration: OptionPredictions,
+    test: OptionPredictions | None = None,
+    reference: OptionPredictions | None = None,
+    methods: Sequence[str] | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> Comparison:
+    """
+    Fit calibrators, choose among them inside the calibration questions, and apply them.
+
+    Args:
+        calibration ([`OptionPredictions`]):
+            Predictions to fit on.
+        test ([`OptionPredictions`], *optional*):
+            Predictions to calibrate, of the same model for other questions. By default those of the calibration questions,
+            each by calibrators that were fitted without it.
+        reference ([`OptionPredictions`], *optional*):
+            Predictions of the model before its alignment for the calibration questions: adds the temperature without labels.
+        methods (`Sequence[str]`, *optional*):
+            Keys of [`~hf_calib.posthoc.METHODS`]. By default all that the predictions admit.
+        n_folds (`int`, *optional*, defaults to `5`):
+            Folds of the cross-validation.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the folds.
+
+    Raises:
+        `ValueError`: for an unknown method, one of those named that the predictions do not admit, too few questions, or
+            questions that are in both sets.
+    """
+    if unknown := [name for name in methods or () if name not in METHODS]:
+        raise ValueError(f"method {unknown[0]!r} is not known; choose among {', '.join(METHODS)}.")
+    if "agreement" in (methods or ()) and reference is None:
+        raise ValueError("method 'agreement' needs the reference: predictions of the model before its alignment.")
+    if test is not None:
+        _check_disjoint(calibration, test)
+    reference_logits = None
+    if reference is not None:
+        reference_logits = reference.select(calibration.ids).option_logits[:, : calibration.option_logits.shape[1]]
+    named = [
+        name for name in METHODS if name in (methods or METHODS) and (name != "agreement" or reference is not None)
+    ]
+    calibrators, left_out = {}, {}
+    for method in named:
+        try:
+            fitted = fit_calibrator(method, calibration.option_logits, calibration.labels, reference_logits)
+            if test is not None:
+                fitted.transform(test.option_logits)
+            calibrators[method] = fitted
+        except ValueError as error:
+            if methods:
+                raise
+            left_out[method] = str(error)
+    outcomes = cross_validate(
+        list(calibrators), calibration.option_logits, calibration.labels, reference_logits, n_folds, seed
+    )
+    chosen, scores = choose_method(outcomes, calibration.labels, list(METHODS))
+    if test is None:
+        predictions = {
+            name: calibration if name == AS_IS else calibration.with_probabilities(probabilities, calibrator=name)
+            for name, probabilities in outcomes.items()
+        }
+    else:
+        predictions = {AS_IS: test, **{name: test.recalibrated(fitted) for name, fitted in calibrators.items()}}
+    return Comparison(chosen, calibrators, scores, predictions, left_out, test is not None)
+
+
+def _check_disjoint(calibration: OptionPredictions, test: OptionPredictions) -> None:
+    """The same id with the same logits is the same question; ids alone may count the rows of two files."""
+    rows = {name: row for row, name in enumerate(calibration.ids.tolist())}
+    shared = [
+        name
+        for row, name in enumerate(test.ids.tolist())
+        if name in rows and _same(calibration.option_logits[rows[name]], test.option_logits[row])
+    ]
+    if shared:
+        raise ValueError(
+            f"{len(shared)} of {len(test)} questions to be calibrated are among those fitted on, the first of them "
+            f"{shared[0]!r}: calibrate on other questions than those you measure."
+        )
+
+
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
+    return np.allclose(left[np.isfinite(left)][:2], right[np.isfinite(right)][:2], rtol=1e-3)
+
+
+def stage_name(method: str) -> str:
+    """What a method is called in tables."""
+    return AS_IS if method == AS_IS else METHODS[method].title
+
+
+def comparison_stages(comparison: Comparison, **measuring) -> list[dict[str, Any]]:
+    """
+    Measures of every method, as rows of [`~hf_calib.evaluation.tables.results_table`].
+
+    Args:
+        comparison ([`Comparison`]):
+            Result of [`compare_calibrators`].
+        measuring:
+            Options of [`~hf_calib.evaluation.evaluate.evaluate_probabilities`], e.g. `n_bins`, `seed`.
+    """
+    return [
+        {
+            "stage": stage_name(method),
+            "method": method,
+            "chosen": method == comparison.chosen,
+            **evaluation_results(predictions, **measuring),
+            **comparison.scores[method],
+        }
+        for method, predictions in comparison.predictions.items()
+    ]
+
+
+def write_comparison(
+    output_dir: str | Path, comparison: Comparison, stages: Sequence[Mapping[str, Any]], num_questions: int, title: str
+) -> Path:
+    """
+    Write `report.md`, `results.json`, `reliability.png` / `.svg`, the calibrators as `calibrators/<method>/`, and
+    `predictions.npz`: the questions measured, under the method chosen.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder; made if it is not there.
+        comparison ([`Comparison`]):
+            Result of [`compare_calibrators`].
+        stages (`Sequence[Mapping]`):
+            Result of [`comparison_stages`].
+        num_questions (`int`):
+            Number of calibration questions.
+        title (`str`):
+            Heading of the report.
+
+    Returns:
+        `Path`: of `report.md`.
+    """
+    output_dir = Path(output_dir)
+    for method, calibrator in comparison.calibrators.items():
+        calibrator.save(output_dir / "calibrators" / method)
+    comparison.predictions[comparison.chosen].save(output_dir / "predictions.npz")
+    predictions = {stage_name(name): predictions for name, predictions in comparison.predictions.items()}
+    return write_stage_report(output_dir, stages, predictions, title, _notes(comparison, num_questions))
+
+
+def choice_sentence(comparison: Comparison) -> str:
+    """What was chosen, and what that says."""
+    if comparison.chosen == AS_IS:
+        return "Chosen: as is. No calibrator is better than the model as it is."
+    calibrator = comparison.calibrators[comparison.chosen]
+    detail = f" (T = {calibrator.temperature.item():.3g})" if calibrator.parameters == ("temperature",) else ""
+    return f"Chosen: {calibrator.title}{detail}, the simplest that is no worse than the best by more than chance."
+
+
+def _notes(comparison: Comparison, num_questions: int) -> str:
+    how = "other questions" if comparison.held_out else "the same questions, each by calibrators fitted without it"
+    rows = [
+        "| method | cross-validated NLL | over the best ± standard error | keeps the answers |",
+        "|---|---:|---:|---|",
+    ]
+    for method, score in comparison.scores.items():
+        keeps = "yes" if method == AS_IS or METHODS[method].keeps_order else "no"
+        excess = f"{score['cv_excess']:.4f} ± {score['cv_excess_se']:.4f}"
+        name = f"**{stage_name(method)}**" if method == comparison.chosen else stage_name(method)
+        rows.append(f"| {name} | {score['cv_nll']:.4f} | {excess} | {keeps} |")
+    parts = [
+        "## The choice",
+        choice_sentence(comparison),
+        f"Fitted on {num_questions:,} questions, measured above on {how}. The choice is made inside the calibration questions.",
+        "\n".join(rows),
+    ]
+    parts += [f"Left out: {METHODS[name].title} ({reason})" for name, reason in comparison.left_out.items()]
+    if comparison.chosen != AS_IS:
+        parts.append(
+            "```python\nfrom hf_calib import PostHocCalibrator\n\n"
+            f'calibrator = PostHocCalibrator.load("calibrators/{comparison.chosen}")\n'
+            "probabilities = calibrator.transform(option_logits)\n```"
+        )
+    return "\n\n".join(parts)

@@ -1,0 +1,173 @@
+"""How an evaluation was made, as its results.json states it, so that another may make it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..data.adapters import digest
+from ..data.prompts import DEFAULT_TEMPLATES, PromptFormat
+from ..data.questions import load_questions
+from ..inference.predict import predict_options
+from .tables import evaluation_results
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..inference.predictions import OptionPredictions
+
+
+@dataclass(kw_only=True)
+class EvaluationProtocol:
+    """
+    What an evaluation's figures depend on, apart from the model.
+
+    Args:
+        dataset (`str`), dataset_config (`str`, *optional*), split (`str`, *optional*):
+            The questions: a data set on the Hub, or the name of a file or folder.
+        limit (`int`, *optional*), seed (`int`, *optional*, defaults to `0`):
+            How many of them, drawn by this seed, which is also that of the intervals.
+        drop_invalid (`bool`, *optional*, defaults to `False`), drop_too_long (`bool`, *optional*, defaults to `False`):
+            Whether malformed and too long questions are left out.
+        max_length (`int`, *optional*):
+            Most tokens of a question with one option.
+        scoring, option_normalization, prompt_template, use_chat_template, system_prompt:
+            How they are asked; see [`~hf_calib.data.prompts.PromptArguments`].
+        n_bins, binning, n_bootstrap, alpha:
+            How the answers are measured; see [`~hf_calib.evaluation.evaluate.evaluate_probabilities`].
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Type of the weights while they were asked.
+    """
+
+    dataset: str
+    dataset_config: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    drop_invalid: bool = False
+    drop_too_long: bool = False
+    max_length: int | None = None
+    scoring: str = "letter"
+    option_normalization: str = "sum"
+    prompt_template: str | None = None
+    use_chat_template: bool | None = None
+    system_prompt: str | None = None
+    n_bins: int = 10
+    binning: str = "equal_width"
+    n_bootstrap: int = 1000
+    alpha: float = 0.05
+    dtype: str = "auto"
+
+    @classmethod
+    def of(cls, source: Any) -> EvaluationProtocol:
+        """
+        The protocol in the arguments of a command, or in a results.json.
+
+        Args:
+            source (`Mapping` or an object with such attributes):
+                What it lacks has its default.
+        """
+        found = source if isinstance(source, Mapping) else vars(source)
+        known = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+        return cls(**{"dataset": "", **known})
+
+    def statement(self, predictions: OptionPredictions, tokenizer: PreTrainedTokenizerBase | None = None) -> dict:
+        """
+        The protocol in a results.json, with defaults that may change replaced by what they stood for, and what tells whether
+        the same questions were put to the same weights.
+        """
+        stated = {**asdict(self), "prompt_template": self.prompt_template or DEFAULT_TEMPLATES[self.scoring]}
+        if tokenizer is not None:
+            stated["use_chat_template"] = self.prompt_format().uses_chat_template(tokenizer)
+        stated["questions"] = questions_digest(predictions.ids, predictions.labels)
+        stated["weights"] = predictions.metadata.get("fingerprint", {}).get("weights")
+        return stated
+
+    def prompt_format(self) -> PromptFormat:
+        return PromptFormat(self.scoring, self.prompt_template, self.use_chat_template, self.system_prompt)
+
+    def load_questions(self, dataset: str | None = None) -> Dataset:
+        """
+        The questions stated, or those of another source in their place.
+
+        Args:
+            dataset (`str`, *optional*):
+                File, folder, or data set on the Hub. By default the one stated, if it is on the Hub: a path is that of
+                somebody else's machine.
+        """
+        if dataset is None and not is_hub_id(self.dataset):
+            raise ValueError(
+                f"the questions of the evaluation are called {self.dataset!r}, which is no data set on the Hub: name the file "
+                "with --dataset."
+            )
+        same = dataset is None
+        return load_questions(
+            self.dataset if same else dataset,
+            self.dataset_config if same else None,
+            self.split if same or not Path(dataset).is_file() else None,
+            limit=self.limit,
+            seed=self.seed,
+            drop_invalid=self.drop_invalid,
+        )
+
+    def predict(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Dataset,
+        batch_size: int = 8,
+        output_path: Path | None = None,
+        **options,
+    ) -> OptionPredictions:
+        """Ask a model as stated; `options` are further ones of [`predict_options`]."""
+        return predict_options(
+            model,
+            tokenizer,
+            questions,
+            prompt_format=self.prompt_format(),
+            normalization=self.option_normalization,
+            max_length=self.max_length,
+            drop_too_long=self.drop_too_long,
+            batch_size=batch_size,
+            output_path=output_path,
+            **options,
+        )
+
+    def measure(self, predictions: OptionPredictions, reference: OptionPredictions | None = None, **more) -> dict:
+        """All measures as stated, those of subjects too where there are several."""
+        options = {name: getattr(self, name) for name in ("n_bins", "binning", "n_bootstrap", "seed", "alpha")}
+        if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
+            options["groups"] = predictions.subjects
+        return evaluation_results(predictions, reference, **options, **more)
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """Options of a reliability diagram that shows the same figures."""
+        return {name: getattr(self, name) for name in ("n_bins", "binning", "n_bootstrap", "seed")}
+
+
+def questions_digest(ids, labels) -> str:
+    """Names a set of questions with their answers, in whatever order they are asked."""
+    return digest(
+        *sorted(f"{name}\x1e{label}" for name, label in zip(np.asarray(ids), np.asarray(labels), strict=True))
+    )
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name may be one of the Hub (perhaps with a configuration): not a file, not a path."""
+    if not name or re.search(r"\s", name) or Path(name).expanduser().exists():
+        return False
+    try:
+        validate_repo_id(name.partition(":")[0])
+    except HFValidationError:
+        return False
+    # "test.parquet" would be a valid name of a repository; nobody has one
+    return Path(name).suffix not in (".parquet", ".jsonl", ".json", ".csv", ".tsv")

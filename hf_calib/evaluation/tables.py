@@ -1,0 +1,262 @@
+"""What a person sees of an evaluation: results.json, the table, the diagrams, report.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..plots import group_diagram, regime_plane, reliability_diagram, reliability_grid, save_figure
+from .evaluate import evaluate_probabilities, groups_of
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..inference.predictions import OptionPredictions
+
+# Heading of each column, and how a row of results fills it.
+_COLUMNS = {
+    "N": "{n:,.0f}",
+    "accuracy": "{accuracy:.3f}",
+    "confidence": "{confidence:.3f}",
+    "conf-ECE [95%]": "{ece:.3f} [{ece_low:.3f}, {ece_high:.3f}]",
+    "noise floor": "{ece_noise_floor:.3f}",
+    "cw-ECE": "{cw_ece:.3f}",
+    "TCE": "{tce:.3f}",
+    "NLL": "{nll:.3f}",
+    "Brier": "{brier:.3f}",
+    "regime": "{regime}",
+}
+
+
+def check_output_dir(path: str | Path) -> Path:
+    """Make the output folder, and say before any long work that it cannot be written to."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"output_dir {str(path)!r} cannot be written to ({error.strerror}); choose another.") from None
+    return path
+
+
+def evaluation_results(
+    predictions: OptionPredictions, reference: OptionPredictions | None = None, **options
+) -> dict[str, Any]:
+    """
+    All measures of a set of predictions, and its regime.
+
+    Args:
+        predictions ([`OptionPredictions`]):
+            Predictions. Their `target_probabilities`, if any, add the target calibration error.
+        reference ([`OptionPredictions`], *optional*):
+            Predictions of another model for the same questions, by which the regime is judged.
+        options:
+            Options of [`evaluate_probabilities`], e.g. `n_bins`, `critical_accuracy`, `seed`, `groups`.
+
+    Returns:
+        `dict`: flat; see [`evaluate_probabilities`].
+    """
+    num_options = predictions.num_options
+    if reference is not None:
+        reference = reference.select(predictions.ids)
+        num_options = np.maximum(
+            num_options, reference.num_options
+        )  # either may have logits of -inf among its options
+        options["reference_probabilities"], *_ = reference.unpadded(num_options)
+    probabilities, labels, target = predictions.unpadded(num_options)
+    if reference is None:
+        options["target_probabilities"] = target
+    return evaluate_probabilities(probabilities, labels, **options)
+
+
+def write_evaluation(
+    output_dir: str | Path,
+    predictions: OptionPredictions,
+    results: Mapping[str, Any],
+    title: str | None = None,
+    **diagram,
+) -> None:
+    """
+    Write `results.json`, `reliability.png` and `.svg`; with groups in the results also `groups.png` and `.svg`.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder; made if it is not there.
+        predictions ([`OptionPredictions`]):
+            What was predicted.
+        results (`Mapping`):
+            Result of [`evaluation_results`], perhaps with more keys.
+        title (`str`, *optional*):
+            Title of the diagram.
+        diagram:
+            Options of [`reliability_diagram`], e.g. `n_bins`: those that the results were made with.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "results.json", results)
+    outcomes = (predictions.probabilities, predictions.labels)
+    save_figure(reliability_diagram(*outcomes, title=title, **diagram), output_dir / "reliability")
+    if "n_groups" in results:
+        save_figure(group_diagram(*outcomes, predictions.subjects, **diagram), output_dir / "groups")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside its place and rename it, so that a reader never sees half a file. NaN, which JSON lacks, is null."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+    unfinished.replace(path)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def _cells(results: Mapping[str, Any]) -> list[str]:
+    return ["–" if _missing(template, results) else template.format(**results) for template in _COLUMNS.values()]
+
+
+def _missing(template: str, results: Mapping[str, Any]) -> bool:
+    names = [part.split("}")[0].split(":")[0] for part in template.split("{")[1:]]
+    return any(results.get(name) is None for name in names)
+
+
+def results_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+    """
+    Results of one or several stages as an aligned table for the terminal.
+
+    Args:
+        stages (`Sequence[Mapping]`):
+            Results, each with its `stage`.
+        title (`str`, *optional*):
+            Title above the table.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "regime" else "right", no_wrap=True)
+    for stage in stages:
+        table.add_row(stage["stage"], *_cells(stage))
+    return table
+
+
+def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """Print [`results_table`], whole: a narrow terminal wraps its lines rather than lose its columns."""
+    from rich.console import Console
+
+    table = results_table(stages, title)
+    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+
+
+def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
+    """
+    Print the groups of an evaluation, those of the largest sure ECE (lower end of the interval) first.
+
+    Args:
+        results (`Mapping`):
+            Result of [`evaluation_results`] with groups.
+        most (`int`, *optional*, defaults to `12`):
+            Most rows; the others are counted.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    groups = sorted(groups_of(results).items(), key=lambda item: -item[1]["ece_low"])
+    title = f"{len(groups)} groups, {results['n_groups_miscalibrated']} of them miscalibrated beyond chance"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("group", no_wrap=True)
+    for name in ("N", "accuracy", "confidence", "conf-ECE [95%]", "noise floor", "debiased", "p (Holm)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    row = "{n:,}|{accuracy:.3f}|{confidence:.3f}|{ece:.3f} [{ece_low:.3f}, {ece_high:.3f}]|{ece_noise_floor:.3f}"
+    row += "|{debiased_ece:.3f}|{ece_p_value_holm:.3f}"
+    for name, group in groups[:most]:
+        table.add_row(name, *row.format(**group).split("|"))
+    if len(groups) > most:
+        table.caption = f"and {len(groups) - most} more in results.json"
+    Console(width=max(Console().width, 140)).print(table)
+
+
+def markdown_table(stages: Sequence[Mapping[str, Any]], empty_columns: bool = True) -> str:
+    """The table of [`results_table`] in Markdown, perhaps without the columns in which there is nothing."""
+    rows = [["stage", *_COLUMNS], ["---", *("---:" for _ in _COLUMNS)]]
+    rows += [[stage["stage"], *_cells(stage)] for stage in stages]
+    if not empty_columns:
+        rows = zip(*(column for column in zip(*rows, strict=True) if {"–"} != set(column[2:])), strict=True)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+_READING = """\
+- **conf-ECE**: how far confidence and accuracy lie apart, over ten equal-width bins, with the 95% interval of the
+  error on endless questions; a measured error that is all noise may lie above it.
+- **noise floor**: the conf-ECE that a perfectly calibrated model with these confidences would show on N questions; nothing
+  below it can be told from perfection.
+- **cw-ECE**: the same over every option, not the first alone. **TCE**: the same against the true distribution, where known.
+- **regime**: whether this accuracy and calibration go together (see docs/theory.md).
+"""
+
+
+def write_stage_report(
+    output_dir: str | Path,
+    stages: Sequence[Mapping[str, Any]],
+    predictions: Mapping[str, OptionPredictions],
+    title: str,
+    notes: str = "",
+    runs: Sequence[Sequence[str]] = (),
+) -> Path:
+    """
+    Write the report of a run of several stages: `results.json`, `report.md`, `reliability.png` / `.svg`, and where a
+    critical accuracy is known `regime.png` / `.svg`.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the report.
+        stages (`Sequence[Mapping]`):
+            Results of the stages, in order, each with its `stage`.
+        predictions (`Mapping[str, OptionPredictions]`):
+            Predictions of each stage, for the diagrams side by side.
+        title (`str`):
+            Heading of the report.
+        notes (`str`, *optional*, defaults to `""`):
+            Markdown put under the table: how the figures came about.
+        runs (`Sequence[Sequence[str]]`, *optional*):
+            Stages that come one from the other, joined by arrows in the regime plane.
+
+    Returns:
+        `Path`: of `report.md`.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    remove_stage_report(output_dir)
+    write_json(output_dir / "results.json", list(stages))
+    figure = reliability_grid({name: (p.probabilities, p.labels) for name, p in predictions.items()})
+    save_figure(figure, output_dir / "reliability")
+    report = output_dir / "report.md"
+    parts = [f"# {title}", markdown_table(stages), _READING, "![Reliability diagrams](reliability.png)"]
+    if all(stage.get("critical_accuracy") is not None for stage in stages):
+        save_figure(regime_plane(stages, runs), output_dir / "regime")
+        parts.append("![Regime plane](regime.png)")
+    parts.append(notes)
+    report.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
+    return report
+
+
+def remove_stage_report(output_dir: Path) -> None:
+    """Remove the report and the figures of an earlier run, which show something else than the next one's results.json."""
+    for name in ("report.md", "reliability.png", "reliability.svg", "regime.png", "regime.svg"):
+        (output_dir / name).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Option probabilities of a model: encoding, scoring, saved predictions."""

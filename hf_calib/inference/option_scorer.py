@@ -1,0 +1,178 @@
+"""Option scoring without gradients: encoded questions in, the log-likelihood of every option out."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel
+from transformers import DynamicCache
+
+from .encoding import collate_options
+from .option_head import branch_attention_mask, logit_transform, score_options, unwrap_causal_lm
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Of fewer tokens the keys and values are not worth copying.
+MIN_PREFIX = 8
+
+
+class OptionScorer:
+    """
+    Log-likelihoods of all options of a few encoded questions; the vocabulary is only seen where an option is read.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model, wrapped or not.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+            See [`~hf_calib.inference.option_head.score_options`].
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, normalization: str = "sum"):
+        self.model = unwrap_causal_lm(extract_model_from_parallel(model))
+        self.transform = logit_transform(self.model.config)
+        self.normalization = normalization
+        # Padding is masked, so that any token serves.
+        self.pad_token_id = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+        self.branches = True
+        self._prefix, self._prefix_length = None, 0
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+        """Log-likelihoods `(num_options,)` of each question that [`~hf_calib.inference.encoding.OptionEncoder`] encoded."""
+        if self.branches:
+            return self._forward(features)
+        single = [option for feature in features for option in _single_options(feature)]
+        scores = []
+        for start in range(0, len(single), len(features)):
+            scores += self._forward(single[start : start + len(features)])
+        ends = np.cumsum([feature["num_options"] for feature in features])
+        return np.split(np.concatenate(scores), ends[:-1])
+
+    @torch.no_grad()
+    def _forward(self, features: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+        batch = collate_options(features, self.pad_token_id)
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        start = self._prefix_length
+        inputs = {name: batch[name][:, start:] for name in ("input_ids", "position_ids") if name in batch}
+        inputs["attention_mask"] = batch["attention_mask"]
+        if "option_segments" in batch:
+            mask = branch_attention_mask(
+                batch["attention_mask"],
+                batch["option_segments"],
+                self.model.config._attn_implementation,
+                self.model.dtype,
+            )
+            inputs["attention_mask"] = mask[:, :, start:]
+        if start:
+            inputs["past_key_values"] = copy.deepcopy(self._prefix)  # a pass adds its own to it
+            inputs["past_key_values"].batch_repeat_interleave(len(features))
+            batch["option_positions"] = batch["option_positions"] - start
+        hidden_states = self.model.base_model(**inputs, use_cache=bool(start)).last_hidden_state
+        option_logits = score_options(
+            self.model.get_output_embeddings(),
+            hidden_states,
+            batch,
+            self.normalization,
+            self.transform,
+            over_vocabulary=True,
+        )
+        counts = [feature["num_options"] for feature in features]
+        return [row[:count] for row, count in zip(option_logits.cpu().numpy(), counts, strict=True)]
+
+    @torch.no_grad()
+    def share_prefix(self, features: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Read what all these questions begin with (a system message, the opening of a chat template, worked examples) once, and
+        score each from there on. A model whose cache gives other log-likelihoods, or is none of keys and values alone,
+        goes on reading everything.
+        """
+        self._prefix, self._prefix_length = None, 0
+        common = len(os.path.commonprefix([feature["input_ids"] for feature in features]))
+        # The first option token is predicted at a position of the question's own part.
+        length = min(common, *(min(feature["option_positions"]) for feature in features))
+        if length < MIN_PREFIX or len(features) < 2:
+            return
+        shortest = [min(features, key=lambda feature: len(feature["input_ids"]))]
+        expected = self(shortest)[0]
+        prefix = torch.tensor([features[0]["input_ids"][:length]], device=self.model.device)
+        try:
+            cache = self.model.base_model(input_ids=prefix, use_cache=True).past_key_values
+            if type(cache) is not DynamicCache or any(cache.is_sliding):
+                return
+            self._prefix, self._prefix_length = cache, length
+            same = np.allclose(self(shortest)[0], expected, **self._tolerance, equal_nan=True)
+        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
+            same = False
+        if not same:
+            self._prefix, self._prefix_length = None, 0
+
+    @property
+    def _tolerance(self) -> dict[str, float]:
+        """How far the same log-likelihood, computed in another way, may be off."""
+        exact = self.model.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
+        return {"rtol": 1e-3, "atol": 1e-3} if exact else {"rtol": 0.05, "atol": 0.1}
+
+    def check_branches(self, features: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Scores the last long option of the longest question among all options and by itself. An architecture that does
+        not follow the branch mask (a recurrent one, a window shorter than the question) gives itself away: no option has
+        more foreign tokens before it.
+        """
+        branched = [feature for feature in features if any(feature["option_segments"])]
+        if not branched:
+            return
+        longest = max(branched, key=lambda feature: len(feature["input_ids"]))
+        alone = _single_options(longest)
+        # Options need not stand in their own order: training puts the right one first.
+        places = zip(longest["option_positions"], longest["option_index"], strict=True)
+        _, last = max(place for place in places if len(alone[place[1]]["option_tokens"]) > 1)
+        expected = self._forward([alone[last]])[0][0]
+        try:
+            packed = self._forward([longest])[0][last]
+            self.branches = bool(np.allclose(packed, expected, **self._tolerance, equal_nan=True))
+            reason = f"log-likelihood {packed:.2f} instead of {expected:.2f}"
+        except (RuntimeError, TypeError, ValueError) as error:
+            self.branches, reason = False, str(error)
+        if not self.branches:
+            logger.warning(
+                f"{type(self.model).__name__} does not follow a branch attention mask ({reason}); options are scored "
+                "one by one, which takes several times as long"
+            )
+
+
+def _single_options(feature: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An encoded question as one plain sequence per option."""
+    context = feature["input_ids"][: min(feature["option_positions"]) + 1]
+    options = [[] for _ in range(feature["num_options"])]
+    for token, k in zip(feature["option_tokens"], feature["option_index"], strict=True):
+        options[k].append(token)
+    return [
+        {
+            "input_ids": context + tokens[:-1],
+            "option_positions": list(range(len(context) - 1, len(context) - 1 + len(tokens))),
+            "option_tokens": tokens,
+            "option_index": [0] * len(tokens),
+            "num_options": 1,
+            "option_label": 0,
+        }
+        for tokens in options
+    ]
+
+
+def pad_rows(rows: Sequence[Sequence[float]], width: int, value: float) -> np.ndarray:
+    """Rows of different length as one float32 array `(len(rows), width)`, filled up with `value`."""
+    padded = np.full((len(rows), width), value, dtype=np.float32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded

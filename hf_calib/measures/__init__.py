@@ -1,0 +1,1 @@
+"""Calibration measures: arrays in, numbers out."""

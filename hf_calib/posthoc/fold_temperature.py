@@ -1,0 +1,118 @@
+"""Folding a temperature into a model: plain transformers then gives `logits / temperature`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ..inference.model_loading import load_merged
+from ..inference.option_head import unwrap_causal_lm
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def save_folded(name_or_path: str, temperature: float, output_dir: str | Path, **loading) -> None:
+    """
+    Write a checkpoint whose logits are those of another, divided by a temperature.
+
+    Weights, tokenizer and generation settings are those of the model; an adapter is merged into its base model.
+    `config.json` tells the temperature as `calibration_temperature`, all of them multiplied where it is not the first.
+
+    Args:
+        name_or_path (`str`):
+            A local folder or a name on the Hub, of a model or of a PEFT adapter.
+        temperature (`float`):
+            See [`fold_temperature`].
+        output_dir (`str` or `Path`):
+            Folder to write.
+        loading:
+            Options of [`~hf_calib.inference.model_loading.load_model`], e.g. `dtype`.
+    """
+    model, tokenizer = load_merged(name_or_path, **loading)
+    fold_temperature(model, temperature)
+    model.config.calibration_temperature = temperature * getattr(model.config, "calibration_temperature", 1.0)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+
+
+@torch.no_grad()
+def fold_temperature(model: PreTrainedModel, temperature: float) -> None:
+    """
+    Divide a model's logits by a temperature, in place, by its weights alone.
+
+    The output embeddings are divided; where they are tied to the input embeddings, the last norm before them is (one that
+    stores its weight less 1, too), and a soft cap of the logits moves along in the config. Option probabilities read at one
+    position (letters, single-token texts) then are those of temperature scaling. The same temperature acts on everything
+    else the model writes: sampled text becomes more varied, greedy text stays as it is.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model, not wrapped for distribution.
+        temperature (`float`):
+            Positive; above 1 makes the model less confident.
+
+    Raises:
+        `ValueError`: if the temperature is not positive and finite, or the architecture offers no place to fold it
+            (checked by running the model; it is then left as it was).
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"A temperature must be positive and finite, got {temperature}.")
+    model = unwrap_causal_lm(model)
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    tied = head.weight is model.get_input_embeddings().weight
+    scaled = _last_norm(model) if tied else head
+    weight, bias = scaled.weight, getattr(scaled, "bias", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    before = _probe_logits(model)
+    kept = weight.detach().clone(), None if bias is None else bias.detach().clone()
+    # Float types round by their own measure; a wrong place (a scale that is learnt elsewhere) errs grossly.
+    tolerance = 8 * torch.finfo(weight.dtype).eps * before.abs().max() * max(temperature, 1.0)
+    divisions: list[Callable] = [lambda weight: weight / temperature]
+    if tied:
+        divisions.append(lambda weight: (1 + weight) / temperature - 1)
+    for divide in divisions:
+        weight.copy_(divide(kept[0].float()))
+        if bias is not None:
+            bias.copy_(kept[1] / temperature)
+        if cap is not None:
+            config.final_logit_softcapping = cap / temperature
+        if (_probe_logits(model) * temperature - before).abs().max() <= tolerance:
+            return
+    weight.copy_(kept[0])
+    if bias is not None:
+        bias.copy_(kept[1])
+    if cap is not None:
+        config.final_logit_softcapping = cap
+    raise ValueError(
+        f"{type(model).__name__} does not divide its logits by {temperature:.3g} when its "
+        f"{'last norm' if tied else 'head'} is divided; use the temperature beside the model instead."
+    )
+
+
+def _last_norm(model: PreTrainedModel) -> nn.Module:
+    norms = [
+        module
+        for name, module in model.base_model.named_children()
+        if "norm" in name.lower() or "norm" in type(module).__name__.lower()
+    ]
+    if not norms or getattr(norms[-1], "weight", None) is None:
+        raise ValueError(
+            f"{type(model).__name__} has tied embeddings and no norm before its head; use the temperature beside the model."
+        )
+    return norms[-1]
+
+
+def _probe_logits(model: PreTrainedModel) -> torch.Tensor:
+    training = model.training
+    model.eval()
+    tokens = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    logits = model(input_ids=tokens, use_cache=False).logits.float()
+    model.train(training)
+    return logits

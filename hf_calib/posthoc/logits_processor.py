@@ -1,0 +1,59 @@
+"""A calibrator beside the model: a logits processor that transformers' `generate` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import LogitsProcessor
+
+
+if TYPE_CHECKING:
+    from . import PostHocCalibrator
+
+
+class OptionCalibrationProcessor(LogitsProcessor):
+    """
+    Calibrates the probabilities of the options at the first token that is generated.
+
+    What the options have together stays as it is and is shared among them as the calibrator says; every other token, and every
+    later position, keeps its probability. So text that is no answer to a question is generated as without it.
+
+    Args:
+        calibrator ([`~hf_calib.posthoc.PostHocCalibrator`]):
+            A fitted calibrator of any kind.
+        option_tokens (`Sequence[int]`):
+            Token of each option, e.g. of " A", " B", " C", " D": options of one token each.
+        prompt_length (`int`):
+            Length of the (padded) prompts, `inputs["input_ids"].shape[1]`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_calib.posthoc import TemperatureScaling
+    >>> calibrator = TemperatureScaling().fit([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]], [0, 0, 0, 0])
+    >>> processor = OptionCalibrationProcessor(calibrator, option_tokens=[1, 2], prompt_length=3)
+    >>> scores = torch.tensor([[3.0, 4.0, 0.0]])
+    >>> processor(torch.zeros(1, 3), scores).softmax(-1).mul(100).round().tolist()  # 27, 72 and 1 before
+    [[27.0, 55.0, 18.0]]
+
+    ```
+    """
+
+    def __init__(self, calibrator: PostHocCalibrator, option_tokens: Sequence[int], prompt_length: int):
+        if len(set(option_tokens)) != len(option_tokens) or len(option_tokens) < 2:
+            raise ValueError(f"option_tokens must be two or more different tokens, got {list(option_tokens)}.")
+        self.calibrator = calibrator
+        self.option_tokens = list(option_tokens)
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if input_ids.shape[1] != self.prompt_length:
+            return scores
+        log_probabilities = scores.float().log_softmax(-1)
+        options = log_probabilities[:, self.option_tokens]
+        calibrated = torch.from_numpy(self.calibrator.transform(options.cpu().numpy())).to(options)
+        log_probabilities[:, self.option_tokens] = calibrated.log() + options.logsumexp(-1, keepdim=True)
+        return log_probabilities.to(scores.dtype)

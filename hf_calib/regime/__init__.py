@@ -1,0 +1,1 @@
+"""Calibratable or non-calibratable: the regime and its tests."""

@@ -1,0 +1,373 @@
+"""Calibrated DPO: TRL's DPOTrainer, with EM-ECE on the pairs and on option questions interleaved with them."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers.trainer_utils import EvalLoopOutput
+from trl import DPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from ..data.preference_pairs import PREFERENCE_COLUMN, check_pairs
+from ..data.questions import adapt_questions
+from ..inference.option_head import logit_transform, unwrap_causal_lm
+from ..losses.em_ece_loss import em_ece_loss
+from ..measures.calibration_error import calibration_report
+from .baselines import catto_loss, entropy_bonus, token_statistics
+from .collators import DataCollatorForCalibratedPreference, DataCollatorForOptions
+from .dpo_config import CalibratedDPOConfig
+from .e_step import hold_out
+from .option_mixin import OptionTrainingMixin
+from .preference import as_two_options, comparisons, preference_margins, preference_scale, sequence_log_probs
+
+
+logger = logging.getLogger(__name__)
+
+
+class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
+    """
+    Trainer for direct preference optimization that keeps the model calibrated.
+
+    The loss is TRL's, plus `lambda_pref` times EM-ECE on the implied preference probabilities sigmoid(beta * margin), plus
+    `lambda_options` times the loss on option questions. The margins come out of the forward passes that TRL makes anyway;
+    the questions take one more. Everything else is [`~trl.DPOTrainer`]'s: losses, PEFT, reference model, precomputed
+    reference log-probabilities, gradient accumulation, DeepSpeed, checkpoints.
+
+    Evaluation adds every measure of [`calibration_report`], over all rows at once: of the pairs as `eval_pair_ece`,
+    `eval_pair_accuracy`, ... and of the questions as `eval_option_ece`, ...
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to be trained; see [`~trl.DPOTrainer`].
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference; see [`~trl.DPOTrainer`].
+        args ([`CalibratedDPOConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`]):
+            Preference pairs in any layout of [`~trl.DPOTrainer`], perhaps with a column `preference_probability`.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Pairs to evaluate on.
+        option_dataset ([`~datasets.Dataset`], *optional*):
+            Option questions (`question`, `choices`, `answer`) to train on, for `lambda_options > 0`.
+        eval_option_dataset ([`~datasets.Dataset`], *optional*):
+            Option questions to evaluate on, whenever the pairs are.
+        estep_dataset ([`~datasets.Dataset`], *optional*):
+            Pairs for the E-step. By default a part of `train_dataset` is held out, unless it has the column
+            `preference_probability`, which leaves nothing to estimate.
+        estep_option_dataset ([`~datasets.Dataset`], *optional*):
+            Questions for the E-step. By default a part of `option_dataset` is held out.
+        kwargs:
+            Further arguments of [`~trl.DPOTrainer`].
+
+    Example:
+    ```python
+    >>> from datasets import load_dataset
+    >>> from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer, load_questions
+
+    >>> trainer = CalibratedDPOTrainer(
+    ...     model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ...     args=CalibratedDPOConfig(output_dir="smollm2-dpo", lambda_options=1.0, scoring="text"),
+    ...     train_dataset=load_dataset("trl-lib/ultrafeedback_binarized", split="train"),
+    ...     option_dataset=load_questions("allenai/ai2_arc", "ARC-Easy", split="train"),
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "dpo", "hf_calib"]
+    _name = "Calibrated DPO"
+
+    def __init__(
+        self,
+        model,
+        ref_model=None,
+        args: CalibratedDPOConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        option_dataset: Dataset | None = None,
+        eval_option_dataset: Dataset | None = None,
+        estep_dataset: Dataset | None = None,
+        estep_option_dataset: Dataset | None = None,
+        **kwargs,
+    ):
+        if kwargs.get("compute_metrics") is not None:
+            raise ValueError("CalibratedDPOTrainer measures calibration itself; leave compute_metrics out.")
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = CalibratedDPOConfig(f"{name.split('/')[-1]}-calibrated-dpo")
+        if args.lambda_pref and not isinstance(train_dataset, Dataset):
+            raise TypeError(
+                f"train_dataset must be a datasets.Dataset for lambda_pref > 0, got {type(train_dataset).__name__}."
+            )
+        if args.lambda_options and option_dataset is None:
+            raise ValueError(
+                f"lambda_options={args.lambda_options} wants option questions to train on: give option_dataset (columns "
+                "question, choices, answer), or set lambda_options=0."
+            )
+        if option_dataset is not None and not args.lambda_options:
+            logger.warning(
+                "option_dataset is left out: lambda_options=0 gives the loss on option questions no weight."
+            )
+        self._init_options()
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        self._preference_logits = None
+        estep_datasets = {}
+        # Where the training pairs tell how probable they are, their targets are no latent variable to estimate.
+        if args.lambda_pref and PREFERENCE_COLUMN not in self.train_dataset.column_names:
+            if estep_dataset is None:
+                # Held out when all is tokenized and the reference log-probabilities are there.
+                asked = comparisons(self.train_dataset)
+                self.train_dataset, estep_datasets["pairs"] = hold_out(self.train_dataset, asked, args, "pairs")
+            else:
+                estep_datasets["pairs"] = self._prepare_estep_pairs(estep_dataset)
+        self.option_dataset, self.eval_option_dataset, self.held_out_questions = None, None, None
+        if args.lambda_options:
+            option_dataset = adapt_questions(option_dataset)
+            if estep_option_dataset is None:
+                asked = option_dataset["question"]
+                option_dataset, estep_option_dataset = hold_out(option_dataset, asked, args, "questions")
+            likelihood = "completion" if args.option_likelihood_weight else None
+            self.option_dataset = self._encode_options(option_dataset, "training", likelihood)
+            estep_option_dataset = adapt_questions(estep_option_dataset)
+            estep_datasets["options"] = self._encode_options(estep_option_dataset, "E-step")
+            if args.em_estep_set == "holdout":  # as CalibratedSFTTrainer keeps them
+                self.held_out_questions = estep_option_dataset
+        if eval_option_dataset is not None:
+            self.eval_option_dataset = self._encode_options(adapt_questions(eval_option_dataset), "evaluation")
+        if self._option_shape["max_options"]:
+            self._add_option_head()
+            self._check_branches([self.option_dataset, self.eval_option_dataset, estep_datasets.get("options")])
+        self._init_em(estep_datasets)
+        options = DataCollatorForOptions(
+            self._tokenizer.pad_token_id, **self._option_shape, pad_to_multiple_of=args.pad_to_multiple_of
+        )
+        self.data_collator = DataCollatorForCalibratedPreference(self.data_collator, options)
+        self.compute_metrics = self._pair_metrics
+
+    # Data
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if isinstance(dataset, Dataset) and "chosen_ids" not in dataset.column_names:
+            column = args.preference_probability_column
+            if column != PREFERENCE_COLUMN and column in dataset.column_names:
+                dataset = dataset.rename_column(column, PREFERENCE_COLUMN)
+            check_pairs(dataset, f"{dataset_name} pairs")
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _prepare_estep_pairs(self, dataset: Dataset) -> Dataset:
+        args = self.args
+        dataset = self._prepare_dataset(dataset, self.processing_class, args, "E-step")
+        if not self.precompute_ref_logps:
+            return dataset
+        batch_size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+        return self._precompute_ref_logps(dataset, "E-step", batch_size)
+
+    def _encode_options(self, questions: Dataset, name: str, likelihood: str | None = None) -> Dataset:
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        max_length = min((length for length in (self.args.max_length, context) if length), default=None)
+        return self._encode(questions, name, self.args, max_length, True, likelihood)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if PREFERENCE_COLUMN not in self._signature_columns:
+            self._signature_columns.append(PREFERENCE_COLUMN)
+
+    def compute_ref_log_probs(self, model, inputs):
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != PREFERENCE_COLUMN})
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.option_dataset is not None and batches:
+            # As many questions in every optimizer step, on every process, whatever the micro-batches: 8x1 and 2x4 (batch x
+            # accumulation) then train alike.
+            questions = self._draw_questions()
+            parts = np.array_split(questions, min(len(batches), len(questions)))
+            for batch, part in zip(batches, parts, strict=False):
+                batch["options"] = self.data_collator.options([self.option_dataset[int(i)] for i in part])
+        return batches, num_items
+
+    @property
+    def _questions_per_step(self) -> int:
+        """Option questions of an optimizer step, on each process."""
+        args = self.args
+        return max(1, round(args.option_ratio * args.per_device_train_batch_size * args.gradient_accumulation_steps))
+
+    def _draw_questions(self) -> np.ndarray:
+        """The questions of this optimizer step on this process: a function of seed and step, so that a run can resume."""
+        processes, size = self.accelerator.num_processes, len(self.option_dataset)
+        count = self._questions_per_step * processes
+        numbers = self.state.global_step * count + np.arange(self.accelerator.process_index, count, processes)
+        orders = {epoch: np.random.default_rng([self.args.seed, epoch]).permutation(size) for epoch in numbers // size}
+        return np.array([orders[number // size][number % size] for number in numbers])
+
+    # Loss
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        if return_outputs:
+            raise ValueError("CalibratedDPOTrainer keeps no logits; evaluation reads the margins instead.")
+        args, training = self.args, self.model.training
+        truth = inputs.get(PREFERENCE_COLUMN)
+        inputs = {name: value for name, value in inputs.items() if name not in (PREFERENCE_COLUMN, "options")}
+        on_tokens = training and (args.catto_weight or args.entropy_weight)
+        if training and not (args.lambda_pref or args.cdpo_smoothing or on_tokens):
+            return super()._compute_loss(model, inputs, return_outputs)
+
+        policy, reference, hidden_states = [], [], []
+
+        def forward(**kwargs):
+            outputs = model(**kwargs)
+            policy.append(outputs.log_probs)
+            return outputs
+
+        backbone = unwrap_causal_lm(self.model).base_model if on_tokens else None
+        with (
+            _keeping(self.ref_model or self.model, reference, "log_probs"),
+            _keeping(backbone, hidden_states, "last_hidden_state"),
+        ):
+            loss = super()._compute_loss(forward, inputs, return_outputs)
+        # The policy's pass is the first; where it is its own reference (PEFT), the other pass is the last.
+        scale = self.beta * preference_scale(self.loss_types)
+        self._preference_logits = scale * self._margins(policy[0], reference[-1:], inputs)
+        if training and args.lambda_pref:
+            loss = loss + args.lambda_pref * self._pair_loss(truth)
+        if training and args.cdpo_smoothing:
+            # -(1 - e) log s(x) - e log s(-x) = -log s(x) + e x
+            loss = loss + args.cdpo_smoothing * self._preference_logits.mean()
+        if on_tokens:
+            loss = loss + self._token_loss(hidden_states[0], inputs)
+        return loss
+
+    def _margins(self, policy: torch.Tensor, reference: list[torch.Tensor], inputs: dict) -> torch.Tensor:
+        mask = inputs["completion_mask"]
+        width = mask.size(1) - 1  # prompt-learning adapters put virtual tokens before the others
+        if self.precompute_ref_logps:
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        else:
+            reference = sequence_log_probs(reference[0][:, -width:], mask[:, 1:], self.ld_alpha)
+        policy = sequence_log_probs(policy[:, -width:], mask[:, 1:], self.ld_alpha)
+        divergence = self.f_divergence_type, self.f_alpha_divergence_coef
+        return preference_margins(policy, reference, mask, self.loss_types, *divergence)
+
+    def _pair_loss(self, truth: torch.Tensor | None) -> torch.Tensor:
+        """EM-ECE of the micro-batch's pairs, as questions of two options; 0 while there is neither truth nor map."""
+        logits = torch.stack([self._preference_logits, torch.zeros_like(self._preference_logits)], dim=-1)
+        probabilities = logits.detach().float().softmax(-1)
+        if truth is not None:
+            targets = torch.stack([truth, 1 - truth], dim=-1)
+        elif self.calibrators["pairs"].fitted:
+            targets = self.calibrators["pairs"].targets(probabilities)
+        else:
+            targets = probabilities
+        loss = em_ece_loss(logits, targets, loss_type=self.args.em_loss)
+        confidence, count = probabilities.amax(-1).sum(), len(logits)
+        self._log_means({"pair_em_ece": loss * count, "pair_confidence": confidence}, count)
+        return loss
+
+    def _token_loss(self, hidden_states: torch.Tensor, inputs: dict) -> torch.Tensor:
+        chosen = inputs["completion_mask"][:, 1:].bool().clone()
+        chosen[len(chosen) // 2 :] = False
+        hidden_states = hidden_states[:, -chosen.size(1) - 1 : -1][chosen]
+        model = unwrap_causal_lm(self.model)
+        statistics = token_statistics(
+            model.get_output_embeddings(),
+            hidden_states,
+            inputs["input_ids"][:, 1:][chosen],
+            logit_transform(model.config),
+        )
+        losses = {"catto": catto_loss(statistics), "entropy_bonus": entropy_bonus(statistics)}
+        self._log_means(losses, 1)
+        return self.args.catto_weight * losses["catto"] + self.args.entropy_weight * losses["entropy_bonus"]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "options" in inputs:
+            loss = loss + self.args.lambda_options * self._question_loss(model, dict(inputs["options"]))
+        return loss
+
+    def _question_loss(self, model, options: dict[str, torch.Tensor]) -> torch.Tensor:
+        args, labels = self.args, options.pop("labels", None)
+        if labels is None:
+            option_logits, likelihood = model(**options, options_only=True).logits, 0.0
+        else:
+            likelihood = -model(**options, labels=labels, fused_lm_head=True).log_probs.sum()
+            option_logits = self.option_head.pop()
+        losses = self._option_loss(
+            option_logits, options["option_label"], options["option_mask"], calibration_weight=1.0
+        )
+        loss = sum(losses) + args.option_likelihood_weight * likelihood
+        # A mean over the questions of the step; Trainer divides by its micro-batches.
+        return loss / self._questions_per_step * self.current_gradient_accumulation_steps
+
+    # E-step
+
+    def _score_rows(self, kind, inputs):
+        if kind == "options":
+            return super()._score_rows(kind, inputs)
+        # TRL logs what its loss sees; the E-step is no evaluation.
+        metrics, self._metrics = self._metrics, {"eval": defaultdict(list)}
+        self._compute_loss(self.model_wrapped, inputs, False)
+        self._metrics = metrics
+        chosen = self._preference_logits.float().sigmoid()
+        return chosen, inputs.get(PREFERENCE_COLUMN, torch.ones_like(chosen))
+
+    def _fit_map(self, kind, probabilities, truth):
+        if kind == "pairs":
+            probabilities, truth = as_two_options(probabilities), as_two_options(truth)
+            if probabilities.max() < 0.51:
+                logger.info("The policy still is its reference, every pair a tie: no calibration map of pairs yet.")
+                return
+        super()._fit_map(kind, probabilities, truth)
+
+    # Evaluation
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        if prediction_loss_only:
+            return loss, None, None
+        chosen = self._preference_logits.float().sigmoid()
+        return loss, chosen, inputs.get(PREFERENCE_COLUMN, torch.full_like(chosen, torch.nan))
+
+    @staticmethod
+    def _pair_metrics(predictions) -> dict[str, float]:
+        """Measures of the pairs, as questions of two options."""
+        probabilities, labels = as_two_options(predictions.predictions), np.arange(len(predictions.predictions)) % 2
+        truth = None if np.isnan(predictions.label_ids).any() else as_two_options(predictions.label_ids)
+        return {f"pair_{name}": v for name, v in calibration_report(probabilities, labels, truth).items()}
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        output: EvalLoopOutput = super().evaluation_loop(
+            dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        if self.eval_option_dataset is not None:
+            probabilities, labels = self._score_dataset("options", self.eval_option_dataset, "evaluation options")
+            report = calibration_report(probabilities.numpy(), labels.numpy())
+            output.metrics.update({f"{metric_key_prefix}_option_{name}": value for name, value in report.items()})
+        return output
+
+
+@contextmanager
+def _keeping(module: torch.nn.Module | None, kept: list[torch.Tensor], name: str) -> Iterator[None]:
+    """Append the output of that name of every forward pass of the module to a list."""
+    if module is None:
+        yield
+        return
+    handle = module.register_forward_hook(lambda module, args, outputs: kept.append(getattr(outputs, name)))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,278 @@
+"""What becomes of a training on the Hub: its record, its evaluation before and after, one push at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+
+from .. import __version__
+from ..data.prompts import PromptArguments
+from ..evaluation.protocol import EvaluationProtocol, is_hub_id
+from ..evaluation.tables import write_evaluation, write_json
+from ..hub.card import CARD
+from ..hub.publish import (
+    PREDICTIONS,
+    TRAINING_RECORD,
+    Evaluation,
+    open_model_repository,
+    publish,
+    set_base_model,
+    write_publication,
+)
+from ..trainers.callbacks import divides_weights
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+_OBJECTIVES = {
+    "sft": "Supervised fine-tuning with TRL's SFTTrainer.",
+    "dpo": "Direct preference optimisation with TRL's DPOTrainer.",
+    "cft": "Calibration-aware fine-tuning (CFT): the likelihood of the answers to questions of the domain.",
+    "rcft": "Regularised calibration-aware fine-tuning (RCFT): the likelihood of the answers, and EM-ECE, which draws the option "
+    "probabilities towards a map of confidence to accuracy that is estimated on questions held out.",
+    "calibrated_dpo": "Calibrated DPO: direct preference optimisation with EM-ECE on the pairs and on option questions.",
+}
+# Settings that a card shows, where the configuration of the trainer has them and they are not None.
+_SETTINGS = (
+    "objective", "scoring", "option_normalization", "lambda_ece", "calibration_loss", "likelihood", "likelihood_weight",
+    "option_loss_weight", "reference_model_name_or_path", "reference_weight", "warm_start", "beta", "loss_type", "lambda_pref",
+    "lambda_options", "em_estimator", "em_estep_set", "em_holdout_fraction", "em_refresh", "em_loss", "em_preset",
+    "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "max_length", "seed",
+)  # fmt: skip
+
+
+def prepare_push(args, model_args) -> None:
+    """
+    Make sure, before anything is loaded, that the push at the end will not fail for its name, its token or its base model.
+
+    The token goes into the environment of this process: in the configuration it would be saved with every checkpoint. And the model
+    is pushed once, at the end, unless checkpoints are asked for (`hub_strategy`).
+    """
+    if args.hub_token:
+        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
+    if not args.push_to_hub:
+        return
+    if model_args.use_peft and not is_hub_id(model_args.model_name_or_path):
+        raise ValueError(
+            f"push_to_hub: an adapter on {model_args.model_name_or_path!r}, a folder of this machine, could be loaded by nobody. Publish "
+            "that model and train on it by its name, or train without push_to_hub and publish with `hf-calib push --merge true`."
+        )
+    if args.hub_strategy == HubStrategy.EVERY_SAVE:
+        args.hub_strategy = HubStrategy.END
+    # What an earlier part of this very run has sent may be replaced.
+    args.hub_model_id = _open(args, overwrite=bool(args.resume_from_checkpoint)).id
+
+
+def _open(args, overwrite: bool):
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    return open_model_repository(name, overwrite, private=args.hub_private_repo, revision=args.hub_revision)
+
+
+def training_record(
+    trainer: str, args, model_args, datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int | None
+) -> dict[str, Any]:
+    """
+    What a card tells about a training.
+
+    Args:
+        trainer (`str`):
+            Its name in a recipe.
+        args, model_args:
+            Its configuration, and TRL's [`~trl.ModelConfig`].
+        datasets (`Mapping[str, Dataset]`):
+            Its data as they were loaded.
+        names (`Sequence[str]`):
+            Where they came from.
+        held_out (`int`, *optional*):
+            Questions that no gradient saw.
+
+    Returns:
+        `dict`: `base_model`, `hub_datasets`, `objective`, `settings`, `budget` (a sentence each), `hf_calib` (the version), for
+        JSON. The command adds `command` and `recipe`.
+    """
+    settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name, None) is not None}
+    if settings.get("max_steps", 0) <= 0:
+        settings.pop("max_steps", None)
+    if not getattr(args, "takes_e_steps", True):
+        settings = {name: value for name, value in settings.items() if not name.startswith("em_")}
+    if not getattr(args, "has_reference", True):
+        settings.pop("reference_weight", None)
+    settings["batch size"] = (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
+    )
+    if model_args.use_peft:
+        settings["LoRA rank"], settings["LoRA alpha"] = model_args.lora_r, model_args.lora_alpha
+    settings["processes"] = args.world_size
+    if reference := settings.get("reference_model_name_or_path"):
+        settings["reference_model_name_or_path"] = reference if is_hub_id(reference) else Path(reference).name
+    settings = {name: getattr(value, "value", value) for name, value in settings.items()}
+    settings = {
+        name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in settings.items()
+    }
+    on_hub = [name.partition(":")[0] for name in names if is_hub_id(name)]
+    return {
+        "base_model": model_args.model_name_or_path,
+        "hub_datasets": list(dict.fromkeys(on_hub)),
+        "objective": _OBJECTIVES[getattr(args, "objective", trainer)],
+        "settings": settings,
+        "budget": _budget(datasets, names, held_out),
+        "hf_calib": __version__,
+    }
+
+
+def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int | None) -> list[str]:
+    train = datasets["train_dataset"]
+    shown = ", ".join(name if is_hub_id(name) else Path(name).name for name in names)
+    if "chosen" in train.column_names:
+        lines = [f"{len(train):,} preference pairs of {shown}."]
+    elif "answer" in train.column_names:
+        labelled = sum(answer is not None for answer in train["answer"])
+        lines = [f"{labelled:,} labelled questions of {shown}."]
+        if texts := len(train) - labelled:
+            lines.append(f"{texts:,} texts beside them, for their likelihood.")
+    else:
+        lines = [f"{len(train):,} rows of {shown}."]
+    for name, what in (
+        ("unlabelled_dataset", "questions without answers"),
+        ("option_dataset", "labelled option questions"),
+    ):
+        if name in datasets:
+            lines.append(f"{len(datasets[name]):,} {what}.")
+    if held_out:
+        unseen = "" if "chosen" in train.column_names else ": no gradient saw them"  # pairs may be made of the same
+        lines.append(f"{held_out:,} of the labelled questions were held out for the E-step{unseen}.")
+    return lines
+
+
+def published_questions(
+    script_args,
+    training_args,
+    model_args,
+    datasets: dict[str, Dataset],
+    collapse_questions: Dataset | None,
+) -> tuple[EvaluationProtocol | None, Dataset | None]:
+    """Option questions that show on a card what the training did, and how they are asked: as the trainer asks its own."""
+    names, limit, questions = script_args.collapse_dataset_name, script_args.num_collapse_examples, collapse_questions
+    if script_args.trainer == "calibrated_sft" and "eval_dataset" in datasets:
+        names, limit = script_args.eval_dataset_name or script_args.dataset_name, script_args.num_eval_examples
+        questions = datasets["eval_dataset"]
+    elif "eval_option_dataset" in datasets:
+        names, limit = script_args.eval_option_dataset_name, script_args.num_eval_option_examples
+        questions = datasets["eval_option_dataset"]
+    if questions is None:
+        return None, None
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        logger.warning(
+            "push_to_hub: the model is trained on quantised weights, and quantising moves calibration: it is published unmeasured. "
+            "`hf-calib evaluate` on the weights that users will load, and `hf-calib push`, add the evaluation."
+        )
+        return None, None
+    dataset, own_split = " + ".join(names), None
+    if len(names) == 1 and is_hub_id(dataset) and dataset.count(":") > 1:
+        dataset, _, own_split = dataset.rpartition(":")
+    protocol = EvaluationProtocol(
+        dataset=dataset,
+        split=own_split or script_args.dataset_test_split,
+        # The base of an adapter is loaded as it is trained; a whole model is saved so.
+        dtype=str(model_args.dtype or "auto").removeprefix("torch.") if model_args.use_peft else "auto",
+        limit=limit,
+        seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
+        drop_invalid=script_args.drop_invalid,
+        **{asked.name: getattr(training_args, asked.name) for asked in fields(PromptArguments)},
+    )
+    return protocol, questions
+
+
+class Publication:
+    """
+    The evaluation and the push that belong to a training.
+
+    Args:
+        record (`dict`):
+            From [`training_record`].
+        protocol ([`EvaluationProtocol`], *optional*), questions (`Dataset`, *optional*):
+            What the model is asked before and after, and how; by default nothing.
+    """
+
+    def __init__(
+        self, record: dict[str, Any], protocol: EvaluationProtocol | None = None, questions: Dataset | None = None
+    ):
+        self.record, self.protocol, self.questions = record, protocol, questions
+        if questions is None:
+            logger.warning(
+                "push_to_hub: there are no option questions to measure the calibration on, so the card will show none; name some "
+                "with eval_dataset_name (calibrated_sft), eval_option_dataset_name (calibrated_dpo) or collapse_dataset_name."
+            )
+
+    def measure(self, trainer: Trainer, folder: Path) -> None:
+        """Ask the model as it is now; on the main process, write what `hf-calib evaluate` would."""
+        if self.questions is None or divides_weights(trainer):
+            return
+        args, tokenizer = trainer.args, trainer.processing_class
+        predictions = self.protocol.predict(
+            trainer.accelerator.unwrap_model(trainer.model).to(trainer.accelerator.device),
+            tokenizer,
+            self.questions,
+            args.per_device_eval_batch_size,
+            folder / PREDICTIONS,
+            resume=False,
+            progress=not args.disable_tqdm,
+        )
+        if trainer.is_world_process_zero():
+            results = {"model": args.output_dir, **self.protocol.statement(predictions, tokenizer)}
+            results |= self.protocol.measure(predictions)
+            write_evaluation(folder, predictions, results, folder.name, **self.protocol.drawing)
+
+    def push(self, trainer: Trainer) -> None:
+        """Write the card and send everything, in one commit, from the main process."""
+        args, folder = trainer.args, Path(trainer.args.output_dir)
+        place, measured = folder / "evaluation", self.questions is not None and not divides_weights(trainer)
+        if self.questions is not None and not measured:
+            logger.warning("push_to_hub: the weights are divided among processes, so they are published unmeasured; "
+                           "`hf-calib evaluate` and `hf-calib push` add the evaluation.")  # fmt: skip
+        if not trainer.is_world_process_zero():
+            return
+        # What an earlier run left there is of other weights.
+        evaluation, before = (Evaluation.load(part) if measured else None for part in (place, place / "before"))
+        command = ["hf-calib", "push", "--model", str(folder), "--repo_id", args.hub_model_id, "--overwrite", "true"]
+        command += ["--revision", args.hub_revision] if args.hub_revision else []
+        command += ["--private", "true"] if args.hub_private_repo else []
+        try:
+            base_model = set_base_model(folder, None) or self.record["base_model"]
+            repository = _open(args, overwrite=True)
+            files = write_publication(
+                folder, repository.id, evaluation, before, training=self.record, base_model=base_model,
+                existing_card=repository.read(CARD),
+            )  # fmt: skip
+            commit = publish(folder, repository, files)
+        except (OSError, ValueError) as error:
+            raise type(error)(
+                f"{error}\nThe model is trained and saved; it is published by\n{shlex.join(command)}"
+            ) from error
+        print(f"Published: {commit.commit_url}")
+
+
+def describe(trainer: Trainer, record: Mapping[str, Any]) -> None:
+    """Leave TRL's card and the record beside the model, for `hf-calib push`."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.args.output_dir)
+    name = trainer.args.hub_model_id or folder.absolute().name
+    trainer.create_model_card(model_name=name.rpartition("/")[2])
+    card = (folder / CARD).read_text(encoding="utf-8")
+    # TRL writes "None" where the base model is a local folder, and where the model is pushed to, which may be nowhere.
+    card = card.replace("[None](https://huggingface.co/None)", Path(record["base_model"]).name)
+    card = card.replace('model="None"', f'model="{name}"')
+    (folder / CARD).write_text(card, encoding="utf-8")
+    write_json(folder / TRAINING_RECORD, record)

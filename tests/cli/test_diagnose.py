@@ -1,0 +1,177 @@
+"""`hf-calib diagnose` on two models of the synthetic world, on predictions of them, and when called wrongly."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from samples import save_world_model
+
+from hf_calib.cli.main import main
+from hf_calib.data.synthetic_world import World
+from hf_calib.evaluation.diagnose import repair_command, summary
+from hf_calib.inference import predict
+from hf_calib.inference.predictions import OptionPredictions
+from hf_calib.paths import recipe_path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diagnose")
+    save_world_model(folder / "base")
+    save_world_model(folder / "aligned", sharpness=8)
+    world = World()
+    world.questions(120).to_parquet(folder / "test.parquet")
+    world.preference_pairs(60).to_parquet(folder / "pairs.parquet")
+    return folder
+
+
+def call(folder, *arguments):
+    models = ["--base_model", str(folder / "base"), "--model", str(folder / "aligned")]
+    asked = ["--dataset", str(folder / "test.parquet"), "--scoring", "text", "--n_bootstrap", "50"]
+    return ["diagnose", *models, *asked, *arguments]
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    arguments = ["--pairs", str(folder / "pairs.parquet"), "--num_pairs", "40", "--order_questions", "30"]
+    arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(folder / "out")]
+    assert main(call(folder, *arguments)) == 0
+    return folder / "out"
+
+
+def test_report_holds_everything(report):
+    results = json.loads((report / "results.json").read_text())
+    assert results["change/confidence_low"] > 0 and results["change/accuracy"] == 0  # sharpened, never reordered
+    assert results["confidence"] > results["reference/confidence"] and results["prediction_change"] == 0
+    assert results["order/n"] == 30 and results["order/flip_rate"] == results["order/reference/flip_rate"]
+    assert results["pairs/n"] == 40 and results["pairs/tce"] >= 0
+    assert results["test"] == "reference" and results["regime"] in ("calibratable", "undetermined")
+    text = (report / "report.md").read_text()
+    for heading in (
+        "What alignment changed",
+        "Subject by subject",
+        "order of the options",
+        "Preference pairs",
+        "Regime and repair",
+    ):
+        assert heading in text
+    for figure in ("confidence", "reliability", "positions"):
+        assert f"({figure}.png)" in text and (report / f"{figure}.svg").stat().st_size > 1000
+    assert summary(results) in text
+    assert f"hf-calib train --objective {results['recommended_method']} --model_name_or_path" in text
+    assert "--prompt_template '{question} {options}'" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.count("|") in (4, 5, 6, 7, 12) for line in rows)
+
+
+def test_a_second_call_scores_nothing_again(report, folder, monkeypatch):
+    before = json.loads((report / "results.json").read_text())
+    monkeypatch.setattr(predict.OptionScorer, "__call__", lambda *_: pytest.fail("scored again"))
+    arguments = ["--pairs", str(folder / "pairs.parquet"), "--num_pairs", "40", "--order_questions", "30"]
+    arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(report)]
+    assert main(call(folder, *arguments)) == 0
+    assert json.loads((report / "results.json").read_text()) == before
+
+
+def test_two_processes_share_the_work(report, folder, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command += [str(recipe_path("accelerate_configs/ddp.yaml")), "--module", "hf_calib.cli"]
+    arguments = ["--pairs", str(folder / "pairs.parquet"), "--num_pairs", "40", "--order_questions", "30"]
+    arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *call(folder, *arguments)], capture_output=True, text=True, env=environment, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("recommended:") == 1
+    ours, theirs = (json.loads((place / "results.json").read_text()) for place in (tmp_path, report))
+    numbers = {key: value for key, value in theirs.items() if isinstance(value, float)}
+    # batches of another make-up round otherwise
+    assert {key: ours[key] for key in numbers} == pytest.approx(numbers, abs=2e-3)
+    assert ours["pairs/n"] == 40
+
+
+def test_predictions_are_enough(report, folder, tmp_path, capsys):
+    base = OptionPredictions.load(report / "base" / "predictions.npz")
+    base.select(base.ids[::-1]).save(tmp_path / "reversed.npz")
+    arguments = [
+        "diagnose",
+        "--base_predictions",
+        str(tmp_path / "reversed.npz"),
+        "--predictions",
+        str(report / "aligned"),
+    ]
+    assert main([*arguments, "--n_bootstrap", "50", "--output_dir", str(tmp_path / "out")]) == 0
+    ours, theirs = (json.loads((place / "results.json").read_text()) for place in (tmp_path / "out", report))
+    assert {key: theirs[key] for key in ours} == ours
+    assert not (tmp_path / "out" / "positions.png").exists()
+    out = capsys.readouterr().out
+    assert "recommended: hf-calib train" in out and "overconfidence" in out
+
+
+def test_texts_have_no_order(folder, tmp_path):
+    """Where the prompt does not show the options, the experiment would measure nothing and is not made."""
+    assert main(call(folder, "--limit", "20", "--output_dir", str(tmp_path))) == 0
+    assert not list(tmp_path.rglob("order-*.npz"))
+    assert len(OptionPredictions.load(tmp_path / "aligned" / "predictions.npz")) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--base_model", "x", "--model", "y"], "--dataset is missing"),
+        (["--model", "y", "--dataset", "{folder}/test.parquet"], "--base_model and --model"),
+        (["--base_predictions", "x"], "--base_predictions and --predictions"),
+        (["--base_predictions", "x", "--predictions", "y", "--base_model", "z"], "--base_predictions and --predictions"),
+        (["--base_predictions", "{folder}/no.npz", "--predictions", "{folder}/no.npz"], "no.npz"),
+        (["--base_predictions", "x", "--predictions", "y", "--pairs", "z"], "--pairs wants"),
+        (["--base_model", "{folder}", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--scoring", "text"], "no saved model"),
+        (["--base_model", "{folder}/base", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--beta", "0"], "beta"),
+        (["--base_model", "{folder}/base", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--pairs", "{folder}/test.parquet"], "chosen"),
+    ],
+)  # fmt: skip
+def test_wrong_calls_are_named_and_leave_with_two(folder, tmp_path, capsys, arguments, named):
+    arguments = [part.format(folder=folder) for part in arguments]
+    assert main(["diagnose", *arguments, "--output_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert named in error and "Traceback" not in error
+
+
+def test_help_teaches_by_example(capsys):
+    assert main(["diagnose", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "examples:" in out and "hf-calib diagnose --base_predictions before" in out and "--order_questions" in out
+
+
+def test_other_questions_are_refused(report, tmp_path, capsys):
+    base = OptionPredictions.load(report / "base" / "predictions.npz")
+    base.labels = (base.labels + 1) % 4
+    base.save(tmp_path / "other.npz")
+    paths = ["--base_predictions", str(tmp_path / "other.npz"), "--predictions", str(report / "aligned")]
+    assert main(["diagnose", *paths, "--output_dir", str(tmp_path)]) == 2
+    assert f"the answer of question {str(base.ids[0])!r}" in capsys.readouterr().err.replace("np.str_(", "").replace(
+        ")", ""
+    )
+
+
+def test_the_repair_asks_as_the_evaluation_did():
+    asked = {"scoring": "letter", "template": "Q: {question}\n{options}", "chat_template": False, "system": None}
+    command = repair_command(
+        {"recommended_method": "rcft"}, "org/my model", {"prompt_format": asked, "normalization": "mean"}
+    )
+    assert command.startswith("hf-calib train --objective rcft --model_name_or_path 'org/my model' --dataset_name")
+    assert "--use_chat_template false" in command and "--option_normalization mean" in command
+    assert "system" not in command and command.endswith("--output_dir 'my model-rcft'")
+
+
+def test_probabilities_that_a_calibrator_ruled_out(report):
+    """-inf of a calibrator is no missing option."""
+    from hf_calib.evaluation.diagnose import diagnose
+
+    base, aligned = (OptionPredictions.load(report / name / "predictions.npz") for name in ("base", "aligned"))
+    aligned.option_logits = np.where(np.arange(4) == aligned.option_logits.argmax(1)[:, None], 0, -np.inf)
+    results = diagnose(base, aligned, n_bootstrap=20)
+    assert results["normalized_entropy"] == 0 and results["saturation"] == 1

@@ -1,0 +1,133 @@
+"""What is predicted lies in a file, and a run that was cut off goes on from it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import Counter, make_questions
+
+from hf_calib.data.questions import PromptFormat
+from hf_calib.inference.predict import predict_options
+from hf_calib.inference.predictions import OptionPredictions
+
+
+def test_saving_and_loading(tmp_path):
+    predictions = OptionPredictions(
+        option_logits=np.array([[0.0, -1.0, -np.inf], [-2.0, -1.0, -3.0]], dtype=np.float32),
+        labels=np.array([0, 1]),
+        ids=np.array(["a", "b"]),
+        metadata={"model": "m"},
+    )
+    predictions.save(tmp_path / "predictions.npz")
+    with np.load(tmp_path / "predictions.npz") as arrays:
+        assert {"option_logits", "probabilities", "labels", "ids", "option_mass"} <= set(arrays.files)
+        assert arrays["probabilities"][0, 2] == 0
+    loaded = OptionPredictions.load(tmp_path / "predictions.npz")
+    np.testing.assert_array_equal(loaded.option_logits, predictions.option_logits)
+    assert loaded.ids.tolist() == ["a", "b"] and loaded.metadata == {"model": "m"} and len(loaded) == 2
+    np.savez(tmp_path / "other.npz", labels=np.zeros(2))
+    with pytest.raises(ValueError, match="lacks ids, option_logits"):
+        OptionPredictions.load(tmp_path / "other.npz")
+
+
+def test_results_of_an_interrupted_run_are_taken_up(tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer, questions, path = tiny_tokenizers["gpt2"], make_questions(30), tmp_path / "new" / "predictions.npz"
+    model = tiny_llama(tokenizer)
+    expected = predict_options(model, tokenizer, questions, scoring="text", progress=False)
+
+    def interrupt(module, args):
+        if counter.questions >= 20:
+            raise KeyboardInterrupt
+
+    counter = Counter(model)
+    handle = model.base_model.register_forward_pre_hook(interrupt)
+    settings = {"scoring": "text", "batch_size": 2, "output_path": path, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        predict_options(model, tokenizer, questions, **settings)
+    handle.remove()
+    assert not path.exists()
+    # Other weights, questions or prompts do not mix with what is there.
+    with pytest.raises(
+        ValueError, match="predictions.npz.partial holds predictions with other weights; .*resume=False"
+    ):
+        predict_options(tiny_llama(tokenizer, seed=1), tokenizer, questions, **settings)
+    with pytest.raises(ValueError, match="other questions and prompts"):
+        predict_options(model, tokenizer, questions.select(range(20)), **settings)
+    with pytest.raises(ValueError, match="other prompts;"):
+        plain = PromptFormat("text", template="Q: {question}")
+        predict_options(model, tokenizer, questions, prompt_format=plain, **settings)
+
+    counter.questions = 0
+    resumed = predict_options(model, tokenizer, questions, **settings)
+    assert counter.questions < 30
+    np.testing.assert_allclose(resumed.option_logits, expected.option_logits, atol=1e-5)
+    assert os.listdir(path.parent) == ["predictions.npz"]
+    # A finished file is not computed again, until that is asked for.
+    counter.questions = 0
+    again = predict_options(model, tokenizer, questions, **settings)
+    assert counter.questions == 0 and again.ids.tolist() == expected.ids.tolist()
+    with pytest.raises(ValueError, match="predictions.npz holds predictions with other weights"):
+        predict_options(tiny_llama(tokenizer, seed=1), tokenizer, questions, **settings)
+    other = predict_options(tiny_llama(tokenizer, seed=1), tokenizer, questions, **settings, resume=False)
+    assert not np.allclose(OptionPredictions.load(path).probabilities, expected.probabilities, atol=1e-3)
+    np.testing.assert_array_equal(OptionPredictions.load(path).option_logits, other.option_logits)
+
+
+SCRIPT = """
+import os, signal, sys
+from datasets import load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from hf_calib.inference import predict
+from hf_calib.training.distributed import leave_process_group
+
+folder, kill_after = sys.argv[1], int(sys.argv[2])
+predict.SAVE_INTERVAL = 0
+model = AutoModelForCausalLM.from_pretrained(f"{folder}/model")
+passes = 0
+
+def count(*_):
+    global passes
+    passes += 1
+    if passes == kill_after:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model.base_model.register_forward_pre_hook(count)
+predictions = predict.predict_options(
+    model, AutoTokenizer.from_pretrained(f"{folder}/model"), load_from_disk(f"{folder}/questions"),
+    batch_size=1, output_path=f"{folder}/predictions.npz",
+)
+assert len(predictions) == 40
+print(f"rank {os.environ.get('RANK')}: {passes} passes")
+leave_process_group()
+"""
+
+
+def test_a_killed_process_is_resumed_by_two(tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer, questions = tiny_tokenizers["qwen"], make_questions(40)
+    model = tiny_llama(tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    questions.save_to_disk(tmp_path / "questions")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), "OMP_NUM_THREADS": "1"}
+    settings = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    killed = subprocess.run([sys.executable, script, tmp_path, "5"], **settings)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = sum(len(np.load(shard)["index"]) for shard in (tmp_path / "predictions.npz.partial").glob("*.npz"))
+    assert 0 < done < 40
+
+    # `--multi_gpu` is accelerate's word for several processes on one machine, be they on GPUs or CPUs.
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch = [sys.executable, *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    launched = subprocess.run([*launch, script, tmp_path, "0"], **settings)
+    assert launched.returncode == 0, launched.stderr
+    assert "rank 0" in launched.stdout and "rank 1" in launched.stdout and "rank 1: 0" not in launched.stdout
+    predictions = OptionPredictions.load(tmp_path / "predictions.npz")
+    expected = predict_options(model, tokenizer, questions, progress=False)
+    assert predictions.ids.tolist() == expected.ids.tolist()
+    np.testing.assert_allclose(predictions.option_logits, expected.option_logits, atol=1e-5)
