@@ -1,12 +1,12 @@
 """Before and after: the points, shares and intervals stand where the predictions say."""
 
 import doctest
+import importlib
 
 import numpy as np
 import pytest
 from samples import make
 
-import hf_calib.plots.confidence_shift
 from hf_calib.measures.position_bias import order_report
 from hf_calib.plots import confidence_shift, order_diagram, save_figure
 
@@ -56,4 +56,4 @@ def test_order_diagram(tmp_path):
 
 
 def test_example_runs():
-    assert doctest.testmod(hf_calib.plots.confidence_shift).failed == 0
+    assert doctest.testmod(importlib.import_module("hf_calib.plots.confidence_shift")).failed == 0
