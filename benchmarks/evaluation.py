@@ -124,7 +124,7 @@ class Contest:
     def __init__(self, name, model, tokenizer, peer: Peer, questions: Dataset, scoring: str, chat_template, folder):
         self.name, self.model, self.tokenizer, self.peer = name, model, tokenizer, peer
         self.questions, self.folder = questions, folder
-        self.prompt_format = PromptFormat(scoring, chat_template=chat_template)
+        self.prompt_format = PromptFormat(scoring, use_chat_template=chat_template)
 
     def ours(self, questions: Dataset, batch_size: int) -> dict:
         wall, cpu = perf_counter(), process_time()

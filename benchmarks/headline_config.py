@@ -92,7 +92,7 @@ class Method:
             Post-hoc method, by its name in `hf_calib.posthoc`. It is fitted on all labels; of a model that was trained
             on them, on those held out from training: `hold_out`, or else the rows of the recipe's E-step.
             `transferred_temperature` is fitted for each test anew, on these labels and on that test's questions without theirs.
-        normalization (`str`, *optional*):
+        option_normalization (`str`, *optional*):
             Of a model that is not trained: `"sum"` or `"mean"`, whatever the labels prefer.
     """
 
@@ -103,7 +103,7 @@ class Method:
     folds: int | None = None
     of: str | None = None
     calibrator: str | None = None
-    normalization: str | None = None
+    option_normalization: str | None = None
 
     def __post_init__(self):
         kinds = (*CALIBRATORS, TransferredTemperature.method)
@@ -111,9 +111,11 @@ class Method:
             raise ValueError(f"calibrator {self.calibrator!r} is none of {', '.join(kinds)}")
         if self.recipe and self.of:
             raise ValueError("recipe trains a model and `of` takes another's: give one of them")
-        if self.normalization is not None and (self.recipe or self.of or self.normalization not in NORMALIZATIONS):
+        if self.option_normalization is not None and (
+            self.recipe or self.of or self.option_normalization not in NORMALIZATIONS
+        ):
             raise ValueError(
-                f"normalization={self.normalization!r}: sum or mean is wanted, of a model that is not trained"
+                f"option_normalization={self.option_normalization!r}: sum or mean is wanted, of a model that is not trained"
             )
         if (self.set or self.budgets or self.hold_out or self.folds) and not self.recipe:
             raise ValueError("set, budgets, hold_out and folds belong to a recipe, and there is none")

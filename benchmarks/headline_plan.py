@@ -193,15 +193,18 @@ class Plan:
                 for stages in (fitted, references)
             )
             kind = "temperature" if method.transferred else method.calibrator
-            normalization, calibrator = choose(known, kind, before, seed)
+            option_normalization, calibrator = choose(known, kind, before, seed)
             if calibrator is not None and not method.transferred:
                 calibrator.save(out)
-            write_json(out / "chosen.json", {"normalization": normalization, "n": len(known[normalization])})
+            write_json(
+                out / "chosen.json",
+                {"option_normalization": option_normalization, "n": len(known[option_normalization])},
+            )
             votes = {asked: load_views(stage)[0].votes for asked, stage in voted.items()}
             for test in config.datasets:
-                for view, predictions in enumerate(load_views(tested[normalization, test])):
+                for view, predictions in enumerate(load_views(tested[option_normalization, test])):
                     if method.transferred:
-                        labelled = known[normalization]
+                        labelled = known[option_normalization]
                         calibrator = TransferredTemperature().fit(
                             labelled.option_logits,
                             labelled.labels,
@@ -218,14 +221,14 @@ class Plan:
         made_of = [method.calibrator, budget if supervised else most, seed]
         return self._stage(folder, f"calibrate {name}", made_of, work, needs)
 
-    def _held_out_in_turn(self, asked: Asked, normalization: str) -> Stage:
+    def _held_out_in_turn(self, asked: Asked, option_normalization: str) -> Stage:
         """What the models of a cross-fit made of the labels: each of those that it was not trained on."""
 
         def work(out: Path) -> None:
             shutil.copy2(Path(asked.path, "held_out", "predictions.npz"), out / "0.npz")
 
         return self._stage(
-            asked.folder / normalization / "held-out", "collect what was held out", [], work, (asked.training,)
+            asked.folder / option_normalization / "held-out", "collect what was held out", [], work, (asked.training,)
         )
 
     def _votes(self, model: str, seed: int, source: str) -> dict[str | None, Stage]:
@@ -239,22 +242,29 @@ class Plan:
     def _untrained(self, name: str, path: str, seed: int) -> Asked:
         return Asked(path, None, self.output_dir / (f"seed-{seed}" if self.config.quickstart else "") / slug(name))
 
-    def _tested(self, asked: Asked, normalization: str, seed: int, test: str) -> Stage:
+    def _tested(self, asked: Asked, option_normalization: str, seed: int, test: str) -> Stage:
         """What a model makes of the questions of a test, in every order of their options."""
         views = self.config.permutations
-        return self._asked(asked, normalization, seed, test, "test", lambda: self._pools(seed, test)[1], views)
+        return self._asked(asked, option_normalization, seed, test, "test", lambda: self._pools(seed, test)[1], views)
 
     def _asked(
-        self, asked: Asked, normalization: str, seed: int, source: str, what: str, questions: Callable, views: int = 1
+        self,
+        asked: Asked,
+        option_normalization: str,
+        seed: int,
+        source: str,
+        what: str,
+        questions: Callable,
+        views: int = 1,
     ) -> Stage:
         config, training = self.config, asked.training
-        made_of = [what, views, normalization, config.asking, self._source_identity(source, what)]
+        made_of = [what, views, option_normalization, config.asking, self._source_identity(source, what)]
         made_of += [identity(asked.path) if training is None else None]
         votes = training is None and any(method.transferred for method in config.methods.values())
         made_of += ["votes"] * votes
         needs = (training,) if training else self._quickstart(seed)
         summed = None
-        if normalization == "mean" and training is None and "sum" in config.normalizations:
+        if option_normalization == "mean" and training is None and "sum" in config.normalizations:
             # An untrained model is asked by both: once will do.
             summed = self._asked(asked, "sum", seed, source, what, questions, views)
             needs = (summed,)
@@ -273,13 +283,13 @@ class Plan:
                     tokenizer,
                     turned,
                     prompt_format=config.prompt_format(),
-                    normalization=normalization,
+                    option_normalization=option_normalization,
                     batch_size=config.batch_size,
                     output_path=file,
                     votes=votes,
                 )
 
-        folder = asked.folder / normalization / f"{slug(source)}-{what}"
+        folder = asked.folder / option_normalization / f"{slug(source)}-{what}"
         kind = "trained" if training else "untrained"
         return self._stage(folder, f"ask {kind}: {source}, {what.partition('-seed')[0]}", made_of, work, needs)
 
@@ -345,7 +355,7 @@ class Plan:
         trained = self.config.methods[method.of] if method.of else method
         if trained.recipe:
             return [trained.arguments(self.config.budgets[0]).get("option_normalization", "sum")]
-        return [method.normalization] if method.normalization else self.config.normalizations
+        return [method.option_normalization] if method.option_normalization else self.config.normalizations
 
     # Places
 

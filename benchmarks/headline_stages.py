@@ -120,7 +120,7 @@ def means(
     for row, question in zip(option_logits, questions, strict=True):
         counts = np.bincount(encoder.encode(question)["option_index"])
         row[: len(counts)] /= counts
-    return replace(summed, option_logits=option_logits, metadata={**summed.metadata, "normalization": "mean"})
+    return replace(summed, option_logits=option_logits, metadata={**summed.metadata, "option_normalization": "mean"})
 
 
 @lru_cache(maxsize=1)

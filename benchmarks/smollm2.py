@@ -51,22 +51,22 @@ def main() -> None:
     test = questions(args.test, "test", args.num_test_questions, seed=0)
     train = questions(args.train, "train", recipe["num_train_examples"], args.seed)
 
-    def predict(folder: str, asked, normalization: str, name: str):
+    def predict(folder: str, asked, option_normalization: str, name: str):
         model, tokenizer = load_model(folder, dtype="float32")
         return predict_options(
             model,
             tokenizer,
             asked,
-            prompt_format=PromptFormat(args.scoring, chat_template=recipe["use_chat_template"]),
-            normalization=normalization,
+            prompt_format=PromptFormat(args.scoring, use_chat_template=recipe["use_chat_template"]),
+            option_normalization=option_normalization,
             output_path=args.output_dir / f"{name}.npz",
         )
 
-    normalization = recipe.get("option_normalization", "sum")
+    option_normalization = recipe.get("option_normalization", "sum")
     predictions = {}
     # The baselines may ask either way; what is trained is asked as it was trained.
-    for asked_by in dict.fromkeys(("sum", normalization)):
-        note = f" ({asked_by})" if normalization != "sum" else ""
+    for asked_by in dict.fromkeys(("sum", option_normalization)):
+        note = f" ({asked_by})" if option_normalization != "sum" else ""
         as_it_is = predict(args.model, test, asked_by, f"as-it-is-{asked_by}")
         labelled = predict(args.model, train, asked_by, f"train-{asked_by}")
         predictions[f"as it is{note}"] = as_it_is
@@ -82,7 +82,7 @@ def main() -> None:
             command += ["--dataset_name", args.train, "--seed", str(args.seed), "--output_dir", str(folder)]
             subprocess.run(command, check=True)
         row = name.removeprefix("letter_").upper()
-        predictions[row] = predict(str(folder), test, normalization, name)
+        predictions[row] = predict(str(folder), test, option_normalization, name)
 
     stages = [{"stage": name, **evaluation_results(p)} for name, p in predictions.items()]
     title = f"SmolLM2-135M-Instruct on ARC-Easy, {args.scoring} mode"

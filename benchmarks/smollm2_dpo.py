@@ -50,7 +50,7 @@ METHODS = {
 }
 BASE = "before"
 COLUMNS = ["id", "question", "choices", "answer"]
-PROMPT_FORMAT = PromptFormat("text", chat_template=False)
+PROMPT_FORMAT = PromptFormat("text", use_chat_template=False)
 
 MEASURES = {
     "ranking_accuracy": "ranking", "pair_accuracy": "pair accuracy", "pair_ece": "pair-ECE",
@@ -113,7 +113,7 @@ def measure(
         tokenizer,
         questions,
         prompt_format=PROMPT_FORMAT,
-        normalization="mean",
+        option_normalization="mean",
         output_path=folder / "predictions.npz",
     )
     scores = score_pairs(loaded, tokenizer, pairs)

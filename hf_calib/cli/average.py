@@ -99,7 +99,7 @@ def _held_out(models: Sequence[Path]) -> OptionPredictions | None:
             f"{missing[0]} is missing, which others have: its training is not finished, or held nothing out."
         )
     parts = [OptionPredictions.load(path) for path in paths]
-    asked = [(part.metadata.get("prompt_format"), part.metadata.get("normalization")) for part in parts]
+    asked = [(part.metadata.get("prompt_format"), part.metadata.get("option_normalization")) for part in parts]
     for model, one in zip(models, asked, strict=True):
         if one != asked[0]:
             raise ValueError(f"{model} was asked in another way than {models[0]}: train all by one recipe.")

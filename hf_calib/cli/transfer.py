@@ -174,9 +174,9 @@ def _check_asked_alike(
     then, now = PromptFormat(**held_out.metadata["prompt_format"]), args.prompt_format()
     for name, (stated, given) in {
         "scoring": (then.scoring, now.scoring),
-        "option_normalization": (held_out.metadata["normalization"], args.option_normalization),
-        "prompt_template": (then.template, now.template),
-        "system_prompt": (then.system, now.system),
+        "option_normalization": (held_out.metadata["option_normalization"], args.option_normalization),
+        "prompt_template": (then.prompt_template, now.prompt_template),
+        "system_prompt": (then.system_prompt, now.system_prompt),
         "use_chat_template": (then.uses_chat_template(tokenizer), now.uses_chat_template(tokenizer)),
     }.items():
         if stated != given:

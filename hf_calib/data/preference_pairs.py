@@ -179,7 +179,7 @@ def pairs_from_questions(
     ```python
     >>> from datasets import Dataset
     >>> row = {"id": "ice", "question": "Ice is", "choices": ["hot", "cold"], "answer": 1}
-    >>> pairs = pairs_from_questions(Dataset.from_list([row]), tokenizer, PromptFormat("text", chat_template=False))
+    >>> pairs = pairs_from_questions(Dataset.from_list([row]), tokenizer, PromptFormat("text", use_chat_template=False))
     >>> pairs[0]
     {'id': 'ice', 'prompt': 'Ice is', 'chosen': ' cold', 'rejected': ' hot'}
 

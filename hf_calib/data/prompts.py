@@ -27,19 +27,19 @@ class PromptFormat:
         scoring (`str`, *optional*, defaults to `"letter"`):
             `"letter"`: the options are listed in the prompt and the candidates are their letters. `"text"`: the
             candidates are the texts of the options, which the prompt does not show unless its template says so.
-        template (`str`, *optional*):
+        prompt_template (`str`, *optional*):
             `str.format` template of the fields `{question}`, `{options}` (lines like `A. text`) and `{subject}`.
             Defaults to `"{question}\\n{options}\\nAnswer:"` for letters and to `"{question}"` for texts.
-        chat_template (`bool`, *optional*):
+        use_chat_template (`bool`, *optional*):
             Whether the prompt is a user's turn in the tokenizer's chat template. By default it is, where the tokenizer
             has one.
-        system (`str`, *optional*):
+        system_prompt (`str`, *optional*):
             System message; without a chat template it stands above the prompt.
 
     Example:
 
     ```python
-    >>> prompt_format = PromptFormat(scoring="letter", chat_template=False)
+    >>> prompt_format = PromptFormat(scoring="letter", use_chat_template=False)
     >>> prompt, candidates, suffix = prompt_format.render(tokenizer, "Ice is", ["hot", "cold"])
     >>> print(prompt)
     Ice is
@@ -53,9 +53,9 @@ class PromptFormat:
     """
 
     scoring: str = "letter"
-    template: str | None = None
-    chat_template: bool | None = None
-    system: str | None = None
+    prompt_template: str | None = None
+    use_chat_template: bool | None = None
+    system_prompt: str | None = None
 
     def __post_init__(self):
         if self.scoring not in DEFAULT_TEMPLATES:
@@ -63,19 +63,23 @@ class PromptFormat:
         try:
             used = {name for _, name, _, _ in string.Formatter().parse(self._template) if name is not None}
         except ValueError as error:
-            raise ValueError(f"template {self.template!r}: {error}; write {{{{ and }}}} for braces") from None
+            raise ValueError(
+                f"prompt_template {self.prompt_template!r}: {error}; write {{{{ and }}}} for braces"
+            ) from None
         if unknown := sorted(used.difference(FIELDS)):
             raise ValueError(
-                f"template {self.template!r} has the unknown field {{{unknown[0]}}}; "
+                f"prompt_template {self.prompt_template!r} has the unknown field {{{unknown[0]}}}; "
                 f"use {', '.join(f'{{{name}}}' for name in FIELDS)}, and {{{{ and }}}} for braces"
             )
         for needed in ("question", "options") if self.scoring == "letter" else ("question",):
             if needed not in used:
-                raise ValueError(f"template {self.template!r} lacks {{{needed}}}, which {self.scoring} scoring needs")
+                raise ValueError(
+                    f"prompt_template {self.prompt_template!r} lacks {{{needed}}}, which {self.scoring} scoring needs"
+                )
 
     @property
     def _template(self) -> str:
-        return DEFAULT_TEMPLATES[self.scoring] if self.template is None else self.template
+        return DEFAULT_TEMPLATES[self.scoring] if self.prompt_template is None else self.prompt_template
 
     def letters(self, num_options: int) -> list[str]:
         """The letters of `num_options` (2 to 26) options."""
@@ -90,12 +94,12 @@ class PromptFormat:
     def uses_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
         """Whether prompts for this tokenizer go through its chat template."""
         has_one = getattr(tokenizer, "chat_template", None) is not None
-        if self.chat_template and not has_one:
+        if self.use_chat_template and not has_one:
             raise ValueError(
-                f"chat_template=True, but the tokenizer of {tokenizer.name_or_path or 'this model'} has none; "
-                "set `tokenizer.chat_template`, or chat_template=False"
+                f"use_chat_template=True, but the tokenizer of {tokenizer.name_or_path or 'this model'} has none; "
+                "set `tokenizer.chat_template`, or use_chat_template=False"
             )
-        return has_one if self.chat_template is None else self.chat_template
+        return has_one if self.use_chat_template is None else self.use_chat_template
 
     def add_special_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
         """Whether tokenisation adds special tokens to a prompt: a chat template has written its own."""
@@ -125,18 +129,20 @@ class PromptFormat:
             prompt, lead, suffix = self._chat(tokenizer, self.messages(question, choices, subject))
         else:
             prompt = self._content(question, choices, subject)
-            prompt = prompt if self.system is None else f"{self.system}\n\n{prompt}"
+            prompt = prompt if self.system_prompt is None else f"{self.system_prompt}\n\n{prompt}"
             lead, suffix = "" if prompt[-1:].isspace() else " ", tokenizer.eos_token or ""
         return prompt, [lead + candidate for candidate in self.candidates(choices)], suffix
 
     def messages(self, question: str, choices: list[str], subject: str | None = None) -> list[dict[str, str]]:
         """The conversation in which a question is asked, up to the answer; arguments as in [`render`]."""
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*messages, {"role": "user", "content": self._content(question, choices, subject)}]
 
     def _content(self, question: str, choices: list[str], subject: str | None) -> str:
         if subject is None and "{subject" in self._template:
-            raise ValueError(f"template {self.template!r} uses {{subject}}, but a question has no `subject`")
+            raise ValueError(
+                f"prompt_template {self.prompt_template!r} uses {{subject}}, but a question has no `subject`"
+            )
         options = "\n".join(
             f"{letter}. {text}" for letter, text in zip(self.letters(len(choices)), choices, strict=True)
         )
@@ -149,10 +155,10 @@ class PromptFormat:
         try:
             prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
-            if self.system is None:
+            if self.system_prompt is None:
                 raise
             raise ValueError(
-                f"the chat template refuses the system message ({error}); write it into `template` instead"
+                f"the chat template refuses the system message ({error}); write it into `prompt_template` instead"
             ) from error
         answer = {"role": "assistant", "content": _PROBE}
         answered = tokenizer.apply_chat_template([*messages, answer], tokenize=False)
@@ -175,7 +181,7 @@ class PromptArguments:
         option_normalization (`str`, *optional*, defaults to `"sum"`):
             `"sum"` or `"mean"` of an option's token log-likelihoods.
         prompt_template (`str`, *optional*), use_chat_template (`bool`, *optional*), system_prompt (`str`, *optional*):
-            `template`, `chat_template` and `system` of [`PromptFormat`].
+            As in [`PromptFormat`].
     """
 
     scoring: str = field(

@@ -145,16 +145,10 @@ def repair_command(results: Mapping[str, Any], model: str, metadata: Mapping[str
     command = ["hf-calib", "train", "--objective", method, "--model_name_or_path", model]
     command += ["--dataset_name", "TRAIN_QUESTIONS.parquet"]
     asked = (metadata or {}).get("prompt_format", {})
-    names = {
-        "scoring": "scoring",
-        "template": "prompt_template",
-        "chat_template": "use_chat_template",
-        "system": "system_prompt",
-    }
-    for name, argument in names.items():
+    for name in ("scoring", "prompt_template", "use_chat_template", "system_prompt"):
         if asked.get(name) is not None:
-            command += [f"--{argument}", str(asked[name]).lower() if name == "chat_template" else asked[name]]
-    if (metadata or {}).get("normalization") == "mean":
+            command += [f"--{name}", str(asked[name]).lower() if name == "use_chat_template" else asked[name]]
+    if (metadata or {}).get("option_normalization") == "mean":
         command += ["--option_normalization", "mean"]
     return "\n".join([*lines, shlex.join([*command, "--output_dir", f"{output_dir}-{method}"])])
 

@@ -133,7 +133,7 @@ class EvaluationProtocol:
             tokenizer,
             questions,
             prompt_format=self.prompt_format(),
-            normalization=self.option_normalization,
+            option_normalization=self.option_normalization,
             max_length=self.max_length,
             drop_too_long=self.drop_too_long,
             batch_size=batch_size,

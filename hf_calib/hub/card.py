@@ -187,11 +187,11 @@ class CalibrationCard:
         protocol = EvaluationProtocol.of(self.results)
         asked = [repr(protocol.scoring)]
         if protocol.prompt_template not in (None, DEFAULT_TEMPLATES[protocol.scoring]):
-            asked.append(f"template={protocol.prompt_template!r}")
+            asked.append(f"prompt_template={protocol.prompt_template!r}")
         if protocol.use_chat_template is not None:
-            asked.append(f"chat_template={protocol.use_chat_template!r}")
+            asked.append(f"use_chat_template={protocol.use_chat_template!r}")
         if protocol.system_prompt is not None:
-            asked.append(f"system={protocol.system_prompt!r}")
+            asked.append(f"system_prompt={protocol.system_prompt!r}")
         public = ["PromptFormat", "load_questions", "predict_options"]
         if calibrated := self.results.get("with_calibrator"):
             public.insert(1, "load_calibrator")
@@ -205,7 +205,7 @@ class CalibrationCard:
             f"prompt_format = PromptFormat({', '.join(asked)})",
             'questions = load_questions("questions.parquet")',
             "predictions = predict_options(",
-            f"    model, tokenizer, questions, prompt_format=prompt_format, normalization={protocol.option_normalization!r}",
+            f"    model, tokenizer, questions, prompt_format=prompt_format, option_normalization={protocol.option_normalization!r}",
             ")",
             "print(predictions.probabilities)",
         ]

@@ -68,7 +68,7 @@ def score_options(
     lm_head: nn.Module,
     hidden_states: torch.Tensor,
     batch: dict[str, torch.Tensor],
-    normalization: Literal["sum", "mean"] = "sum",
+    option_normalization: Literal["sum", "mean"] = "sum",
     transform: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits,
     over_vocabulary: bool = False,
     gather: Callable[..., AbstractContextManager] = lambda *parameters: nullcontext(),
@@ -88,7 +88,7 @@ def score_options(
         batch (`dict[str, torch.Tensor]`):
             `option_positions`, `option_tokens`, `option_index` `(batch, num_option_tokens)`, `option_mask`
             `(batch, num_options)`, and `option_segments` where there are branches.
-        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+        option_normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
             Log-likelihood of an option: sum over its tokens, or mean.
         transform (`Callable`, *optional*):
             What the model does to raw logits (scale, soft cap); see [`logit_transform`].
@@ -120,7 +120,7 @@ def score_options(
 
     mask = batch["option_mask"]
     slot = row * mask.size(1) + index[valid]
-    if normalization == "mean":
+    if option_normalization == "mean":
         counts = logits.new_zeros(mask.numel()).index_add(0, slot, torch.ones_like(logits))
         logits = logits / counts[slot]
     option_logits = logits.new_zeros(mask.numel()).index_add(0, slot, logits).view_as(mask)
@@ -231,7 +231,7 @@ class OptionHead:
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A causal language model.
-        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+        option_normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
             See [`score_options`].
         gather (`Callable`, *optional*):
             See [`score_options`].
@@ -243,11 +243,11 @@ class OptionHead:
     def __init__(
         self,
         model: PreTrainedModel,
-        normalization: Literal["sum", "mean"] = "sum",
+        option_normalization: Literal["sum", "mean"] = "sum",
         gather: Callable[..., AbstractContextManager] = lambda *parameters: nullcontext(),
     ):
         self.model = unwrap_causal_lm(model)
-        self.normalization = normalization
+        self.option_normalization = option_normalization
         self.gather = gather
         self.transform = logit_transform(self.model.config)
         self._option_logits = None
@@ -298,7 +298,7 @@ class OptionHead:
                 self.get_output_embeddings(),
                 kept[-1],
                 batch,
-                head.normalization,
+                head.option_normalization,
                 head.transform,
                 over_vocabulary,
                 head.gather,

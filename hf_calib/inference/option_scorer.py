@@ -35,14 +35,14 @@ class OptionScorer:
             A causal language model, wrapped or not.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+        option_normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
             See [`~hf_calib.inference.option_head.score_options`].
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, normalization: str = "sum"):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, option_normalization: str = "sum"):
         self.model = unwrap_causal_lm(extract_model_from_parallel(model))
         self.transform = logit_transform(self.model.config)
-        self.normalization = normalization
+        self.option_normalization = option_normalization
         # Padding is masked, so that any token serves.
         self.pad_token_id = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
         self.branches = True
@@ -83,7 +83,7 @@ class OptionScorer:
             self.model.get_output_embeddings(),
             hidden_states,
             batch,
-            self.normalization,
+            self.option_normalization,
             self.transform,
             over_vocabulary=True,
         )

@@ -44,7 +44,7 @@ def predict_options(
     dataset: Dataset,
     scoring: Literal["letter", "text"] | None = None,
     prompt_format: PromptFormat | None = None,
-    normalization: Literal["sum", "mean"] = "sum",
+    option_normalization: Literal["sum", "mean"] = "sum",
     batch_size: int = 8,
     max_length: int | None = None,
     drop_too_long: bool = False,
@@ -70,7 +70,7 @@ def predict_options(
             Whether letters or texts of the options are scored. Defaults to that of `prompt_format`, else `"letter"`.
         prompt_format ([`~hf_calib.data.questions.PromptFormat`], *optional*):
             How a question is written. Defaults to the default format of `scoring`.
-        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+        option_normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
             Log-likelihood of an option: sum over its tokens, or mean.
         batch_size (`int`, *optional*, defaults to 8):
             Questions per forward pass where they are the longest of all. Shorter ones go together in larger numbers,
@@ -105,8 +105,8 @@ def predict_options(
         prompt_format = PromptFormat(scoring=scoring or "letter")
     elif scoring not in (None, prompt_format.scoring):
         raise ValueError(f"scoring={scoring!r} contradicts prompt_format.scoring={prompt_format.scoring!r}; drop one")
-    if normalization not in ("sum", "mean"):
-        raise ValueError(f"normalization={normalization!r}; choose 'sum' or 'mean'")
+    if option_normalization not in ("sum", "mean"):
+        raise ValueError(f"option_normalization={option_normalization!r}; choose 'sum' or 'mean'")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; at least 1 is wanted")
 
@@ -123,12 +123,12 @@ def predict_options(
         "questions": digest(*questions["id"], *questions["answer"]),
         # Tokenizer, chat template and prompt format in one: what the model reads.
         "prompts": digest(json.dumps(features)),
-        "normalization": normalization,
+        "option_normalization": option_normalization,
     }
     metadata = {
         "model": model.name_or_path,
         "prompt_format": asdict(prompt_format),
-        "normalization": normalization,
+        "option_normalization": option_normalization,
         # Then a temperature of the options is one of the model's logits.
         "single_tokens": single_tokens,
         "too_long": len(dataset) - len(kept),
@@ -144,7 +144,7 @@ def predict_options(
     model.eval()
     try:
         score_features(
-            OptionScorer(model, tokenizer, normalization),
+            OptionScorer(model, tokenizer, option_normalization),
             features,
             batch_size,
             results,
@@ -164,7 +164,7 @@ def predict_options(
         metadata=metadata,
     )
     if votes:
-        predictions.votes, metadata["votes"] = _votes(rows, features, normalization), ["sum", "pmi"]
+        predictions.votes, metadata["votes"] = _votes(rows, features, option_normalization), ["sum", "pmi"]
     if "target_probabilities" in questions.column_names:
         if all(targets is not None for targets in questions["target_probabilities"]):
             predictions.target_probabilities = pad_rows(questions["target_probabilities"], num_options, 0.0)
@@ -175,9 +175,9 @@ def predict_options(
     return predictions
 
 
-def _votes(rows: Sequence[np.ndarray], features: Sequence[Mapping[str, Any]], normalization: str) -> np.ndarray:
+def _votes(rows: Sequence[np.ndarray], features: Sequence[Mapping[str, Any]], option_normalization: str) -> np.ndarray:
     """What is likeliest by the sum, and by the pointwise mutual information, `(N, 2)`. The second half of the rows are those after "N/A"."""
-    if normalization == "mean":
+    if option_normalization == "mean":
         rows = [row * np.bincount(feature["option_index"]) for row, feature in zip(rows, features, strict=True)]
     half = len(rows) // 2
     return np.array(
@@ -243,7 +243,7 @@ def _encode(encoder: OptionEncoder, questions: Dataset, drop_too_long: bool) -> 
     if not kept:
         raise QuestionTooLongError(
             f"none of {len(questions)} questions fits in max_length={encoder.max_length}; raise it, or shorten the "
-            "template"
+            "prompt_template"
         )
     if len(kept) < len(questions):
         left_out = len(questions) - len(kept)

@@ -86,7 +86,7 @@ class OptionPredictions:
         Probability of all options together under the full vocabulary, `(N,)`. Small values say that the model wants to
         write something else than an option. NaN where options are scored by their mean log-likelihood.
         """
-        if self.metadata.get("normalization") == "mean":
+        if self.metadata.get("option_normalization") == "mean":
             return np.full(len(self), np.nan, dtype=np.float32)
         # The head's own precision (bfloat16, say) may lift the sum a little above 1.
         return torch.from_numpy(self.option_logits).float().logsumexp(-1).exp().clamp(max=1).numpy()

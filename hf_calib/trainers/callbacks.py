@@ -48,7 +48,7 @@ class CollapseCallback(TrainerCallback):
             Predictions of the model that all are compared with. By default the model as it is before its first step.
         prompt_format ([`~hf_calib.data.questions.PromptFormat`], *optional*):
             How a question is asked; by default letters are scored.
-        normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+        option_normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
             Log-likelihood of an option: sum over its tokens, or mean.
         batch_size (`int`, *optional*, defaults to `8`):
             Questions of the longest kind in a forward pass.
@@ -81,7 +81,7 @@ class CollapseCallback(TrainerCallback):
         every: int = 100,
         reference: OptionPredictions | None = None,
         prompt_format: PromptFormat | None = None,
-        normalization: str = "sum",
+        option_normalization: str = "sum",
         batch_size: int = 8,
         max_length: int | None = None,
         n_bins: int = 10,
@@ -101,7 +101,7 @@ class CollapseCallback(TrainerCallback):
         self.reference = reference
         self.asking = {
             "prompt_format": prompt_format,
-            "normalization": normalization,
+            "option_normalization": option_normalization,
             "batch_size": batch_size,
             "max_length": max_length,
         }

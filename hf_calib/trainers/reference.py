@@ -30,7 +30,7 @@ def add_reference(
     dataset: Dataset,
     name_or_path: str,
     tokenizer: PreTrainedTokenizerBase,
-    normalization: str,
+    option_normalization: str,
     batch_size: int,
     pseudo_count: float = math.inf,
     held_out: Dataset | None = None,
@@ -47,7 +47,7 @@ def add_reference(
             The reference: a model, or an adapter on one.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             What the rows are encoded with.
-        normalization (`str`):
+        option_normalization (`str`):
             See [`~hf_calib.inference.option_scorer.OptionScorer`].
         batch_size (`int`):
             Questions a batch.
@@ -77,7 +77,7 @@ def add_reference(
             "preference alignment) began with."
         )
     model, _ = load_model(name_or_path, **loading)
-    scorer = OptionScorer(model, tokenizer, normalization)
+    scorer = OptionScorer(model, tokenizer, option_normalization)
     questions = dataset if held_out is None or math.isinf(pseudo_count) else concatenate_datasets([dataset, held_out])
     rows = [row for row, count in enumerate(questions["num_options"]) if count]
     results = Results(None, {}, resume=False, state=PartialState())

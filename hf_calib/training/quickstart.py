@@ -49,7 +49,7 @@ STAGES = (
 ROWS = {"pretrain": "base", "dpo": "dpo", "cft": "cft", "rcft": "rcft", "dpo_calibrated": "calibrated dpo"}
 POST_HOC = {"dpo + TS": TemperatureScaling, "dpo + TS-IR": TemperatureIsotonic}
 
-PROMPT_FORMAT = PromptFormat(scoring="text", template=World.prompt_template, chat_template=False)
+PROMPT_FORMAT = PromptFormat(scoring="text", prompt_template=World.prompt_template, use_chat_template=False)
 
 NUM_STATEMENTS, NUM_PAIRS, NUM_TRAIN_QUESTIONS = 80_000, 9_600, 2_000
 

@@ -228,7 +228,7 @@ def build_trainer(
                 collapse_questions,
                 script_args.collapse_steps,
                 prompt_format=training_args.prompt_format(),
-                normalization=training_args.option_normalization,
+                option_normalization=training_args.option_normalization,
                 batch_size=training_args.per_device_eval_batch_size,
             )
         )
@@ -376,7 +376,7 @@ def _predict_held_out(trainer: Trainer) -> None:
         trainer.processing_class,
         questions,
         prompt_format=args.prompt_format(),
-        normalization=args.option_normalization,
+        option_normalization=args.option_normalization,
         batch_size=args.per_device_eval_batch_size,
         output_path=folder / "predictions.npz",
         resume=False,

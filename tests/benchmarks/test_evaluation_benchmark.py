@@ -18,7 +18,7 @@ QUESTIONS = [
 @pytest.mark.parametrize("scoring", ["letter", "text"])
 @pytest.mark.parametrize("chat_template", [True, False])
 def test_the_task_asks_what_we_ask(tiny_tokenizers, tmp_path, scoring, chat_template):
-    tokenizer, prompt_format = tiny_tokenizers["qwen"], PromptFormat(scoring, chat_template=chat_template)
+    tokenizer, prompt_format = tiny_tokenizers["qwen"], PromptFormat(scoring, use_chat_template=chat_template)
     path = write_task(Dataset.from_list(QUESTIONS), tokenizer, prompt_format, tmp_path, "asked")
     task = yaml.safe_load(path.read_text())
     rows = Dataset.from_parquet(task["dataset_kwargs"]["data_files"]["test"], cache_dir=str(tmp_path))

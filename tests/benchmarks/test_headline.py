@@ -115,10 +115,12 @@ def test_an_untrained_model_is_asked_once_for_sum_and_mean(tiny_tokenizers, tiny
             for n, (choices, answer) in enumerate(rows)
         ]
     )
-    asked = {"prompt_format": PromptFormat("text", chat_template=False), "progress": False}
+    asked = {"prompt_format": PromptFormat("text", use_chat_template=False), "progress": False}
     summed, expected = (
-        predict_options(tiny_llama(tokenizer), tokenizer, questions, normalization=normalization, **asked)
-        for normalization in ("sum", "mean")
+        predict_options(
+            tiny_llama(tokenizer), tokenizer, questions, option_normalization=option_normalization, **asked
+        )
+        for option_normalization in ("sum", "mean")
     )
     derived = means(summed, tokenizer, questions, asked["prompt_format"])
     assert not np.allclose(summed.probabilities, expected.probabilities, atol=0.05)
@@ -257,7 +259,7 @@ def test_configurations_of_the_project(name, tmp_path):
     ("change", "message"),
     [
         ("methods.RCFT.recipes=a", "methods.RCFT: there is no recipes; there are budgets"),
-        ("methods.RCFT.normalization=mean", "methods.RCFT: normalization='mean': sum or mean is wanted"),
+        ("methods.RCFT.option_normalization=mean", "methods.RCFT: option_normalization='mean': sum or mean is wanted"),
         ("methods.TS.calibrator=plat", "methods.TS: calibrator 'plat' is none of agreement, temperature"),
         ("ours=CCFT", "there is no 'CCFT' among as is, TS"),
         ("methods.RCFT.set.objective=cft", "RCFT \\+ TS has no labels .* give hold_out"),

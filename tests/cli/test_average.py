@@ -17,7 +17,7 @@ from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.paths import recipe_path
 
 
-ASKED = PromptFormat("text", "{question}", chat_template=False)
+ASKED = PromptFormat("text", "{question}", use_chat_template=False)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_models_that_do_not_belong_together_are_named(folds, tmp_path, capsys):
     other = shutil.copytree(folds[1], tmp_path / "other")
     path = other / "held_out" / "predictions.npz"
     predictions = OptionPredictions.load(path)
-    predictions.metadata["normalization"] = "mean"
+    predictions.metadata["option_normalization"] = "mean"
     predictions.save(path)
     assert "other was asked in another way than" in refused([folds[0], other])
 

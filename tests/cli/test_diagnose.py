@@ -158,13 +158,18 @@ def test_other_questions_are_refused(report, tmp_path, capsys):
 
 
 def test_the_repair_asks_as_the_evaluation_did():
-    asked = {"scoring": "letter", "template": "Q: {question}\n{options}", "chat_template": False, "system": None}
+    asked = {
+        "scoring": "letter",
+        "prompt_template": "Q: {question}\n{options}",
+        "use_chat_template": False,
+        "system_prompt": None,
+    }
     command = repair_command(
-        {"recommended_method": "rcft"}, "org/my model", {"prompt_format": asked, "normalization": "mean"}
+        {"recommended_method": "rcft"}, "org/my model", {"prompt_format": asked, "option_normalization": "mean"}
     )
     assert command.startswith("hf-calib train --objective rcft --model_name_or_path 'org/my model' --dataset_name")
     assert "--use_chat_template false" in command and "--option_normalization mean" in command
-    assert "system" not in command and command.endswith("--output_dir 'my model-rcft'")
+    assert "system_prompt" not in command and command.endswith("--output_dir 'my model-rcft'")
 
 
 def test_probabilities_that_a_calibrator_ruled_out(report):

@@ -88,7 +88,7 @@ def test_pairs_are_loaded_and_faulty_ones_left_out_if_asked(tmp_path, caplog):
 @pytest.mark.parametrize("scoring", ["text", "letter"])
 def test_dpo_reads_the_tokens_that_are_scored(kind, scoring, tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer = tiny_tokenizers[kind]
-    prompt_format = PromptFormat(scoring, system="Be right." if kind == "qwen" else None)
+    prompt_format = PromptFormat(scoring, system_prompt="Be right." if kind == "qwen" else None)
     pairs = pairs_from_questions(QUESTIONS, tokenizer, prompt_format, seed=3)
     assert isinstance(pairs[0]["prompt"], list) == (kind == "qwen")
     config = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
@@ -111,14 +111,14 @@ def test_dpo_reads_the_tokens_that_are_scored(kind, scoring, tiny_tokenizers, ti
 
 
 def test_letters_carry_no_prior(tiny_tokenizers):
-    pairs = pairs_from_questions(MANY, tiny_tokenizers["gpt2"], PromptFormat("letter", chat_template=False))
+    pairs = pairs_from_questions(MANY, tiny_tokenizers["gpt2"], PromptFormat("letter", use_chat_template=False))
     for side in ("chosen", "rejected"):
         counts = Counter(pairs[side])
         assert counts.keys() == {" A", " B", " C", " D"} and min(counts.values()) > 70
 
 
 def test_every_distractor_is_drawn_and_rows_around_do_not_matter(tiny_tokenizers):
-    make = {"tokenizer": tiny_tokenizers["gpt2"], "prompt_format": PromptFormat("text", chat_template=False)}
+    make = {"tokenizer": tiny_tokenizers["gpt2"], "prompt_format": PromptFormat("text", use_chat_template=False)}
     pairs = pairs_from_questions(MANY, **make)
     assert set(pairs["chosen"]) == {" a"} and set(pairs["rejected"]) == {" b", " c", " d"}
     assert pairs_from_questions(MANY.select([7, 3]), **make).to_list() == pairs.select([7, 3]).to_list()

@@ -19,10 +19,10 @@ def test_text_prompt_with_and_without_chat_template(tiny_tokenizers):
     assert prompt == "<|im_start|>user\nIce is<|im_end|>\n<|im_start|>assistant\n"
     assert candidates == ["hot", "cold"] and suffix == "<|im_end|>\n"
     assert not PromptFormat(scoring="text").add_special_tokens(tokenizer)
-    plain = PromptFormat(scoring="text", chat_template=False, system="Be brief.")
+    plain = PromptFormat(scoring="text", use_chat_template=False, system_prompt="Be brief.")
     assert plain.render(tokenizer, "Ice is", ["hot", "cold"])[:2] == ("Be brief.\n\nIce is", [" hot", " cold"])
     with pytest.raises(ValueError, match="chat_template=True, but"):
-        PromptFormat(chat_template=True).render(tiny_tokenizers["gpt2"], "Ice is", ["hot", "cold"])
+        PromptFormat(use_chat_template=True).render(tiny_tokenizers["gpt2"], "Ice is", ["hot", "cold"])
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_system_message_that_the_template_refuses(tiny_tokenizers):
         tokenizer_object=tiny_tokenizers["qwen"].backend_tokenizer, chat_template=template
     )
     with pytest.raises(ValueError, match="refuses the system message .no system role"):
-        PromptFormat(system="Be brief.").render(tokenizer, "Ice is", ["hot", "cold"])
+        PromptFormat(system_prompt="Be brief.").render(tokenizer, "Ice is", ["hot", "cold"])
 
 
 def test_custom_templates(tiny_tokenizers):
     tokenizer = tiny_tokenizers["llama"]
-    custom = PromptFormat(template="{subject}: {question} {{pick}}\n{options}\nAnswer: ")
+    custom = PromptFormat(prompt_template="{subject}: {question} {{pick}}\n{options}\nAnswer: ")
     prompt, candidates, _ = custom.render(tokenizer, "Ice {is}", ["hot", "cold"], subject="physics")
     assert prompt == "physics: Ice {is} {pick}\nA. hot\nB. cold\nAnswer: "
     assert candidates == ["A", "B"]
@@ -73,11 +73,11 @@ def test_custom_templates(tiny_tokenizers):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"template": "{question} {choices} {options}"}, "unknown field {choices}"),
-        ({"template": "{question}{}"}, "unknown field {}"),
-        ({"template": "{question} {"}, "write {{ and }} for braces"),
-        ({"template": "{question}"}, "lacks {options}"),
-        ({"template": "{options}", "scoring": "text"}, "lacks {question}"),
+        ({"prompt_template": "{question} {choices} {options}"}, "unknown field {choices}"),
+        ({"prompt_template": "{question}{}"}, "unknown field {}"),
+        ({"prompt_template": "{question} {"}, "write {{ and }} for braces"),
+        ({"prompt_template": "{question}"}, "lacks {options}"),
+        ({"prompt_template": "{options}", "scoring": "text"}, "lacks {question}"),
         ({"scoring": "letters"}, "choose 'letter' or 'text'"),
     ],
 )

@@ -139,7 +139,7 @@ def test_mean_and_eager_attention(tiny_tokenizers, tiny_llama):
         tiny_llama(tokenizer),
         tiny_llama(tokenizer, attn_implementation="eager"),
     )
-    OptionHead(summed), OptionHead(mean, normalization="mean"), OptionHead(eager)
+    OptionHead(summed), OptionHead(mean, option_normalization="mean"), OptionHead(eager)
     reference = summed(**batch, options_only=True).logits
     torch.testing.assert_close(eager(**batch, options_only=True).logits, reference, atol=1e-4, rtol=1e-4)
     lengths = torch.tensor([[f["option_index"].count(k) or 1 for k in range(4)] for f in features])

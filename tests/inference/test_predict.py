@@ -19,7 +19,7 @@ from hf_calib.inference.predictions import OptionPredictions
 TOKENIZERS = ["llama", "llama_eos", "gpt2", "gpt2_eos", "qwen"]
 
 
-def reference(model, tokenizer, row, prompt_format, normalization="sum"):
+def reference(model, tokenizer, row, prompt_format, option_normalization="sum"):
     """Log-likelihood of each option after the prompt, from the full logits of one sequence at a time."""
     prompt, candidates, _ = prompt_format.render(tokenizer, row["question"], row["choices"])
     special = prompt_format.add_special_tokens(tokenizer)
@@ -35,14 +35,16 @@ def reference(model, tokenizer, row, prompt_format, normalization="sum"):
         with torch.no_grad():
             log_probs = model(torch.tensor([ids], device=model.device)).logits[0].float().log_softmax(-1)
         values = [log_probs[t - 1, ids[t]].item() for t in range(shared, len(ids))]
-        scores.append(sum(values) if normalization == "sum" else sum(values) / len(values))
+        scores.append(sum(values) if option_normalization == "sum" else sum(values) / len(values))
     return np.array(scores)
 
 
-def assert_matches(predictions, model, tokenizer, questions, prompt_format, normalization="sum", tolerance=1e-4):
+def assert_matches(
+    predictions, model, tokenizer, questions, prompt_format, option_normalization="sum", tolerance=1e-4
+):
     for logits, row in zip(predictions.option_logits, questions, strict=True):
         k = len(row["choices"])
-        expected = reference(model, tokenizer, row, prompt_format, normalization)
+        expected = reference(model, tokenizer, row, prompt_format, option_normalization)
         np.testing.assert_allclose(logits[:k], expected, atol=tolerance)
         assert np.isneginf(logits[k:]).all()
 
@@ -63,23 +65,29 @@ def test_letters_equal_the_full_logits(tiny_tokenizers, tiny_llama, name):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("normalization", ["sum", "mean"])
-def test_texts_equal_one_by_one_log_likelihoods(tiny_tokenizers, tiny_llama, name, normalization):
+@pytest.mark.parametrize("option_normalization", ["sum", "mean"])
+def test_texts_equal_one_by_one_log_likelihoods(tiny_tokenizers, tiny_llama, name, option_normalization):
     tokenizer, questions = tiny_tokenizers[name], make_questions()
     model = tiny_llama(tokenizer)
     predictions = predict_options(
-        model, tokenizer, questions, scoring="text", normalization=normalization, batch_size=3, progress=False
+        model,
+        tokenizer,
+        questions,
+        scoring="text",
+        option_normalization=option_normalization,
+        batch_size=3,
+        progress=False,
     )
-    assert_matches(predictions, model, tokenizer, questions, PromptFormat("text"), normalization)
-    assert np.isnan(predictions.option_mass).all() == (normalization == "mean")
+    assert_matches(predictions, model, tokenizer, questions, PromptFormat("text"), option_normalization)
+    assert np.isnan(predictions.option_mass).all() == (option_normalization == "mean")
 
 
-@pytest.mark.parametrize("normalization", ["sum", "mean"])
-def test_votes_are_those_of_each_reading(tiny_tokenizers, tiny_llama, tmp_path, normalization):
+@pytest.mark.parametrize("option_normalization", ["sum", "mean"])
+def test_votes_are_those_of_each_reading(tiny_tokenizers, tiny_llama, tmp_path, option_normalization):
     tokenizer, questions = tiny_tokenizers["llama"], make_questions()
     model, prompt_format = tiny_llama(tokenizer), PromptFormat("text")
     path = tmp_path / "predictions.npz"
-    options = {"prompt_format": prompt_format, "normalization": normalization, "progress": False}
+    options = {"prompt_format": prompt_format, "option_normalization": option_normalization, "progress": False}
     predictions = predict_options(model, tokenizer, questions, votes=True, output_path=path, **options)
     assert predictions.metadata["votes"] == ["sum", "pmi"]
     for votes, row in zip(predictions.votes, questions, strict=True):
@@ -198,7 +206,7 @@ def test_nan_names_the_question_and_keeps_the_rest(tiny_tokenizers, tiny_llama, 
         model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("helium")] = torch.nan
     rows = [{"id": f"q{i}", "question": "Ice is water", "choices": ["x", "y"], "answer": 0} for i in range(3)]
     rows.append({"id": "the culprit", "question": "helium", "choices": ["x", "y"], "answer": 0})
-    template = PromptFormat(template="{question} {options} Answer:")
+    template = PromptFormat(prompt_template="{question} {options} Answer:")
     with pytest.raises(ValueError, match="question 'the culprit' has option logits .nan"):
         predict_options(
             model, tokenizer, Dataset.from_list(rows), prompt_format=template, batch_size=1,
@@ -227,7 +235,7 @@ def test_wrong_calls_are_refused_before_the_model_runs(tiny_tokenizers, tiny_lla
     (tmp_path / "file").touch()
     for settings, message in [
         ({"scoring": "text", "prompt_format": PromptFormat("letter")}, "contradicts"),
-        ({"normalization": "median"}, "choose 'sum' or 'mean'"),
+        ({"option_normalization": "median"}, "choose 'sum' or 'mean'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"output_path": tmp_path / "predictions.csv"}, "are .npz files"),
         ({"output_path": tmp_path / "file" / "predictions.npz"}, "choose another output_path"),
@@ -270,7 +278,7 @@ def test_real_model(smollm2, smollm2_tokenizer, shared_data, scoring):
 def test_what_all_prompts_begin_with_is_read_once(scoring, tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["qwen"]
     model, questions = tiny_llama(tokenizer), make_questions(17)
-    prompt_format = PromptFormat(scoring, system="The answer is cold, the answer is hot.")
+    prompt_format = PromptFormat(scoring, system_prompt="The answer is cold, the answer is hot.")
     lengths = []
     hook = model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].size(1)), with_kwargs=True

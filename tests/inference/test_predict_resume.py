@@ -58,7 +58,7 @@ def test_results_of_an_interrupted_run_are_taken_up(tiny_tokenizers, tiny_llama,
     with pytest.raises(ValueError, match="other questions and prompts"):
         predict_options(model, tokenizer, questions.select(range(20)), **settings)
     with pytest.raises(ValueError, match="other prompts;"):
-        plain = PromptFormat("text", template="Q: {question}")
+        plain = PromptFormat("text", prompt_template="Q: {question}")
         predict_options(model, tokenizer, questions, prompt_format=plain, **settings)
 
     counter.questions = 0

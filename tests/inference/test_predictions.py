@@ -98,8 +98,13 @@ def test_predictions_are_joined_in_the_wider_table(mixed):
     double = mixed.select(["4", "4", "5"])  # one that stands twice in the data
     assert OptionPredictions.join([double, wide]).ids.tolist() == ["4", "4", "5", *wide.ids]
     for part, tokens, left_out in ((narrow, True, 1), (wide, False, 2)):
-        part.metadata = {"single_tokens": tokens, "too_long": left_out, "fingerprint": "a", "normalization": "sum"}
+        part.metadata = {
+            "single_tokens": tokens,
+            "too_long": left_out,
+            "fingerprint": "a",
+            "option_normalization": "sum",
+        }
     joined = OptionPredictions.join([narrow, wide])
-    assert joined.metadata == {"single_tokens": False, "too_long": 3, "normalization": "sum"}
+    assert joined.metadata == {"single_tokens": False, "too_long": 3, "option_normalization": "sum"}
     with pytest.raises(ValueError, match="question '4' was predicted twice"):
         OptionPredictions.join([narrow, mixed.select(["4", "7"])])

@@ -26,7 +26,7 @@ from hf_calib.training.distributed import leave_process_group
 
 WORLD = World()
 QUESTIONS = WORLD.questions(40)
-PROMPT_FORMAT = PromptFormat(scoring="text", template=World.prompt_template, chat_template=False)
+PROMPT_FORMAT = PromptFormat(scoring="text", prompt_template=World.prompt_template, use_chat_template=False)
 COMMON = {
     "use_cpu": True, "bf16": False, "max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 3,
     "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": True, "seed": 0,

@@ -83,7 +83,7 @@ def test_evaluation_is_over_all_rows_at_once(world_model, rated, world, make_dpo
         trainer.model,
         trainer.processing_class,
         questions,
-        prompt_format=PromptFormat(scoring="text", chat_template=False),
+        prompt_format=PromptFormat(scoring="text", use_chat_template=False),
         progress=False,
     )
     report = calibration_report(predictions.probabilities, predictions.labels)

@@ -109,7 +109,7 @@ def test_evaluation_is_that_of_predict_options(world_model, world, questions, tm
         trainer.model,
         trainer.processing_class,
         test,
-        prompt_format=PromptFormat(scoring="text", chat_template=False),
+        prompt_format=PromptFormat(scoring="text", use_chat_template=False),
         progress=False,
     )
     report = calibration_report(predictions.probabilities, predictions.labels)
