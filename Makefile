@@ -6,10 +6,10 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test test-benchmarks lint clean
 
 help: ## list the commands
-	@grep -E '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## make .venv with the tested versions of constraints.txt (once)
 
@@ -25,10 +25,15 @@ $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 quickstart: install ## repair an overconfident model on two cores; the report is quickstart-report/report.md
 	$(BIN)/hf-calib quickstart --output_dir quickstart-report
 
-# A file of tests is run by one process, so that what its tests share is made once; in their own order, because xdist would put those of
-# few tests last, and some of these take longest. Tests that start two processes of their own are slowed down by threads on top.
-test: install ## run all tests, as many files at once as there are cores (at most four)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A file of tests is run by one process, so that its fixtures are made once. The files stay in the order given: the longest come first.
+# One thread each: tests that start two processes of their own would be slowed down by more.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: install ## run the tests of the package on all cores (at most four)
+	$(PYTEST) --ignore tests/benchmarks
+
+test-benchmarks: install ## run the tests of the benchmarks' own code
+	$(PYTEST) tests/benchmarks
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check .

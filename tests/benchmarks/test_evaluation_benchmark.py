@@ -1,4 +1,4 @@
-"""benchmarks/evaluation.py: the peer is asked what we ask, and agreement and ratios on scores made by hand."""
+"""benchmarks/evaluation/evaluation.py: the peer is asked what we ask, and agreement and ratios on scores made by hand."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""benchmarks/headline.py: killed and resumed it says the same; its stages, labels and configurations."""
+"""benchmarks/headline/headline.py: killed and resumed it says the same; its stages, labels and configurations."""
 
 import json
 import os
@@ -8,11 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import headline
 import numpy as np
 import pytest
 import torch
 import yaml
 from datasets import Dataset
+from headline_cells import Place
+from headline_config import Method, read_config
+from headline_plan import Plan
+from headline_stages import means
 from samples import save_world_model
 
 from hf_calib import predict_options
@@ -24,14 +29,7 @@ from hf_calib.paths import recipe_path
 from hf_calib.posthoc import TransferredTemperature
 
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import headline  # noqa: E402
-from headline_cells import Place  # noqa: E402
-from headline_config import Method, read_config  # noqa: E402
-from headline_plan import Plan  # noqa: E402
-from headline_stages import means  # noqa: E402
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "headline"
 
 
 # A run, whole

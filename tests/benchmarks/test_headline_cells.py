@@ -1,9 +1,9 @@
-"""What benchmarks/headline.py says of cells, on predictions and measures made by hand: comparisons, floors, bars."""
+"""What benchmarks/headline/headline.py says of cells, on predictions and measures made by hand: comparisons, floors, bars."""
 
 import numpy as np
 import pytest
-from headline_cells import Place, compare, measure, over_seeds, read_bar  # noqa: E402
-from headline_config import Bar  # noqa: E402
+from headline_cells import Place, compare, measure, over_seeds, read_bar
+from headline_config import Bar
 
 from hf_calib import calibration_report
 from hf_calib.inference.predictions import OptionPredictions

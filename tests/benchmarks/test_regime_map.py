@@ -1,10 +1,10 @@
-"""benchmarks/regime_map.py: a run cut off begins again, one that is done is kept; the map of predictions made by hand."""
+"""benchmarks/regime_map/regime_map.py: a run cut off begins again, one that is done is kept; the map of predictions made by hand."""
 
 import json
 
 import numpy as np
 import pytest
-import regime_map  # noqa: E402
+import regime_map
 import yaml
 from samples import save_world_model
 

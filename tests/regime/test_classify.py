@@ -18,7 +18,7 @@ from hf_calib.regime.classify import RegimeReport, classify_confidences, classif
 HAIR = 1e-9
 
 _spec = importlib.util.spec_from_file_location(
-    "regime_benchmark", Path(__file__).resolve().parents[2] / "benchmarks" / "regime.py"
+    "regime_benchmark", Path(__file__).resolve().parents[2] / "benchmarks" / "regime" / "regime.py"
 )
 benchmark = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(benchmark)

@@ -1,6 +1,6 @@
 """How often is the regime's verdict wrong? Models placed exactly on the border, where each verdict is an error.
 
-    python benchmarks/regime.py --runs 1000
+    python benchmarks/regime/regime.py --runs 1000
 
 Prints the rate of each verdict at level 0.05, and, last, one line of JSON: the largest rate of each wrong verdict. On the border
 both verdicts are wrong; where only one is, the other is bracketed.

@@ -1,7 +1,7 @@
-"""One change at a time to RCFT, from the aligned models that benchmarks/synthetic_world.py left behind.
+"""One change at a time to RCFT, from the aligned models that benchmarks/synthetic_world/synthetic_world.py left behind.
 
-    python benchmarks/synthetic_world.py --seeds 0 1 2 --output_dir synthetic-world
-    python benchmarks/rcft_variants.py synthetic-world/seed-*
+    python benchmarks/synthetic_world/synthetic_world.py --seeds 0 1 2 --output_dir synthetic-world
+    python benchmarks/rcft_variants/rcft_variants.py synthetic-world/seed-*
 
 Prints a table (mean over seeds) and, last, one line of JSON: conf-ECE of each variant.
 """
@@ -78,7 +78,9 @@ def run(folder: Path, seed: int, changes: dict) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="seed-N folders of benchmarks/synthetic_world.py")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", help="seed-N folders of benchmarks/synthetic_world/synthetic_world.py"
+    )
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
     table = Table(box=box.SIMPLE_HEAD, title=f"mean over {len(args.folders)} seeds", title_justify="left")

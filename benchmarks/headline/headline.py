@@ -1,17 +1,17 @@
 """The headline: every way to calibrate a model, on equal terms. What is compared stands in a YAML file.
 
     # worlds whose truth is known, each seed another
-    python benchmarks/headline.py --config benchmarks/headline_world.yaml --output_dir headline-world
+    python benchmarks/headline/headline.py --config benchmarks/headline/headline_world.yaml --output_dir headline-world
 
     # SmolLM2 on real questions; with a local model folder and files, and two of the seeds
-    python benchmarks/headline.py --config benchmarks/headline_smollm2.yaml --output_dir headline-smollm2
-    python benchmarks/headline.py --config benchmarks/headline_smollm2.yaml --output_dir headline-smollm2 \\
+    python benchmarks/headline/headline.py --config benchmarks/headline/headline_smollm2.yaml --output_dir headline-smollm2
+    python benchmarks/headline/headline.py --config benchmarks/headline/headline_smollm2.yaml --output_dir headline-smollm2 \\
         --set models.SmolLM2-135M.path=./smollm2 datasets.ARC-Easy.train=arc_easy_train.parquet seeds=[0,1]
 
     # what is there to do, and how long it takes by what has been measured; a few of the methods; the tables again
-    python benchmarks/headline.py --config ... --output_dir ... --dry_run
-    python benchmarks/headline.py --config ... --output_dir ... --only "as is" TS TS-IR RCFT
-    python benchmarks/headline.py --config ... --output_dir ... --report_only
+    python benchmarks/headline/headline.py --config ... --output_dir ... --dry_run
+    python benchmarks/headline/headline.py --config ... --output_dir ... --only "as is" TS TS-IR RCFT
+    python benchmarks/headline/headline.py --config ... --output_dir ... --report_only
 
 A method gets a number of labelled questions of one source, the same for all, and is tested on the questions of every source. The
 same command goes on where an earlier run stopped: a stage is done again only if something that it is made of has changed. One

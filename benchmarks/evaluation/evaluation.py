@@ -1,7 +1,7 @@
 """Speed of the evaluation, next to lm-evaluation-harness on the same model, questions and prompts, and whether the two agree.
 
-    python benchmarks/evaluation.py --arc arc_easy_test.parquet --mmlu mmlu_test.parquet
-    python benchmarks/evaluation.py --model ./smollm2 --arc arc_easy_test.parquet --mmlu mmlu_test.parquet \\
+    python benchmarks/evaluation/evaluation.py --arc arc_easy_test.parquet --mmlu mmlu_test.parquet
+    python benchmarks/evaluation/evaluation.py --model ./smollm2 --arc arc_easy_test.parquet --mmlu mmlu_test.parquet \\
         --peer_python ~/lm-eval/bin/python
 
 lm-evaluation-harness runs in a virtual environment of its own, made on the first call (or given by `--peer_python`), with the same
@@ -37,7 +37,7 @@ from hf_calib.inference.model_loading import load_model
 
 
 LM_EVAL = "lm_eval[hf]==0.4.13"
-VENV = Path(__file__).parents[1] / ".venv-lm-eval"
+VENV = Path(__file__).parents[2] / ".venv-lm-eval"
 
 # A difference of two float32 forward passes that batch and pad differently, in nats of an option's log-likelihood.
 NOISE = 2e-3

@@ -1,4 +1,4 @@
-"""What benchmarks/headline.py leaves for a reader: tables, figures, results.json."""
+"""What benchmarks/headline/headline.py leaves for a reader: tables, figures, results.json."""
 
 from __future__ import annotations
 

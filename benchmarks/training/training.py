@@ -1,7 +1,7 @@
 """What calibration costs a training step: CFT and RCFT over TRL's SFTTrainer, step by step in turn, and the E-step.
 
-    python benchmarks/training.py
-    python benchmarks/training.py --model ./smollm2 --dataset arc_easy_train.parquet --num_steps 20
+    python benchmarks/training/training.py
+    python benchmarks/training/training.py --model ./smollm2 --dataset arc_easy_train.parquet --num_steps 20
 
 All trainers hold the same model and see the same rows, one right after the other: the tokens of question and answer, of which
 the answer's count. A step is all that a trainer does with the rows of one: padding, counting tokens, forward and backward pass,

@@ -2,7 +2,7 @@
 
     hf-calib evaluate --model M --dataset train.parquet --output_dir fit
     hf-calib evaluate --model M --dataset test.parquet --output_dir before
-    python benchmarks/posthoc.py --predictions fit --apply_to before
+    python benchmarks/posthoc/posthoc.py --predictions fit --apply_to before
 
 "chosen" is what `hf-calib calibrate` would take, chosen inside each draw. Prints one line of JSON last.
 """
@@ -13,8 +13,8 @@ import warnings
 
 import numpy as np
 
-from hf_calib.cli.arguments import load_predictions
 from hf_calib.evaluation.compare import stage_name
+from hf_calib.hub.prediction_dataset import load_predictions
 from hf_calib.measures.calibration_error import expected_calibration_error, negative_log_likelihood
 from hf_calib.posthoc import AS_IS, METHODS, choose_method, cross_validate, fit_calibrator, softmax
 

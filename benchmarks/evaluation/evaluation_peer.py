@@ -1,4 +1,4 @@
-"""The peer's half of benchmarks/evaluation.py: lm-evaluation-harness in an environment of its own, asked line by line.
+"""The peer's half of benchmarks/evaluation/evaluation.py: lm-evaluation-harness in an environment of its own, asked line by line.
 
 It loads the model once. A line of JSON names a task file and a batch size; the answer, a line too, holds the seconds that
 `lm_eval.evaluate` took (of the wall and of the process) and the log-likelihood of every option of every question.

@@ -1,4 +1,4 @@
-"""What the YAML of benchmarks/headline.py says: models, data sets, methods, budgets, seeds and bars, checked."""
+"""What the YAML of benchmarks/headline/headline.py says: models, data sets, methods, budgets, seeds and bars, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that benchmarks/headline.py has to do: the cells of a configuration, and the stages that each builds on."""
+"""All that benchmarks/headline/headline.py has to do: the cells of a configuration, and the stages that each builds on."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """How often the interval of a measured ECE holds the true one: simulated models of many kinds, known truth.
 
-    python benchmarks/coverage.py --num_rows 500 5000
-    python benchmarks/coverage.py --num_rows 5000 --n_bins 15 --binning equal_mass
-    python benchmarks/coverage.py --num_rows 500 2000 --kinds "sine .06" "sine .12"
+    python benchmarks/coverage/coverage.py --num_rows 500 5000
+    python benchmarks/coverage/coverage.py --num_rows 5000 --n_bins 15 --binning equal_mass
+    python benchmarks/coverage/coverage.py --num_rows 500 2000 --kinds "sine .06" "sine .12"
 
 Every model is a population of confidences with a probability of being right each; N rows are drawn from it and given to
 `bootstrap_interval`, as a user would. The truth is the error of the population in the same bins. Four other intervals are

@@ -1,13 +1,13 @@
 """DPO of SmolLM2-135M-Instruct on real questions: plain, calibrated, and the baselines, on the same labels.
 
-    python benchmarks/smollm2_dpo.py --seeds 0 1 2 --output_dir smollm2-dpo
+    python benchmarks/smollm2/smollm2_dpo.py --seeds 0 1 2 --output_dir smollm2-dpo
 
     # with a local model folder and local parquet files
-    python benchmarks/smollm2_dpo.py --seeds 0 --output_dir smollm2-dpo --model ./smollm2 \\
+    python benchmarks/smollm2/smollm2_dpo.py --seeds 0 --output_dir smollm2-dpo --model ./smollm2 \\
         --train arc_easy_train.parquet arc_challenge_train.parquet openbookqa_train.parquet --test arc_easy_test.parquet
 
     # settings are tried on other questions of the training split; the test questions are for the figures alone
-    python benchmarks/smollm2_dpo.py --evaluate_on validation --only DPO "calibrated DPO" --output_dir tried
+    python benchmarks/smollm2/smollm2_dpo.py --evaluate_on validation --only DPO "calibrated DPO" --output_dir tried
 
 The recipes are those of recipes/smollm2-135m: the pairs (right answer, distractor) are made of `--num_train` questions, and
 calibrated DPO has these questions and no more: a part of them is its E-step set. Other questions make the held-out pairs. Every
@@ -17,14 +17,13 @@ results.json; prints tables and, last, one line of JSON.
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import yaml
 from datasets import Dataset, concatenate_datasets
-from headline_cells import mean_and_interval
-from headline_report import markdown, print_rows
 
 from hf_calib import calibration_report, load_questions, predict_options
 from hf_calib.cli.main import main as hf_calib
@@ -35,6 +34,12 @@ from hf_calib.inference.model_loading import load_model
 from hf_calib.inference.preference_scores import preference_probabilities, score_pairs
 from hf_calib.paths import recipe_path
 from hf_calib.trainers.preference import NORMALIZED_LOSSES, as_two_options, preference_scale
+
+
+sys.path.append(str(Path(__file__).parents[1] / "headline"))  # shared with the headline
+
+from headline_cells import mean_and_interval  # noqa: E402
+from headline_report import markdown, print_rows  # noqa: E402
 
 
 ON_PAIRS_ALONE = {"trainer": "calibrated_dpo", "lambda_pref": 0}

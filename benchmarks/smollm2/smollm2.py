@@ -1,10 +1,10 @@
 """The main job on SmolLM2-135M-Instruct and ARC-Easy: as it is, temperature scaling, TS-IR, CFT and RCFT on the same labels.
 
-    python benchmarks/smollm2.py --scoring text --output_dir smollm2-text
-    python benchmarks/smollm2.py --scoring letter --output_dir smollm2-letter
+    python benchmarks/smollm2/smollm2.py --scoring text --output_dir smollm2-text
+    python benchmarks/smollm2/smollm2.py --scoring letter --output_dir smollm2-letter
 
     # with a local model folder and local parquet files
-    python benchmarks/smollm2.py --scoring text --output_dir smollm2-text --model ./smollm2 \\
+    python benchmarks/smollm2/smollm2.py --scoring text --output_dir smollm2-text --model ./smollm2 \\
         --train arc_easy_train.parquet --test arc_easy_test.parquet
 
 Everything goes through the recipes of recipes/smollm2-135m and is kept: a run that was cut off goes on where it stopped. Writes

@@ -1,11 +1,11 @@
 """The regime map: accuracy and ECE along a long fine-tuning run, on the questions trained on and on others.
 
     # the quickstart's world, where the truth is known: CFT and RCFT, trained far too hard
-    python benchmarks/regime_map.py world --output_dir regime-world
+    python benchmarks/regime_map/regime_map.py world --output_dir regime-world
 
     # SmolLM2 on ARC-Easy (a GPU, or an afternoon); smaller, with a local model folder and files, and another weight of EM-ECE
-    python benchmarks/regime_map.py smollm2 --output_dir regime-smollm2
-    python benchmarks/regime_map.py smollm2 --output_dir regime-smollm2 --num_questions 120 300 --lambda_ece 10 \\
+    python benchmarks/regime_map/regime_map.py smollm2 --output_dir regime-smollm2
+    python benchmarks/regime_map/regime_map.py smollm2 --output_dir regime-smollm2 --num_questions 120 300 --lambda_ece 10 \\
         --model ./smollm2 --train arc_easy_train.parquet --test arc_easy_test.parquet
 
 Every few steps the model is asked the training questions and the test questions. A run that was cut off begins again, one that is
@@ -17,12 +17,12 @@ training questions.
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import yaml
 from datasets import concatenate_datasets
-from headline_stages import train
 
 from hf_calib import calibration_report, classify_regime, load_questions
 from hf_calib.evaluation.tables import write_json
@@ -30,6 +30,11 @@ from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.paths import recipe_path
 from hf_calib.plots.style import BLUE, GREY, STYLE, VERMILLION, add_legend, new_figure, save_figure
 from hf_calib.training import quickstart
+
+
+sys.path.append(str(Path(__file__).parents[1] / "headline"))  # shared with the headline
+
+from headline_stages import train  # noqa: E402
 
 
 RUNS = ("cft", "rcft")

@@ -1,4 +1,4 @@
-"""What benchmarks/headline.py says of cells: their measures, paired comparisons on the same questions, bars over all of them."""
+"""What benchmarks/headline/headline.py says of cells: their measures, paired comparisons on the same questions, bars over all of them."""
 
 from __future__ import annotations
 

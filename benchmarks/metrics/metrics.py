@@ -1,7 +1,7 @@
 """Speed and memory of the measures, next to torchmetrics, netcal, relplot and scikit-learn on the same arrays.
 
-    python benchmarks/metrics.py
-    python benchmarks/metrics.py --sizes 1000000 --repeats 3
+    python benchmarks/metrics/metrics.py
+    python benchmarks/metrics/metrics.py --sizes 1000000 --repeats 3
 
 Contestants take turns and the median counts. Every library takes as many threads as it takes by itself (torch: all cores; NumPy:
 one here). Prints tables and, last, one line of JSON: ratios (peer's time over ours), seconds and megabytes.

@@ -1,4 +1,4 @@
-"""Stages of benchmarks/headline.py: work that is done once, and the kinds of it."""
+"""Stages of benchmarks/headline/headline.py: work that is done once, and the kinds of it."""
 
 from __future__ import annotations
 

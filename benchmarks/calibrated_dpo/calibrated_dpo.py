@@ -1,6 +1,6 @@
 """Calibrated DPO against DPO and its relatives on the synthetic world: each at the best of as many runs.
 
-    python benchmarks/calibrated_dpo.py --seeds 0 1 2 --output_dir calibrated-dpo
+    python benchmarks/calibrated_dpo/calibrated_dpo.py --seeds 0 1 2 --output_dir calibrated-dpo
 
 Every method trains the pre-trained model of recipes/quickstart six times: at beta 0.1, 1 and 10, with two values of its own
 knob. Of each, the run is taken that does best on validation pairs and questions (the lowest sum of pair-ECE and option conf-ECE,
