@@ -1,1 +1,17 @@
 """Commands of `hf-calib`, one module each."""
+
+# Name and description of the commands on the first page of the help, and of the others.
+COMMANDS = {
+    "evaluate": "Measure the calibration of a model on option questions.",
+    "diagnose": "Compare a model before and after alignment: accuracy, confidence, preference collapse.",
+    "calibrate": "Fit and compare post-hoc calibrators on saved predictions.",
+    "train": "Train from a recipe: CFT, RCFT, calibrated DPO, or TRL's SFT and DPO.",
+    "push": "Publish a model, its predictions or the metric on the Hub, with a card.",
+    "verify": "Check whether the figures on a published model's card hold.",
+    "register": 'Make evaluate.load("ece_regime") work from every folder.',
+    "quickstart": "Align a small model in a synthetic world, repair it and report, in a few minutes.",
+}
+MORE_COMMANDS = {
+    "transfer": "Find a temperature for questions without answers, from labelled questions of another kind.",
+    "average": "Average models that were each trained without another part of the labels.",
+}

@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 class MeasuringArguments:
     """Arguments of the commands that measure answers."""
 
-    seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn: questions, intervals, folds."})
+    help_group = "measures"
+
+    seed: int = field(default=0, metadata={"help": "Seed of all random draws: questions, intervals, folds."})
     alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test."})
     n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
     binning: str = field(
         default="equal_width", metadata={"help": "Kind of bins.", "choices": ["equal_width", "equal_mass"]}
     )
-    n_bootstrap: int = field(default=1000, metadata={"help": "Draws behind the interval and behind the noise floor."})
+    n_bootstrap: int = field(
+        default=1000, metadata={"help": "Bootstrap draws of the interval and of the noise floor."}
+    )
 
     def __post_init__(self):
         for name in ("n_bins", "n_bootstrap"):
@@ -45,25 +49,31 @@ class MeasuringArguments:
 class PredictionArguments(PromptArguments, MeasuringArguments):
     """Arguments of the commands that put questions to models and measure the answers."""
 
+    help_group = "questions and model"
+
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
-    split: str = field(default="test", metadata={"help": "Split of a data set that has several."})
-    limit: int | None = field(default=None, metadata={"help": "Ask so many questions, drawn by --seed."})
+    split: str = field(default="test", metadata={"help": "Split of the data set."})
+    limit: int | None = field(default=None, metadata={"help": "Number of questions, drawn by --seed (default: all)."})
     drop_invalid: bool = field(
         default=False, metadata={"help": "Leave out malformed questions and pairs instead of stopping."}
     )
-    resume: bool = field(
-        default=True, metadata={"help": "Go on from predictions already in --output_dir; 'false' makes them anew."}
+    no_resume: bool = field(
+        default=False, metadata={"help": "Start over instead of resuming from the predictions in --output_dir."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Questions of the longest kind in a forward pass."})
-    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a question with one option."})
+    batch_size: int = field(default=8, metadata={"help": "Longest questions in a forward pass; of shorter ones more."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Maximum tokens of a question with one option (default: the model's)."}
+    )
     drop_too_long: bool = field(default=False, metadata={"help": "Leave out longer questions instead of stopping."})
     dtype: str = field(
         default="auto",
         metadata={"help": "Type of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa' or 'eager' for text scoring."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention implementation; text scoring needs 'sdpa' or 'eager'."}
+    )
     revision: str = field(default="main", metadata={"help": "Revision of the model on the Hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,5 +118,5 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
 
         protocol = EvaluationProtocol.of(self)
         return protocol.predict(
-            model, tokenizer, questions, self.batch_size, output_path, resume=self.resume, **options
+            model, tokenizer, questions, self.batch_size, output_path, resume=not self.no_resume, **options
         )

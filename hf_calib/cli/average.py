@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .parser import command_parser
+from .parser import CommandParser
 
 
 if TYPE_CHECKING:
     from ..inference.predictions import OptionPredictions
-
-DESCRIPTION = "Average models that were each trained without another part of the labels."
 
 _EXAMPLES = """\
 examples:
@@ -45,9 +43,7 @@ class AverageArguments:
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib average`: check that the models belong together; the result averages them and writes."""
-    (args,) = command_parser(
-        "average", AverageArguments, DESCRIPTION, "--models MODEL MODEL [...]", _EXAMPLES
-    ).parse_args_and_config(argv)
+    (args,) = CommandParser("average", AverageArguments, "--models MODEL MODEL [...]", _EXAMPLES).parse(argv)
     from ..evaluation.tables import check_output_dir
     from ..training.averaging import average_models, check_models
 

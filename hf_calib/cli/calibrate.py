@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import MeasuringArguments
-from .parser import command_parser
+from .parser import CommandParser
 
 
 if TYPE_CHECKING:
     from ..inference.predictions import OptionPredictions
-
-DESCRIPTION = "Fit post-hoc calibrators on predictions, compare them, fold a temperature into a model."
 
 _EXAMPLES = """\
 examples:
@@ -27,17 +25,17 @@ examples:
   hf-calib calibrate --predictions before
 
   # without labels, from the model before its alignment
-  hf-calib calibrate --predictions before --reference base --method agreement
+  hf-calib calibrate --predictions before --reference_predictions base --method agreement
 
   # a checkpoint of which plain transformers shows calibrated options
-  hf-calib calibrate --predictions fit --method temperature --fold ./my-dpo-model --output_dir calibration
+  hf-calib calibrate --predictions fit --method temperature --fold_into ./my-dpo-model --output_dir calibration
 
 methods: agreement, temperature, ensemble_temperature, beta, vector, temperature_isotonic (TS-IR), isotonic, histogram, matrix.
 Vector and matrix scaling may change answers. One is chosen by cross-validated likelihood inside the questions of
 --predictions, the simplest that is no worse than the best by more than chance.
 
 OUTPUT_DIR then holds report.md, results.json, reliability.png / .svg, calibrators/<method>/ (for PostHocCalibrator.load),
-predictions.npz under the method chosen (for diagnose, or evaluate --reference), and with --fold model/. A folded temperature
+predictions.npz under the method chosen (for diagnose, or evaluate --reference_predictions), and with --fold_into model/. A folded temperature
 acts on all that the model writes: see docs/calibrate.md.
 """
 
@@ -52,13 +50,13 @@ class CalibrateArguments(MeasuringArguments):
     apply_to: str | None = field(
         default=None, metadata={"help": "Predictions of the same model for other questions, to calibrate and measure."}
     )
-    reference: str | None = field(
+    reference_predictions: str | None = field(
         default=None,
         metadata={"help": "Predictions of the model before its alignment for the questions of --predictions."},
     )
     method: list[str] | None = field(default=None, metadata={"help": "Methods, by default all; see below."})
     n_folds: int = field(default=5, metadata={"help": "Folds of the cross-validation."})
-    fold: str | None = field(
+    fold_into: str | None = field(
         default=None,
         metadata={"help": "Model or adapter into which the temperature is folded, written to OUTPUT_DIR/model."},
     )
@@ -67,9 +65,7 @@ class CalibrateArguments(MeasuringArguments):
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib calibrate`: load and check predictions, fit; the result measures, prints, writes and folds."""
-    (args,) = command_parser(
-        "calibrate", CalibrateArguments, DESCRIPTION, "--predictions PREDICTIONS", _EXAMPLES
-    ).parse_args_and_config(argv)
+    (args,) = CommandParser("calibrate", CalibrateArguments, "--predictions PREDICTIONS", _EXAMPLES).parse(argv)
     from ..evaluation.compare import choice_sentence, compare_calibrators, comparison_stages, write_comparison
     from ..evaluation.tables import check_output_dir, print_table
     from ..hub.prediction_dataset import load_predictions
@@ -77,8 +73,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     output_dir = check_output_dir(args.output_dir)
     calibration = load_predictions(args.predictions)
     test = load_predictions(args.apply_to) if args.apply_to else None
-    reference = load_predictions(args.reference) if args.reference else None
-    if args.fold:
+    reference = load_predictions(args.reference_predictions) if args.reference_predictions else None
+    if args.fold_into:
         _check_foldable(args, calibration)
     comparison = compare_calibrators(calibration, test, reference, args.method, args.n_folds, args.seed)
 
@@ -90,14 +86,14 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         for name, reason in comparison.left_out.items():
             print(f"{name} left out: {reason}")
         print(f"{choice_sentence(comparison)}\nreport: {report}")
-        if args.fold:
+        if args.fold_into:
             from ..posthoc.fold_temperature import save_folded
 
             method = "temperature" if "temperature" in comparison.calibrators else "agreement"
             temperature = comparison.calibrators[method].temperature.item()
-            save_folded(args.fold, temperature, output_dir / "model")
+            save_folded(args.fold_into, temperature, output_dir / "model")
             print(
-                f"{args.fold} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. All its text changes but "
+                f"{args.fold_into} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. All its text changes but "
                 "for greedy decoding: to sample as before, divide the sampling temperature by as much."
             )
 
@@ -109,12 +105,12 @@ def _check_foldable(args: CalibrateArguments, predictions: OptionPredictions) ->
     from ..inference.model_loading import load_tokenizer
 
     if args.method and not {"temperature", "agreement"}.intersection(args.method):
-        raise ValueError("--fold folds a temperature: add temperature (or agreement) to --method.")
+        raise ValueError("--fold_into folds a temperature: add temperature (or agreement) to --method.")
     scoring = predictions.metadata.get("prompt_format", {}).get("scoring")
     if not predictions.metadata.get("single_tokens", scoring == "letter"):
         raise ValueError(
-            "--fold wants options of one token each (letters): dividing the logits of every token is something else than "
+            "--fold_into needs options of one token each (letters): dividing the logits of every token is something else than "
             "dividing the log-likelihood of an option of several tokens. Use the calibrator beside the model "
             "(PostHocCalibrator.load), or predictions with --scoring letter."
         )
-    load_tokenizer(args.fold)
+    load_tokenizer(args.fold_into)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .arguments import PredictionArguments
-from .parser import command_parser
+from .parser import CommandParser
 
 
 if TYPE_CHECKING:
@@ -19,19 +19,17 @@ if TYPE_CHECKING:
 
     from ..inference.predictions import OptionPredictions
 
-DESCRIPTION = "Compare a model before and after alignment: where did its calibration go?"
-
 _EXAMPLES = """\
 examples:
   # two checkpoints, letters of the options
-  hf-calib diagnose --base_model ./my-sft-model --model ./my-dpo-model --dataset questions.parquet
+  hf-calib diagnose --reference ./my-sft-model --model ./my-dpo-model --dataset questions.parquet
 
   # with the preferences of held-out pairs; the beta is that of the alignment
-  hf-calib diagnose --base_model ./my-sft-model --model ./my-dpo-model --dataset questions.parquet \\
+  hf-calib diagnose --reference ./my-sft-model --model ./my-dpo-model --dataset questions.parquet \\
       --pairs held_out_pairs.parquet --beta 0.1
 
   # predictions that are there already: OUTPUT_DIR of two evaluations, or their predictions.npz
-  hf-calib diagnose --base_predictions before --predictions after
+  hf-calib diagnose --reference_predictions before --predictions after
 
 OUTPUT_DIR then holds report.md, results.json (flat: the aligned model's measures, those of the base as reference/..., the
 differences as change/..., each with its interval) and figures: reliability, confidence (before and after) and, where the
@@ -43,12 +41,12 @@ prompt shows the options, positions. A run that was cut off goes on where it sto
 class DiagnoseArguments(PredictionArguments):
     """What is compared, on what, and where the report goes."""
 
-    base_model: str | None = field(default=None, metadata={"help": "Model before alignment: a folder or a Hub name."})
+    reference: str | None = field(default=None, metadata={"help": "Model before alignment: a folder or a Hub name."})
     model: str | None = field(default=None, metadata={"help": "Model or adapter after alignment."})
     dataset: str | None = field(
         default=None, metadata={"help": "Questions: a parquet, jsonl or csv file, a folder, or a name on the Hub."}
     )
-    base_predictions: str | None = field(
+    reference_predictions: str | None = field(
         default=None, metadata={"help": "Instead of the base model: OUTPUT_DIR of its evaluation, or predictions.npz."}
     )
     predictions: str | None = field(
@@ -56,26 +54,28 @@ class DiagnoseArguments(PredictionArguments):
         metadata={"help": "Instead of the aligned model: OUTPUT_DIR of its evaluation, or predictions.npz."},
     )
     output_dir: str = field(default="diagnosis", metadata={"help": "Folder of the report."})
-    order_questions: int = field(
+    order_limit: int = field(
         default=500, metadata={"help": "Ask so many questions in every order of their options; 0 leaves it out."}
     )
     pairs: str | None = field(default=None, metadata={"help": "Preference pairs, as TRL's DPOTrainer takes them."})
-    num_pairs: int = field(default=1000, metadata={"help": "Score so many pairs at most, drawn by --seed."})
+    pairs_limit: int = field(default=1000, metadata={"help": "Score so many pairs at most, drawn by --seed."})
     beta: float = field(default=0.1, metadata={"help": "The beta that the model was aligned with, for --pairs."})
 
     def __post_init__(self):
         super().__post_init__()
-        models, predictions = (self.base_model, self.model), (self.base_predictions, self.predictions)
+        models, predictions = (self.reference, self.model), (self.reference_predictions, self.predictions)
         if any(models) == any(predictions) or not (all(models) or all(predictions)):
-            raise ValueError("give --base_model and --model with --dataset, or --base_predictions and --predictions.")
+            raise ValueError(
+                "give --reference and --model with --dataset, or --reference_predictions and --predictions."
+            )
         if all(models) and not self.dataset:
             raise ValueError("--dataset is missing: name the questions that both models are to be asked.")
         if all(predictions) and self.pairs:
             raise ValueError(
-                "--pairs wants --base_model and --model: predictions of questions say nothing about pairs."
+                "--pairs wants --reference and --model: predictions of questions say nothing about pairs."
             )
-        if self.order_questions < 0 or self.num_pairs < 1:
-            raise ValueError("order_questions must be at least 0 and num_pairs at least 1.")
+        if self.order_limit < 0 or self.pairs_limit < 1:
+            raise ValueError("order_limit must be at least 0 and pairs_limit at least 1.")
         if not self.beta > 0:
             raise ValueError(f"beta must be above 0, got {self.beta}.")
 
@@ -87,15 +87,15 @@ class DiagnoseArguments(PredictionArguments):
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib diagnose`: load and check questions, pairs and tokenizers; the result predicts, compares and writes."""
-    usage = "{--base_model BASE --model MODEL --dataset DATASET | --base_predictions BASE --predictions PREDICTIONS}"
-    (args,) = command_parser("diagnose", DiagnoseArguments, DESCRIPTION, usage, _EXAMPLES).parse_args_and_config(argv)
+    usage = "{--reference MODEL --model MODEL --dataset DATASET | --reference_predictions DIR --predictions DIR}"
+    (args,) = CommandParser("diagnose", DiagnoseArguments, usage, _EXAMPLES).parse(argv)
     from ..evaluation.diagnose import same_questions
     from ..evaluation.tables import check_output_dir
     from ..hub.prediction_dataset import load_predictions
 
     output_dir = check_output_dir(args.output_dir)
     if args.predictions:
-        base, aligned = load_predictions(args.base_predictions), load_predictions(args.predictions)
+        base, aligned = load_predictions(args.reference_predictions), load_predictions(args.predictions)
         same_questions(base, aligned)
         return lambda: _report(args, output_dir, base, aligned)
 
@@ -103,18 +103,18 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..inference.model_loading import load_tokenizer
 
     questions = args.questions(args.dataset)
-    rotations = _rotations(questions, args) if args.order_questions and args.shows_options else []
+    rotations = _rotations(questions, args) if args.order_limit and args.shows_options else []
     pairs = None
     if args.pairs:
-        pairs = load_pairs(args.pairs, limit=args.num_pairs, seed=args.seed, drop_invalid=args.drop_invalid)
-    for model in (args.base_model, args.model):
+        pairs = load_pairs(args.pairs, limit=args.pairs_limit, seed=args.seed, drop_invalid=args.drop_invalid)
+    for model in (args.reference, args.model):
         args.check_tokenizer(load_tokenizer(model, args.revision, args.trust_remote_code), questions)
 
     def work() -> None:
         from ..inference.preference_scores import preference_probabilities
 
         # One model after the other: they need not fit in memory together.
-        base = _ask(args, args.base_model, output_dir / "base", questions, rotations, pairs)
+        base = _ask(args, args.reference, output_dir / "base", questions, rotations, pairs)
         aligned = _ask(args, args.model, output_dir / "aligned", questions, rotations, pairs)
         preferences = None
         if pairs is not None:
@@ -138,8 +138,8 @@ def _rotations(questions: Dataset, args: DiagnoseArguments) -> list[Dataset]:
     lengths = [len(choices) for choices in questions["choices"]]
     count = Counter(lengths).most_common(1)[0][0]
     sample = [index for index, length in enumerate(lengths) if length == count]
-    if len(sample) > args.order_questions:
-        sample = sorted(np.random.default_rng(args.seed).choice(sample, args.order_questions, replace=False).tolist())
+    if len(sample) > args.order_limit:
+        sample = sorted(np.random.default_rng(args.seed).choice(sample, args.order_limit, replace=False).tolist())
     chosen = questions.select(sample)
     return [permute_options(chosen, shift) for shift in range(count)]
 
@@ -163,7 +163,7 @@ def _ask(
     ]
     scores = None
     if pairs is not None:
-        kept = {"output_path": folder / "pairs.npz", "resume": args.resume}
+        kept = {"output_path": folder / "pairs.npz", "resume": not args.no_resume}
         scores = score_pairs(model, tokenizer, pairs, args.batch_size, args.max_length, **kept)
     return predictions, orders, scores
 
@@ -186,7 +186,7 @@ def _report(
         return
     results = diagnose(base, aligned, orders, pairs, alpha=args.alpha, **args.measuring)
     model = args.model or aligned.metadata.get("model") or "MODEL"
-    described = {"base_model": args.base_model or base.metadata.get("model"), "model": model, "seed": args.seed}
+    described = {"reference": args.reference or base.metadata.get("model"), "model": model, "seed": args.seed}
     command = repair_command(results, model, aligned.metadata)
     title = f"What alignment did to {Path(model).name}"
     report = write_diagnosis(output_dir, base, aligned, {**described, **results}, title, command, **args.measuring)

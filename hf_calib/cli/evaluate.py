@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .arguments import PredictionArguments
-from .parser import command_parser
+from .parser import CommandParser
 
-
-DESCRIPTION = "Measure the calibration of a model on option questions."
 
 _EXAMPLES = """\
 examples:
@@ -23,7 +21,7 @@ examples:
 
   # the regime, judged by the model before its alignment
   hf-calib evaluate --model ./my-base-model --dataset questions.parquet --output_dir base
-  hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir aligned --reference base
+  hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir aligned --reference_predictions base
 
   # on several GPUs
   accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
@@ -41,11 +39,11 @@ class EvaluateArguments(PredictionArguments):
     model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
     dataset: str = field(metadata={"help": "Questions: a parquet, jsonl or csv file, a folder, or a name on the Hub."})
     output_dir: str = field(default="evaluation", metadata={"help": "Folder of results, predictions and diagram."})
-    reference: str | None = field(
+    reference_predictions: str | None = field(
         default=None,
         metadata={
-            "help": "Predictions of another model for the same questions, such as the one before its alignment: its "
-            "OUTPUT_DIR, or predictions.npz. The regime is then judged by them."
+            "help": "Predictions of the model before alignment for the same questions: its output folder of evaluate, or "
+            "predictions.npz. They decide the regime."
         },
     )
     critical_accuracy: float | None = field(
@@ -60,16 +58,14 @@ class EvaluateArguments(PredictionArguments):
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib evaluate`: load and check questions and model; the result predicts, prints and writes."""
-    (args,) = command_parser(
-        "evaluate", EvaluateArguments, DESCRIPTION, "--model MODEL --dataset DATASET", _EXAMPLES
-    ).parse_args_and_config(argv)
+    (args,) = CommandParser("evaluate", EvaluateArguments, "--model MODEL --dataset DATASET", _EXAMPLES).parse(argv)
     from ..evaluation.protocol import EvaluationProtocol
     from ..evaluation.tables import check_output_dir, evaluation_results, print_groups, print_table, write_evaluation
     from ..hub.prediction_dataset import load_predictions
 
     output_dir = check_output_dir(args.output_dir)
     questions = args.questions(args.dataset)
-    reference = load_predictions(args.reference) if args.reference else None
+    reference = load_predictions(args.reference_predictions) if args.reference_predictions else None
     if reference is not None and not args.drop_too_long:
         reference.select(questions["id"])  # that it has other questions is better said before the work
     model, tokenizer = args.load(args.model)

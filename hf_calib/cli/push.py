@@ -1,4 +1,4 @@
-"""`hf-calib push`: a calibrated model, its evaluation and its card to the Hub, in one commit."""
+"""`hf-calib push`: publish a model, predictions or the metric on the Hub."""
 
 from __future__ import annotations
 
@@ -8,144 +8,207 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .parser import command_parser
+from .parser import CommandParser
 
 
 if TYPE_CHECKING:
     from ..hub.publish import Evaluation
 
-DESCRIPTION = "Publish a model or adapter with a card that shows its calibration."
-
 _EXAMPLES = """\
 examples:
-  # the model, and its evaluation before and after the repair, as `hf-calib evaluate` left them
-  hf-calib push --model calibrated-model --evaluation after --before before --repo_id org/calibrated-model
+  # a model with its evaluation before and after the repair, as `hf-calib evaluate` wrote them
+  hf-calib push --model calibrated-model --evaluation after --evaluation_before before --repo_id org/calibrated-model
 
-  # with a post-hoc calibrator for hf_calib.load_calibrator, the predictions, on a branch of a private repository
+  # look first: writes card, diagrams and results.json into the folder of the model, and sends nothing
+  hf-calib push --model calibrated-model --evaluation after --repo_id org/calibrated-model --dry_run true
+
+  # with a post-hoc calibrator for hf_calib.load_calibrator, and the predictions, on a branch of a private repository
   hf-calib push --model calibrated-model --evaluation after --repo_id org/calibrated-model --private true \\
-      --calibrator calibration/calibrators/temperature --predictions true --revision v2
+      --calibrator calibration/calibrators/temperature --include_predictions true --revision v2
 
-  # an adapter, merged into its base model: evaluated again, because merging moves calibration
+  # an adapter merged into its base model; it is evaluated again, because merging changes calibration
   hf-calib push --model adapter --evaluation after --merge true --dataset test.parquet --repo_id org/merged-model
 
-  # as a pull request on somebody else's repository
-  hf-calib push --model calibrated-model --evaluation after --repo_id other/model --create_pr true
+  # predictions alone, as a data set that others can score again; the metric ece_regime as a Space
+  hf-calib push --what predictions --evaluation after --repo_id org/calibrated-model-predictions
+  hf-calib push --what metric --repo_id org/ece_regime
 
-A training with `push_to_hub: true` ends in the same place. Card, diagrams, results.json and recipe are first written into the
-folder of the model (or --output_dir), then everything goes in one commit. If that breaks off, nothing is half there; the
-same command goes on, and large files that have arrived are not sent again. Weights are published as safetensors only.
-You are who `hf auth whoami` says: `hf auth login`, or HF_TOKEN.
+Everything is written into the folder first and sent in one commit. If the connection breaks, nothing is published; the same
+command sends the rest. Weights are published as safetensors only. The account is that of `hf auth login` or HF_TOKEN.
+A training with `push_to_hub: true` publishes the same files.
 """
 
 
 @dataclass
 class PushArguments:
-    """What is published, and where."""
+    """What to publish, and where."""
 
-    model: str = field(metadata={"help": "Folder of a model or adapter, with its tokenizer."})
-    repo_id: str = field(metadata={"help": "Name on the Hub."})
+    what: str = field(
+        default="model", metadata={"help": "What to publish.", "choices": ["model", "predictions", "metric"]}
+    )
+    repo_id: str | None = field(default=None, metadata={"help": "Repository on the Hub, ORG/NAME."})
+    model: str | None = field(default=None, metadata={"help": "Folder of a model or adapter, with its tokenizer."})
     evaluation: str | None = field(
         default=None,
-        metadata={"help": "OUTPUT_DIR of its evaluation (default: MODEL/evaluation, where training leaves one)."},
+        metadata={"help": "Output folder of the model's `hf-calib evaluate` (default: MODEL/evaluation)."},
     )
-    before: str | None = field(
+    evaluation_before: str | None = field(
         default=None,
-        metadata={"help": "OUTPUT_DIR of the evaluation of the model before its repair (default: EVALUATION/before)."},
+        metadata={"help": "Output folder of the evaluation before the repair (default: EVALUATION/before)."},
     )
     calibrator: str | None = field(default=None, metadata={"help": "Folder of a post-hoc calibrator of this model."})
-    predictions: bool = field(default=False, metadata={"help": "Publish predictions.npz too."})
+    include_predictions: bool = field(default=False, metadata={"help": "Publish predictions.npz with the model."})
     recipe: str | None = field(
-        default=None,
-        metadata={"help": "The recipe it was trained with (default: the one that MODEL/training.json records)."},
+        default=None, metadata={"help": "Recipe of the training (default: the one in MODEL/training.json)."}
     )
     base_model: str | None = field(
-        default=None, metadata={"help": "Name of the base model on the Hub, where it was trained from a local folder."}
+        default=None, metadata={"help": "Base model on the Hub, if the model was trained from a local folder."}
     )
-    merge: bool = field(
-        default=False, metadata={"help": "Publish the adapter merged into its base model, evaluated again."}
-    )
+    merge: bool = field(default=False, metadata={"help": "Merge the adapter into its base model and evaluate it."})
     dataset: str | None = field(
-        default=None, metadata={"help": "For --merge: the questions of the evaluation (default: those that it names)."}
+        default=None, metadata={"help": "Questions for --merge (default: those of the evaluation)."}
     )
-    batch_size: int = field(
-        default=8, metadata={"help": "For --merge: questions of the longest kind in a forward pass."}
-    )
+    batch_size: int = field(default=8, metadata={"help": "Batch size for --merge."})
     output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder that is made complete and sent (default: MODEL; for --merge MODEL-merged)."},
+        default=None, metadata={"help": "Folder to complete and send (default: MODEL, or MODEL-merged with --merge)."}
     )
+    dry_run: bool = field(default=False, metadata={"help": "Write and check all files, and send nothing."})
     private: bool = field(default=False, metadata={"help": "Make the repository private."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to commit on; made if it is not there."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to commit to. It is created if missing."})
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace a model that is there and was not published by hf-calib."}
-    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace files that hf-calib did not publish."})
     commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
 
     def __post_init__(self):
         if self.dataset and not self.merge:
-            raise ValueError("--dataset is for --merge; without it, the evaluation is the one of --evaluation.")
+            raise ValueError("--dataset is for --merge. Without it, the evaluation is the one of --evaluation.")
+        if not self.repo_id and not self.dry_run:
+            raise ValueError("--repo_id is missing: name the repository, ORG/NAME, or use --dry_run true.")
+        if self.dry_run and (self.what != "model" or self.merge):
+            raise ValueError("--dry_run is for --what model without --merge.")
+        needed = {"model": "model", "predictions": "evaluation"}.get(self.what)
+        if needed and not getattr(self, needed) and not (self.dry_run and self.evaluation):
+            raise ValueError(f"--{needed} is missing: --what {self.what} publishes it.")
+        if self.what == "metric" and self.repo_id.rpartition("/")[2] != "ece_regime":
+            raise ValueError(
+                f"evaluate loads the script named like its Space: use ORG/ece_regime, not {self.repo_id}."
+            )
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """`hf-calib push`: check the model, that the evaluation is its own, and the repository; the result writes and sends."""
-    usage = "--model MODEL --evaluation OUTPUT_DIR --repo_id ORG/NAME"
-    (args,) = command_parser("push", PushArguments, DESCRIPTION, usage, _EXAMPLES).parse_args_and_config(argv)
+    """Check everything that is to be published, and the repository. The returned function writes and sends."""
+    (args,) = CommandParser("push", PushArguments, "--model MODEL --repo_id ORG/NAME", _EXAMPLES).parse(argv)
+    if args.what == "metric":
+        return _prepare_metric(args)
+    if args.what == "predictions":
+        return _prepare_predictions(args)
+    return _prepare_model(args) if args.model else _prepare_card(args)
+
+
+def _prepare_metric(args: PushArguments) -> Callable[[], None]:
+    from ..hub.repository import Repository
+    from ..paths import metric_path
+
+    folder = Path(metric_path())
+    files = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".py", ".md", ".txt", ".j2")]
+    repository = Repository(args.repo_id, "space", args.private or None, space_sdk="gradio")
+    repository.refuse_if_foreign("ece_regime.py", ("*.py", "Dockerfile", "*.html"), args.overwrite)
+
+    def push() -> None:
+        commit = repository.commit(folder, files, args.commit_message or "ECE and calibration regime")
+        print(f'published: {commit.commit_url}\nevaluate.load("{repository.id}")')
+
+    return push
+
+
+def _prepare_predictions(args: PushArguments) -> Callable[[], None]:
+    from ..hub.prediction_dataset import METADATA, publish_predictions
+    from ..hub.publish import Evaluation
+    from ..hub.repository import Repository
+
+    evaluation = Evaluation.load(args.evaluation)
+    repository = Repository(args.repo_id, "dataset", args.private or None, args.revision, args.create_pr)
+    repository.refuse_if_foreign(METADATA, ("*.parquet", "*.csv", "*.json", "*.jsonl", "*.arrow"), args.overwrite)
+
+    def push() -> None:
+        commit = publish_predictions(evaluation, repository, args.commit_message)
+        print(f"published: {commit.pr_url or commit.commit_url}")
+
+    return push
+
+
+def _prepare_card(args: PushArguments) -> Callable[[], None]:
+    """Of an evaluation without its model, only the card can be made."""
+    from ..hub.card import CalibrationCard
+    from ..hub.publish import write_card
+
+    CalibrationCard.from_file(args.evaluation)
+    return lambda: print(f"card: {write_card(Path(args.evaluation))}")
+
+
+def _prepare_model(args: PushArguments) -> Callable[[], None]:
     from ..hub import publish
-    from ..inference.model_loading import load_model
-    from ..inference.predict import weights_digest
+    from ..posthoc import PostHocCalibrator
 
     folder = Path(args.model)
     if not folder.is_dir():
         raise ValueError(
-            f"{args.model} is no folder: a model of the Hub comes with `hf download {args.model} --local-dir FOLDER`."
+            f"{args.model} is not a folder. Download a model of the Hub with `hf download {args.model} --local-dir FOLDER`."
         )
     publish.model_files(folder)
     evaluation, before = _evaluations(args, folder)
     training = _training(args, folder)
     if args.calibrator:
-        from ..posthoc import PostHocCalibrator
-
         PostHocCalibrator.load(args.calibrator)
     if args.merge and not (folder / "adapter_config.json").is_file():
         raise ValueError(f"--merge is for adapters; {folder} holds a whole model.")
     questions = evaluation.protocol.load_questions(_questions_of(args, evaluation)) if args.merge else None
-    base_model = args.base_model
-    if not args.merge:
-        base_model = publish.set_base_model(folder, args.base_model) or args.base_model
-        model, _ = load_model(str(folder), dtype=evaluation.protocol.dtype, use_safetensors=True)
-        evaluation.check_weights(weights_digest(model), folder)
-        del model
-    repository = publish.open_model_repository(
-        args.repo_id, args.overwrite, private=args.private or None, revision=args.revision, create_pr=args.create_pr
-    )
+    base_model = args.base_model if args.merge else _check_weights(args, folder, evaluation)
+    repository = None
+    if not args.dry_run:
+        options = {"private": args.private or None, "revision": args.revision, "create_pr": args.create_pr}
+        repository = publish.open_model_repository(args.repo_id, args.overwrite, **options)
 
     def push() -> None:
         nonlocal evaluation, base_model
         target = Path(args.output_dir or (f"{folder}-merged" if args.merge else folder))
         if args.merge:
-            base_model = (
-                base_model or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-            )
+            adapter = json.loads((folder / "adapter_config.json").read_text())
+            base_model = base_model or adapter["base_model_name_or_path"]
             evaluation = publish.merge_and_evaluate(folder, target, evaluation, questions, args.batch_size)
         elif target.resolve() != folder.resolve():
             publish.copy_model(folder, target)
-        files = publish.write_publication(
-            target,
-            repository.id,
-            evaluation,
-            before,
-            args.calibrator,
-            training,
-            args.predictions,
-            base_model,
-            repository.read(publish.CARD),
+        contents = publish.Contents(
+            repo_id=repository.id if repository else args.repo_id or folder.resolve().name,
+            evaluation=evaluation,
+            before=before,
+            calibrator=args.calibrator,
+            training=training,
+            include_predictions=args.include_predictions,
+            base_model=base_model,
+            existing_card=repository.read(publish.CARD) if repository else None,
         )
+        files = publish.write_publication(target, contents)
         print(f"complete: {target} ({len(files)} files)")
+        if repository is None:
+            print("\n".join(f"  {name}" for name in sorted(files)))
+            return
         commit = publish.publish(target, repository, files, args.commit_message)
         print(f"published: {commit.pr_url or commit.commit_url}")
 
     return push
+
+
+def _check_weights(args: PushArguments, folder: Path, evaluation: Evaluation) -> str | None:
+    """Check that the evaluation is of this model. Returns the base model of an adapter."""
+    from ..hub import publish
+    from ..inference.model_loading import load_model
+    from ..inference.predict import weights_digest
+
+    base_model = publish.set_base_model(folder, args.base_model) or args.base_model
+    model, _ = load_model(str(folder), dtype=evaluation.protocol.dtype, use_safetensors=True)
+    evaluation.check_weights(weights_digest(model), folder)
+    return base_model
 
 
 def _evaluations(args: PushArguments, folder: Path) -> tuple[Evaluation, Evaluation | None]:
@@ -154,12 +217,11 @@ def _evaluations(args: PushArguments, folder: Path) -> tuple[Evaluation, Evaluat
     place = Path(args.evaluation or folder / "evaluation")
     if not place.is_dir():
         raise ValueError(
-            f"{place} is no folder: name the evaluation of the model with --evaluation, or make one with\n"
+            f"{place} is not a folder: name the evaluation of the model with --evaluation, or make one with\n"
             f"hf-calib evaluate --model {args.model} --dataset QUESTIONS --output_dir {place}"
         )
-    evaluation = Evaluation.load(place)
-    earlier = Path(args.before) if args.before else place / "before"
-    return evaluation, Evaluation.load(earlier) if args.before or earlier.is_dir() else None
+    before = Path(args.evaluation_before) if args.evaluation_before else place / "before"
+    return Evaluation.load(place), Evaluation.load(before) if args.evaluation_before or before.is_dir() else None
 
 
 def _training(args: PushArguments, folder: Path) -> dict[str, Any] | None:
@@ -174,6 +236,6 @@ def _training(args: PushArguments, folder: Path) -> dict[str, Any] | None:
 
 
 def _questions_of(args: PushArguments, evaluation: Evaluation) -> str | None:
-    """What --merge asks again: on this machine the path that the evaluation names still holds."""
+    """Questions for --merge: those given, or the local file that the evaluation names."""
     stated = evaluation.protocol.dataset
     return args.dataset or (stated if Path(stated).exists() else None)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .parser import command_parser
+from .parser import CommandParser
 
-
-DESCRIPTION = "The whole story in five minutes, on a synthetic world."
 
 _EXAMPLES = """\
 example:
@@ -27,14 +25,14 @@ class QuickstartArguments:
     output_dir: str = field(default="quickstart-report", metadata={"help": "Folder of the report and of the models."})
     seed: int = field(default=0, metadata={"help": "Seed of the world and of every stage."})
     num_test_questions: int = field(default=10_000, metadata={"help": "Questions that every stage is evaluated on."})
-    resume: bool = field(default=True, metadata={"help": "Keep the stages that an earlier run finished."})
+    no_resume: bool = field(default=False, metadata={"help": "Start over instead of keeping finished stages."})
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib quickstart`: the whole story on a synthetic world."""
-    (args,) = command_parser("quickstart", QuickstartArguments, DESCRIPTION, "", _EXAMPLES).parse_args_and_config(argv)
+    (args,) = CommandParser("quickstart", QuickstartArguments, "", _EXAMPLES).parse(argv)
     from ..evaluation.tables import check_output_dir
     from ..training.quickstart import run_quickstart
 
     output_dir = check_output_dir(args.output_dir)
-    return lambda: run_quickstart(output_dir, args.seed, args.num_test_questions, args.resume)
+    return lambda: run_quickstart(output_dir, args.seed, args.num_test_questions, not args.no_resume)

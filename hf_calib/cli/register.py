@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .parser import command_parser
+from .parser import CommandParser
 
-
-DESCRIPTION = 'Make evaluate.load("ece_regime") work from every folder.'
 
 _EXAMPLES = """\
 examples:
@@ -36,9 +34,7 @@ class RegisterArguments:
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib register`: make `evaluate.load("ece_regime")` work from every folder."""
-    (args,) = command_parser(
-        "register", RegisterArguments, DESCRIPTION, "[--check | --remove]", _EXAMPLES
-    ).parse_args_and_config(argv)
+    (args,) = CommandParser("register", RegisterArguments, "[--check | --remove]", _EXAMPLES).parse(argv)
     from ..evaluation.metric_registration import register, resolve, unregister
 
     def check() -> None:

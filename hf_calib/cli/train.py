@@ -9,10 +9,8 @@ from pathlib import Path
 import yaml
 
 from ..training.distributed import cpu_training_arguments, end_with_launcher
-from .parser import command_parser
+from .parser import CommandParser
 
-
-DESCRIPTION = "Train from a recipe: CFT and RCFT, calibrated DPO, or TRL's SFT and DPO."
 
 _EXAMPLES = """\
 examples:
@@ -56,6 +54,32 @@ def _trainer_name(argv: Sequence[str]) -> str:
     return "calibrated_sft"
 
 
+def _recipe_parser(dataclass_types) -> CommandParser:
+    """Parser of the arguments and of the recipe behind `--config`."""
+    from trl import TrlParser
+
+    class RecipeParser(CommandParser, TrlParser):
+        often_used = (
+            "model_name_or_path", "output_dir", "dataset_config", "dataset_train_split", "dataset_test_split", "learning_rate",
+            "num_train_epochs", "per_device_train_batch_size", "max_length", "use_peft", "lora_r", "seed", "save_steps",
+            "resume_from_checkpoint", "push_to_hub", "hub_model_id",
+        )  # fmt: skip
+
+        def instances(self, argv):
+            *parsed, unknown, _ = self.parse_args_and_config(
+                argv, return_remaining_strings=True, separate_remaining_strings=True
+            )
+            for name in unknown[::2]:  # names and values by turns
+                self.check_known(name, " in the recipe")
+            return parsed
+
+    parser = RecipeParser("train", dataclass_types, "--config RECIPE.yaml", _EXAMPLES)
+    text = "YAML file of the arguments below; the command line overrides it."
+    parser.add_argument("--config", metavar="RECIPE.yaml", default=argparse.SUPPRESS, help=text)
+    parser.group_arguments()
+    return parser
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
     from trl import ModelConfig
@@ -67,14 +91,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     name = _trainer_name(argv)
     if name not in TRAINERS:
         raise ValueError(f"There is no trainer {name!r}; choose one of {', '.join(TRAINERS)}.")
-    parser = command_parser(
-        "train",
-        (TrainArguments, TRAINERS[name][0], ModelConfig),
-        DESCRIPTION,
-        "--config RECIPE.yaml",
-        _EXAMPLES,
-    )
-    script_args, *configurations = parser.parse_args_and_config([*cpu_training_arguments(), *argv])
+    parser = _recipe_parser((TrainArguments, TRAINERS[name][0], ModelConfig))
+    script_args, *configurations = parser.parse([*cpu_training_arguments(), *argv])
     if names_other_data(argv):
         script_args.dataset_config = None
     trainer = build_trainer(script_args, *configurations)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .parser import command_parser
+from .parser import CommandParser
 
-
-DESCRIPTION = "Check whether the figures on a published model's card hold."
 
 _EXAMPLES = """\
 examples:
   hf-calib verify org/calibrated-model                             # everything that its results.json states
-  hf-calib verify org/calibrated-model --sample 200                # on 200 of its questions
+  hf-calib verify org/calibrated-model --limit 200                # on 200 of its questions
   hf-calib verify org/calibrated-model --dataset test.parquet      # questions that are not on the Hub, or others
   hf-calib verify ./calibrated-model --dataset test.parquet        # a folder that `hf-calib push` has completed
 
@@ -32,7 +30,7 @@ class VerifyArguments:
     dataset: str | None = field(
         default=None, metadata={"help": "Questions, where those of the evaluation are not on the Hub, or others."}
     )
-    sample: int | None = field(default=None, metadata={"help": "Ask so many of the questions (default: all)."})
+    limit: int | None = field(default=None, metadata={"help": "Ask so many of the questions (default: all)."})
     seed: int = field(default=0, metadata={"help": "Seed of the sample."})
     tolerance: float = field(default=0.005, metadata={"help": "What another machine may change in a figure."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
@@ -43,8 +41,8 @@ class VerifyArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
 
     def __post_init__(self):
-        if self.sample is not None and self.sample < 2:
-            raise ValueError(f"sample must be at least 2, got {self.sample}.")
+        if self.limit is not None and self.limit < 2:
+            raise ValueError(f"limit must be at least 2, got {self.limit}.")
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance must be at least 0, got {self.tolerance}.")
 
@@ -52,9 +50,7 @@ class VerifyArguments:
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib verify`: download, load and check model and questions; the result asks, compares and prints."""
     argv = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
-    (args,) = command_parser("verify", VerifyArguments, DESCRIPTION, "ORG/MODEL", _EXAMPLES).parse_args_and_config(
-        argv
-    )
+    (args,) = CommandParser("verify", VerifyArguments, "ORG/MODEL", _EXAMPLES).parse(argv)
     from ..evaluation.tables import check_output_dir
     from ..hub.verify import fetch, sample_questions
     from ..inference.model_loading import load_model
@@ -62,7 +58,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     output = check_output_dir(args.output_dir) / "predictions.npz" if args.output_dir else None
     published = fetch(args.model, args.revision, args.trust_remote_code)
     questions = published.protocol.load_questions(args.dataset)
-    sample = sample_questions(questions, args.sample, args.seed)
+    sample = sample_questions(questions, args.limit, args.seed)
     model, tokenizer = load_model(
         str(published.folder),
         dtype=published.protocol.dtype,

@@ -184,6 +184,8 @@ class PromptArguments:
             As in [`PromptFormat`].
     """
 
+    help_group = "prompt and scoring"
+
     scoring: str = field(
         default="letter",
         metadata={"help": "Score the options' letters or their texts.", "choices": ["letter", "text"]},

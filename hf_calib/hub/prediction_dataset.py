@@ -105,7 +105,7 @@ def load_predictions(path: str | Path, revision: str | None = None) -> OptionPre
 
     Args:
         path (`str` or `Path`):
-            OUTPUT_DIR of `hf-calib evaluate`, an `.npz` file, a data set on the Hub that `hf-calib push-predictions` published, or the
+            OUTPUT_DIR of `hf-calib evaluate`, an `.npz` file, a data set on the Hub that `hf-calib push --what predictions` published, or the
             `.parquet` file of one.
         revision (`str`, *optional*):
             On the Hub.
@@ -114,7 +114,7 @@ def load_predictions(path: str | Path, revision: str | None = None) -> OptionPre
     if not place.exists() and is_hub_id(str(path)) and place.suffix != ".npz":
         folder = download(str(path), [DATA, METADATA], revision, repo_type="dataset")
         if not (folder / DATA).is_file():
-            raise HubError(f"{path} holds no {DATA}: it was not published by `hf-calib push-predictions`.")
+            raise HubError(f"{path} holds no {DATA}: it was not published by `hf-calib push --what predictions`.")
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
         place = folder / DATA
     if place.suffix == ".parquet":

@@ -80,7 +80,7 @@ class Evaluation:
         """An error where the evaluation is of another model than the one that is to be published with it."""
         if self.results.get("weights") not in (None, weights):
             raise ValueError(
-                f"the evaluation is not of {model} as it is now: its weights are others. Evaluate it again, with --resume false."
+                f"the evaluation is not of {model} as it is now: its weights are others. Evaluate it again with --no_resume."
             )
 
 
@@ -127,68 +127,79 @@ def set_base_model(folder: Path, base_model: str | None) -> str | None:
     return found
 
 
-def write_publication(
-    folder: str | Path,
-    repo_id: str,
-    evaluation: Evaluation | None = None,
-    before: Evaluation | None = None,
-    calibrator: str | Path | None = None,
-    training: Mapping[str, Any] | None = None,
-    include_predictions: bool = False,
-    base_model: str | None = None,
-    existing_card: str | None = None,
-) -> list[str]:
+@dataclass(kw_only=True)
+class Contents:
     """
-    Write everything that goes with a model into its folder.
+    What is published with a model.
 
     Args:
-        folder (`str` or `Path`):
-            The folder of the model or adapter, with its tokenizer.
         repo_id (`str`):
-            Name that it will have.
+            Name of the repository.
         evaluation ([`Evaluation`], *optional*), before ([`Evaluation`], *optional*):
-            Of this model, and of the one before its repair.
+            Evaluation of this model, and of the model before its repair.
         calibrator (`str` or `Path`, *optional*):
             Folder of a post-hoc calibrator of this model.
         training (`Mapping`, *optional*):
-            Record of the training, see [`training_record`].
+            Record of the training; see [`training_record`].
         include_predictions (`bool`, *optional*, defaults to `False`):
-            Publish predictions.npz too.
+            Publish predictions.npz.
         base_model (`str`, *optional*):
-            Model from which license, language and the like are taken over.
+            Model from which license, language and similar metadata are taken.
         existing_card (`str`, *optional*):
-            Card of the repository so far. Taken where the folder has none that shows a calibration already.
+            Card of the repository. It is used if the folder has no card with a calibration section.
+    """
+
+    repo_id: str
+    evaluation: Evaluation | None = None
+    before: Evaluation | None = None
+    calibrator: str | Path | None = None
+    training: Mapping[str, Any] | None = None
+    include_predictions: bool = False
+    base_model: str | None = None
+    existing_card: str | None = None
+
+
+def write_publication(folder: str | Path, contents: Contents) -> list[str]:
+    """
+    Write card, results, diagrams, recipe and calibrator into the folder of a model.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the model or adapter, with its tokenizer.
+        contents ([`Contents`]):
+            What is published with it.
 
     Returns:
         `list[str]`: the files to publish, relative to the folder.
     """
+    evaluation, before, training = contents.evaluation, contents.before, contents.training
     folder = check_output_dir(folder)
     files = model_files(folder)
-    results = _results(repo_id, evaluation, before, training)
+    results = _results(contents.repo_id, evaluation, before, training)
+    fitted = PostHocCalibrator.load(contents.calibrator) if contents.calibrator else None
     results["adapter"] = "adapter_config.json" in files
     shown: dict[str, OptionPredictions] = {}
     if evaluation is not None:
         if before is not None:
             shown["before"] = before.predictions
         shown["this model"] = evaluation.predictions
-        if calibrator is not None:
-            fitted = PostHocCalibrator.load(calibrator)
+        if fitted is not None:
             shown[f"+ {fitted.title}"] = calibrated = evaluation.predictions.recalibrated(fitted)
             results["with_calibrator"] = {"calibrator": fitted.title, **evaluation.protocol.measure(calibrated)}
-    if calibrator is not None:
-        PostHocCalibrator.load(calibrator).save(folder / CALIBRATOR)
+    if fitted is not None:
+        fitted.save(folder / CALIBRATOR)
         files += _CALIBRATOR_FILES
     results["figures"] = _draw(folder, results, evaluation, shown)
     files += results["figures"]
     if training and training.get("recipe"):
         (folder / RECIPE).write_text(training["recipe"], encoding="utf-8")
         files.append(RECIPE)
-    if include_predictions and evaluation is not None:
+    if contents.include_predictions and evaluation is not None:
         evaluation.predictions.save(folder / PREDICTIONS)
         files.append(PREDICTIONS)
-    results["inherited"] = inherit(base_model or (training or {}).get("base_model"))
+    results["inherited"] = inherit(contents.base_model or (training or {}).get("base_model"))
     write_json(folder / RESULTS, results)
-    write_card(folder, existing_card)  # reads results.json back: the card is what that alone gives
+    write_card(folder, contents.existing_card)  # reads results.json back: the card is what that alone gives
     return [*files, RESULTS, CARD]
 
 

@@ -332,7 +332,7 @@ class Results:
         if differing := [name for name in wanted if found.get(name) != wanted[name]]:
             raise ValueError(
                 f"{path} holds predictions with other {' and '.join(differing)}; choose another output_path, or "
-                "overwrite it with resume=False (`--resume false`)"
+                "overwrite it with resume=False (`--no_resume`)"
             )
 
     def add(self, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:

@@ -33,7 +33,7 @@ class CollapseCallback(TrainerCallback):
     what they mean (`hf_calib.measures.preference_collapse.MEANINGS`): they are logged as `collapse/<measure>` to the trainer's log history and
     its trackers, and reliability diagrams of the reference and the model go to TensorBoard, Weights & Biases or Trackio as
     an image. The predictions stay in `<output_dir>/collapse/step-<step>.npz`, so that any two of them can be compared with
-    `hf-calib diagnose --base_predictions ... --predictions ...`. Training itself is not touched: it ends at the same weights
+    `hf-calib diagnose --reference_predictions ... --predictions ...`. Training itself is not touched: it ends at the same weights
     as without the callback.
 
     Args:

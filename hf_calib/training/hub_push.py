@@ -21,6 +21,7 @@ from ..hub.card import CARD
 from ..hub.publish import (
     PREDICTIONS,
     TRAINING_RECORD,
+    Contents,
     Evaluation,
     open_model_repository,
     publish,
@@ -251,10 +252,15 @@ class Publication:
         try:
             base_model = set_base_model(folder, None) or self.record["base_model"]
             repository = _open(args, overwrite=True)
-            files = write_publication(
-                folder, repository.id, evaluation, before, training=self.record, base_model=base_model,
+            contents = Contents(
+                repo_id=repository.id,
+                evaluation=evaluation,
+                before=before,
+                training=self.record,
+                base_model=base_model,
                 existing_card=repository.read(CARD),
-            )  # fmt: skip
+            )
+            files = write_publication(folder, contents)
             commit = publish(folder, repository, files)
         except (OSError, ValueError) as error:
             raise type(error)(

@@ -46,7 +46,7 @@ def call(folder, *arguments):
 def test_all_methods_fitted_measured_and_kept(folder, tmp_path, capsys):
     out = tmp_path / "out"
     files = ["--predictions", "{folder}/aligned-train.npz", "--apply_to", "{folder}/aligned-test.npz"]
-    assert call(folder, *files, "--reference", "{folder}/base-train.npz", "--output_dir", str(out)) == 0
+    assert call(folder, *files, "--reference_predictions", "{folder}/base-train.npz", "--output_dir", str(out)) == 0
     stages = {stage["method"]: stage for stage in json.loads((out / "results.json").read_text())}
     assert list(stages) == ["as is", *METHODS]
     chosen = [name for name, stage in stages.items() if stage["chosen"]]
@@ -105,7 +105,7 @@ def test_a_folded_checkpoint_gives_the_calibrated_options(folder, tmp_path, kind
         predicted = predict(source, questions, None)
         predicted.labels = drawn(softmax(predicted.option_logits / 2))
         predicted.save(predictions)
-    arguments = ["--predictions", str(predictions), "--method", "temperature", "--fold", str(source)]
+    arguments = ["--predictions", str(predictions), "--method", "temperature", "--fold_into", str(source)]
     assert call(folder, *arguments, "--output_dir", str(tmp_path / "out")) == 0
     folded = predict(tmp_path / "out" / "model", questions, None)
     temperature = PostHocCalibrator.load(tmp_path / "out/calibrators/temperature").temperature
@@ -121,12 +121,12 @@ def test_a_folded_checkpoint_gives_the_calibrated_options(folder, tmp_path, kind
         (["--predictions", "nowhere.npz"], "nowhere.npz"),
         (["--predictions", "{folder}/aligned-train.npz", "--method", "platt"], "'platt' is not known; choose among agreement"),
         (["--predictions", "{folder}/aligned-train.npz", "--method", "agreement"], "needs the reference"),
-        (["--predictions", "{folder}/aligned-train.npz", "--reference", "{folder}/base-test.npz"], "300 of 300 questions are not"),
+        (["--predictions", "{folder}/aligned-train.npz", "--reference_predictions", "{folder}/base-test.npz"], "300 of 300 questions are not"),
         (["--predictions", "{folder}/aligned-test.npz", "--apply_to", "{folder}/aligned-test.npz"], "400 of 400 questions to be"),
         (["--predictions", "{folder}/aligned-train.npz", "--n_folds", "200"], "300 questions are too few for 200 folds"),
-        (["--predictions", "{folder}/aligned-train.npz", "--method", "beta", "--fold", "{folder}/base"], "add temperature"),
-        (["--predictions", "{folder}/aligned-train.npz", "--fold", "{folder}"], "no saved model"),
-        (["--predictions", "{folder}/several.npz", "--fold", "{folder}/base"], "options of one token each"),
+        (["--predictions", "{folder}/aligned-train.npz", "--method", "beta", "--fold_into", "{folder}/base"], "add temperature"),
+        (["--predictions", "{folder}/aligned-train.npz", "--fold_into", "{folder}"], "no saved model"),
+        (["--predictions", "{folder}/several.npz", "--fold_into", "{folder}/base"], "options of one token each"),
         (["--predictions", "{folder}/aligned-train.npz", "--alpha", "2"], "alpha"),
         ([], "--predictions"),
     ],

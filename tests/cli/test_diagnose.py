@@ -29,14 +29,14 @@ def folder(tmp_path_factory):
 
 
 def call(folder, *arguments):
-    models = ["--base_model", str(folder / "base"), "--model", str(folder / "aligned")]
+    models = ["--reference", str(folder / "base"), "--model", str(folder / "aligned")]
     asked = ["--dataset", str(folder / "test.parquet"), "--scoring", "text", "--n_bootstrap", "50"]
     return ["diagnose", *models, *asked, *arguments]
 
 
 @pytest.fixture(scope="module")
 def report(folder):
-    arguments = ["--pairs", str(folder / "pairs.parquet"), "--num_pairs", "40", "--order_questions", "30"]
+    arguments = ["--pairs", str(folder / "pairs.parquet"), "--pairs_limit", "40", "--order_limit", "30"]
     arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(folder / "out")]
     assert main(call(folder, *arguments)) == 0
     return folder / "out"
@@ -70,7 +70,7 @@ def test_report_holds_everything(report):
 def test_a_second_call_scores_nothing_again(report, folder, monkeypatch):
     before = json.loads((report / "results.json").read_text())
     monkeypatch.setattr(predict.OptionScorer, "__call__", lambda *_: pytest.fail("scored again"))
-    arguments = ["--pairs", str(folder / "pairs.parquet"), "--num_pairs", "40", "--order_questions", "30"]
+    arguments = ["--pairs", str(folder / "pairs.parquet"), "--pairs_limit", "40", "--order_limit", "30"]
     arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(report)]
     assert main(call(folder, *arguments)) == 0
     assert json.loads((report / "results.json").read_text()) == before
@@ -79,7 +79,7 @@ def test_a_second_call_scores_nothing_again(report, folder, monkeypatch):
 def test_two_processes_share_the_work(report, folder, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     command += [str(recipe_path("accelerate_configs/ddp.yaml")), "--module", "hf_calib.cli"]
-    arguments = ["--pairs", str(folder / "pairs.parquet"), "--num_pairs", "40", "--order_questions", "30"]
+    arguments = ["--pairs", str(folder / "pairs.parquet"), "--pairs_limit", "40", "--order_limit", "30"]
     arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -99,7 +99,7 @@ def test_predictions_are_enough(report, folder, tmp_path, capsys):
     base.select(base.ids[::-1]).save(tmp_path / "reversed.npz")
     arguments = [
         "diagnose",
-        "--base_predictions",
+        "--reference_predictions",
         str(tmp_path / "reversed.npz"),
         "--predictions",
         str(report / "aligned"),
@@ -122,15 +122,15 @@ def test_texts_have_no_order(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--base_model", "x", "--model", "y"], "--dataset is missing"),
-        (["--model", "y", "--dataset", "{folder}/test.parquet"], "--base_model and --model"),
-        (["--base_predictions", "x"], "--base_predictions and --predictions"),
-        (["--base_predictions", "x", "--predictions", "y", "--base_model", "z"], "--base_predictions and --predictions"),
-        (["--base_predictions", "{folder}/no.npz", "--predictions", "{folder}/no.npz"], "no.npz"),
-        (["--base_predictions", "x", "--predictions", "y", "--pairs", "z"], "--pairs wants"),
-        (["--base_model", "{folder}", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--scoring", "text"], "no saved model"),
-        (["--base_model", "{folder}/base", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--beta", "0"], "beta"),
-        (["--base_model", "{folder}/base", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--pairs", "{folder}/test.parquet"], "chosen"),
+        (["--reference", "x", "--model", "y"], "--dataset is missing"),
+        (["--model", "y", "--dataset", "{folder}/test.parquet"], "--reference and --model"),
+        (["--reference_predictions", "x"], "--reference_predictions and --predictions"),
+        (["--reference_predictions", "x", "--predictions", "y", "--reference", "z"], "--reference_predictions and --predictions"),
+        (["--reference_predictions", "{folder}/no.npz", "--predictions", "{folder}/no.npz"], "no.npz"),
+        (["--reference_predictions", "x", "--predictions", "y", "--pairs", "z"], "--pairs wants"),
+        (["--reference", "{folder}", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--scoring", "text"], "no saved model"),
+        (["--reference", "{folder}/base", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--beta", "0"], "beta"),
+        (["--reference", "{folder}/base", "--model", "{folder}/base", "--dataset", "{folder}/test.parquet", "--pairs", "{folder}/test.parquet"], "chosen"),
     ],
 )  # fmt: skip
 def test_wrong_calls_are_named_and_leave_with_two(folder, tmp_path, capsys, arguments, named):
@@ -143,14 +143,14 @@ def test_wrong_calls_are_named_and_leave_with_two(folder, tmp_path, capsys, argu
 def test_help_teaches_by_example(capsys):
     assert main(["diagnose", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "examples:" in out and "hf-calib diagnose --base_predictions before" in out and "--order_questions" in out
+    assert "examples:" in out and "hf-calib diagnose --reference_predictions before" in out and "--order_limit" in out
 
 
 def test_other_questions_are_refused(report, tmp_path, capsys):
     base = OptionPredictions.load(report / "base" / "predictions.npz")
     base.labels = (base.labels + 1) % 4
     base.save(tmp_path / "other.npz")
-    paths = ["--base_predictions", str(tmp_path / "other.npz"), "--predictions", str(report / "aligned")]
+    paths = ["--reference_predictions", str(tmp_path / "other.npz"), "--predictions", str(report / "aligned")]
     assert main(["diagnose", *paths, "--output_dir", str(tmp_path)]) == 2
     assert f"the answer of question {str(base.ids[0])!r}" in capsys.readouterr().err.replace("np.str_(", "").replace(
         ")", ""

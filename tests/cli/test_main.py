@@ -144,12 +144,12 @@ def test_evaluate_by_a_reference(world_dir, tmp_path, capsys):
     assert main([*call, str(tmp_path / "base")]) == 0
     base = OptionPredictions.load(tmp_path / "base" / "predictions.npz")
     base.select(base.ids[::-1]).save(tmp_path / "reversed.npz")
-    assert main([*call, str(tmp_path / "aligned"), "--reference", str(tmp_path / "reversed.npz")]) == 0
+    assert main([*call, str(tmp_path / "aligned"), "--reference_predictions", str(tmp_path / "reversed.npz")]) == 0
     results = json.loads((tmp_path / "aligned" / "results.json").read_text())
     assert results["test"] == "reference" and results["reference_accuracy"] == pytest.approx(results["accuracy"])
     base.select(base.ids[:50]).save(tmp_path / "fewer.npz")
     capsys.readouterr()
-    assert main([*call, str(tmp_path / "aligned"), "--reference", str(tmp_path / "fewer.npz")]) == 2
+    assert main([*call, str(tmp_path / "aligned"), "--reference_predictions", str(tmp_path / "fewer.npz")]) == 2
     assert "51 of 101 questions" in capsys.readouterr().err
     assert main([*call, str(tmp_path / "given"), "--critical_accuracy", "0.01"]) == 0
     assert json.loads((tmp_path / "given" / "results.json").read_text())["critical_accuracy"] == 0.01
@@ -171,7 +171,7 @@ def test_evaluate_by_a_reference(world_dir, tmp_path, capsys):
         (["evaluate", "--model", "{adapter}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "merge_and_unload"),
         (["evaluate", "--model", "{recipe}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--n_bins", "0"], "n_bins"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--critical_accuracy", "1.2"], "critical_accuracy"),
-        (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--reference", "{tmp}/no.npz"], "no.npz"),
+        (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--reference_predictions", "{tmp}/no.npz"], "no.npz"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "no saved model"),
         (["evaluate", "--model", "./nowhere", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "no folder ./nowhere"),
         (["train", "--config", "{recipe}", "--dataset_name", "{train}", "--output_dir", "{tmp}", "--model_name_or_path", "{tmp}/no/where"], "there is no folder"),
@@ -216,11 +216,10 @@ def test_a_recipes_configuration_is_not_asked_of_a_folder(world_dir, tmp_path):
         ["train"],
         ["evaluate"],
         ["quickstart"],
-        ["card"],
         ["push"],
         ["verify"],
-        ["push-predictions"],
-        ["push-metric"],
+        ["transfer"],
+        ["average"],
     ],
 )
 def test_help_teaches_by_example(capsys, command):

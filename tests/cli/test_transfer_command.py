@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 def call(folder, out, *arguments, dataset="others"):
     given = [
-        "--labelled",
+        "--labelled_dataset",
         "{folder}/labelled.parquet",
         "--dataset",
         f"{{folder}}/{dataset}.parquet",
@@ -67,7 +67,7 @@ def test_questions_without_answers(folder, tmp_path, capsys):
 
 def test_the_model_before_votes_and_the_other_is_calibrated(folder, tmp_path):
     out = tmp_path / "own"
-    assert call(folder, out, "--model", "{folder}/model", "--before", "{folder}/before") == 0
+    assert call(folder, out, "--model", "{folder}/model", "--original_model", "{folder}/before") == 0
     results = json.loads((out / "results.json").read_text())
     assert {file.name for file in (out / "asked").iterdir()} == {
         "before-labelled.npz", "before-others.npz", "labelled.npz", "others.npz"
@@ -76,7 +76,10 @@ def test_the_model_before_votes_and_the_other_is_calibrated(folder, tmp_path):
     assert before.votes is not None and others.votes is None
     assert results["confidence_before"] == pytest.approx(others.probabilities.max(axis=1).mean(), abs=1e-4)
     # Held out from training: other labels, the same votes.
-    out, given = tmp_path / "held-out", ["--before", "{folder}/before", "--held_out", "{folder}/held_out.npz"]
+    out, given = (
+        tmp_path / "held-out",
+        ["--original_model", "{folder}/before", "--held_out_predictions", "{folder}/held_out.npz"],
+    )
     assert call(folder, out, "--model", "{folder}/model", *given) == 0
     held_out = json.loads((out / "results.json").read_text())
     assert held_out["n_labels"] == 60 and held_out["agreed"] == results["agreed"]
@@ -85,7 +88,12 @@ def test_the_model_before_votes_and_the_other_is_calibrated(folder, tmp_path):
 
 def test_answers_are_for_the_report_alone(folder, tmp_path, capsys):
     assert call(folder, tmp_path / "without", "--model", "{folder}/model") == 0
-    assert call(folder, tmp_path / "with", "--model", "{folder}/model", "--answered", "true", dataset="answered") == 0
+    assert (
+        call(
+            folder, tmp_path / "with", "--model", "{folder}/model", "--dataset_is_labelled", "true", dataset="answered"
+        )
+        == 0
+    )
     without, measured = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("without", "with"))
     assert without["temperature"] == pytest.approx(measured["temperature"], rel=1e-6)
     stages = measured["measured"]
@@ -103,12 +111,14 @@ def test_a_second_call_asks_nothing_again(folder, tmp_path):
     assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").iterdir()}
 
 
-@pytest.mark.parametrize("more", [[], ["--before", "{folder}/before", "--max_length", "7", "--drop_too_long", "true"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--original_model", "{folder}/before", "--max_length", "7", "--drop_too_long", "true"]]
+)
 def test_answers_come_and_go_in_one_folder(folder, tmp_path, more):
     """Each call leaves what it would leave in a folder of its own, and the models are not asked again."""
 
     def left(out, answered):
-        arguments = ["--model", "{folder}/model", "--answered", answered, *more]
+        arguments = ["--model", "{folder}/model", "--dataset_is_labelled", answered, *more]
         assert call(folder, out, *arguments, dataset="answered") == 0
         names = {str(file.relative_to(out)) for file in out.rglob("*")}
         return names, json.loads((out / "results.json").read_text()), OptionPredictions.load(out / "predictions.npz")
@@ -133,18 +143,22 @@ def test_answers_come_and_go_in_one_folder(folder, tmp_path, more):
     ("arguments", "dataset", "message"),
     [
         (
-            ["--held_out", "{folder}/held_out.npz", "--option_normalization", "mean"],
+            ["--held_out_predictions", "{folder}/held_out.npz", "--option_normalization", "mean"],
             "others",
             "asked with --option_normalization sum, the others would be with mean",
         ),
         (
-            ["--held_out", "{folder}/held_out.npz", "--prompt_template", "Q: {{question}}"],
+            ["--held_out_predictions", "{folder}/held_out.npz", "--prompt_template", "Q: {{question}}"],
             "others",
             "asked with --prompt_template None, the others would be with Q: {question}",
         ),
-        (["--before", "{folder}/before", "--model", "{folder}/nowhere"], "others", "nowhere, and no model on the Hub"),
-        (["--answered", "true"], "others", "no adapter fits the columns id, question, choices, subject"),
-        (["--held_out", "{folder}/nothing"], "others", "predictions are .npz files; name it nothing.npz"),
+        (
+            ["--original_model", "{folder}/before", "--model", "{folder}/nowhere"],
+            "others",
+            "nowhere, and no model on the Hub",
+        ),
+        (["--dataset_is_labelled", "true"], "others", "no adapter fits the columns id, question, choices, subject"),
+        (["--held_out_predictions", "{folder}/nothing"], "others", "predictions are .npz files; name it nothing.npz"),
     ],
 )
 def test_called_wrongly(folder, tmp_path, capsys, arguments, dataset, message):

@@ -43,7 +43,7 @@ class Example:
 
     def call(self, repo_id: str, *more: str) -> list[str]:
         call = ["push", "--model", str(self.folder / "model"), "--evaluation", str(self.folder / "after")]
-        return [*call, "--before", str(self.folder / "before"), "--repo_id", repo_id, *more]
+        return [*call, "--evaluation_before", str(self.folder / "before"), "--repo_id", repo_id, *more]
 
 
 @pytest.fixture(scope="session")

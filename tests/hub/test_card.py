@@ -168,21 +168,21 @@ def test_a_fence_is_longer_than_any_inside():
 )
 def test_results_that_are_none_are_refused(tmp_path, change, named, capsys):
     (tmp_path / "results.json").write_text(json.dumps(RESULTS | change))
-    assert main(["card", "--results", str(tmp_path)]) == 2
+    assert main(["push", "--dry_run", "true", "--evaluation", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert named in error and "Traceback" not in error and not (tmp_path / "README.md").exists()
 
 
 def test_command(tmp_path, hub, capsys):
-    assert main(["card", "--results", str(tmp_path / "no.json")]) == 2
+    assert main(["push", "--dry_run", "true", "--evaluation", str(tmp_path / "no.json")]) == 2
     assert "no.json: no such file" in capsys.readouterr().err
     (tmp_path / "results.json").write_text(json.dumps([RESULTS]))
-    assert main(["card", "--results", str(tmp_path)]) == 2
+    assert main(["push", "--dry_run", "true", "--evaluation", str(tmp_path)]) == 2
     assert "take one" in capsys.readouterr().err
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     (tmp_path / "README.md").write_text("---\na: [\n---\n")
-    assert main(["card", "--results", str(tmp_path)]) == 1
+    assert main(["push", "--dry_run", "true", "--evaluation", str(tmp_path)]) == 1
     assert "its front matter cannot be read" in capsys.readouterr().err
     (tmp_path / "README.md").unlink()
-    assert main(["card", "--results", str(tmp_path / "results.json"), "--validate", "true"]) == 0
+    assert main(["push", "--dry_run", "true", "--evaluation", str(tmp_path / "results.json")]) == 0
     assert_card_states(ModelCard.load(tmp_path / "README.md"), read(tmp_path / "results.json"))

@@ -110,7 +110,7 @@ def test_anyone_loads_it_and_verifies_it(trained, hub, tmp_path, capsys):
     assert main(["verify", "alice/circle", "--batch_size", "64"]) == 0
     out = capsys.readouterr().out
     assert f"asked {TEST} of its {TEST} questions" in out and "figures hold" in out and "weights are not" not in out
-    assert main(["verify", "alice/circle", "--sample", "50"]) == 0
+    assert main(["verify", "alice/circle", "--limit", "50"]) == 0
     assert f"asked 50 of its {TEST} questions" in capsys.readouterr().out
 
 
@@ -131,7 +131,7 @@ def test_a_claim_that_does_not_hold(trained, hub, api, tmp_path, sample, key, va
     api.upload_file(path_or_fileobj=json.dumps(claimed).encode(), path_in_repo="results.json", repo_id="alice/circle",
                     revision=_branch(api))  # fmt: skip
     call = ["verify", "alice/circle", "--revision", "claims", "--batch_size", "64"]
-    assert main([*call, *(["--sample", sample] if sample else [])]) == 1
+    assert main([*call, *(["--limit", sample] if sample else [])]) == 1
     printed = capsys.readouterr()
     assert "do not hold" in printed.err and key in printed.err and "NO" in printed.out
     assert fetch("alice/circle").results[key] != value
@@ -146,10 +146,10 @@ def test_results_json_alone_makes_the_card_again(trained, hub, tmp_path):
     hf_hub_download("alice/circle", "results.json", local_dir=tmp_path)
     hf_hub_download("alice/circle", "README.md", local_dir=tmp_path)
     published = (tmp_path / "README.md").read_text()
-    assert main(["card", "--results", str(tmp_path)]) == 0
+    assert main(["push", "--dry_run", "true", "--evaluation", str(tmp_path)]) == 0
     assert (tmp_path / "README.md").read_text() == published
     (tmp_path / "README.md").unlink()
-    assert main(["card", "--results", str(tmp_path)]) == 0
+    assert main(["push", "--dry_run", "true", "--evaluation", str(tmp_path)]) == 0
     section = (tmp_path / "README.md").read_text().partition("<!-- hf_calib")[2]
     assert section.strip() in published
 

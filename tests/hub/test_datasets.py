@@ -16,7 +16,15 @@ from hf_calib.inference.predictions import OptionPredictions
 
 
 def test_predictions_are_scored_again_by_others(hub, api, example, tmp_path, capsys):
-    call = ["push-predictions", "--evaluation", str(example.folder / "after"), "--repo_id", "alice/answers"]
+    call = [
+        "push",
+        "--what",
+        "predictions",
+        "--evaluation",
+        str(example.folder / "after"),
+        "--repo_id",
+        "alice/answers",
+    ]
     assert main(call) == 0
     assert str(example.folder) not in str([open(path).read() for path in _texts(api)])
     rows = load_dataset("alice/answers", split="test")
@@ -33,7 +41,13 @@ def test_predictions_are_scored_again_by_others(hub, api, example, tmp_path, cap
     assert fetched.metadata["prompt_format"] == saved.metadata["prompt_format"]
     calibrate = ["calibrate", "--predictions", "alice/answers", "--method", "isotonic", "--n_bootstrap", "20"]
     assert main([*calibrate, "--output_dir", str(tmp_path / "calibration")]) == 0
-    diagnose = ["diagnose", "--base_predictions", str(example.folder / "before"), "--predictions", "alice/answers"]
+    diagnose = [
+        "diagnose",
+        "--reference_predictions",
+        str(example.folder / "before"),
+        "--predictions",
+        "alice/answers",
+    ]
     assert main([*diagnose, "--output_dir", str(tmp_path / "diagnosis"), "--n_bootstrap", "20"]) == 0
     capsys.readouterr()
     assert main(["calibrate", "--predictions", "alice/nothing"]) == 2
@@ -59,9 +73,9 @@ def test_rows_of_different_lengths_come_back():
 
 
 def test_the_metric_is_loaded_by_name(hub, api, tmp_path, capsys):
-    assert main(["push-metric", "--repo_id", "alice/metric"]) == 2
-    assert "it must be called ece_regime" in capsys.readouterr().err
-    assert main(["push-metric", "--repo_id", "alice/ece_regime"]) == 0
+    assert main(["push", "--what", "metric", "--repo_id", "alice/metric"]) == 2
+    assert "ORG/ece_regime" in capsys.readouterr().err
+    assert main(["push", "--what", "metric", "--repo_id", "alice/ece_regime"]) == 0
     held = set(api.list_repo_files("alice/ece_regime", repo_type="space"))
     assert {"README.md", "app.py", "ece_regime.py", "requirements.txt"} <= held
     code = "import evaluate; print(evaluate.load('alice/ece_regime').compute(predictions=[[0.9, 0.1]] * 30, references=[0] * 24 + [1] * 6)['ece'])"
@@ -74,5 +88,5 @@ def test_the_metric_is_loaded_by_name(hub, api, tmp_path, capsys):
     assert float(run.stdout) == pytest.approx(0.1)
     api.create_repo("lab/ece_regime", repo_type="space", space_sdk="gradio")
     api.upload_file(path_or_fileobj=b"other", path_in_repo="app.py", repo_id="lab/ece_regime", repo_type="space")
-    assert main(["push-metric", "--repo_id", "lab/ece_regime"]) == 2
+    assert main(["push", "--what", "metric", "--repo_id", "lab/ece_regime"]) == 2
     assert "lab/ece_regime is taken: it holds app.py and no ece_regime.py" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_a_server_that_dies_in_the_middle_of_an_upload(example, tmp_path, monkey
     with serve(tmp_path / "root", TOKENS, handler=DyingHandler) as server:
         server.uploads, server.dying, server.dead = [], True, False
         use_hub(monkeypatch, server.url, tmp_path / "cache")
-        call = example.call("alice/broken", "--predictions", "true")
+        call = example.call("alice/broken", "--include_predictions", "true")
         padding = example.folder / "model" / "extra.safetensors"  # an upload of several MB beside the weights
         padding.write_bytes(bytes(range(256)) * 4096 * 5)
         error = failed(call, capsys, status=1)

@@ -17,7 +17,7 @@ from hf_calib.inference.predictions import OptionPredictions
 
 def test_everything_in_one_commit_and_loads_as_it_is(hub, api, example, capsys):
     calibrator = example.folder / "calibration" / "calibrators" / "temperature"
-    more = ["--calibrator", str(calibrator), "--predictions", "true"]
+    more = ["--calibrator", str(calibrator), "--include_predictions", "true"]
     assert main(example.call("alice/whole", *more)) == 0
     assert "alice/whole/commit/" in capsys.readouterr().out
     assert len(api.list_repo_commits("alice/whole")) == 2  # the first made the repository
@@ -76,7 +76,7 @@ def test_again_changes_nothing_and_what_was_written_around_stays(hub, api, examp
 
 
 def test_what_an_earlier_model_left_goes(hub, api, example):
-    assert main(example.call("alice/earlier", "--predictions", "true")) == 0
+    assert main(example.call("alice/earlier", "--include_predictions", "true")) == 0
     for name in ("model-00001-of-00002.safetensors", "training_args.bin", "notes/model.bin"):
         api.upload_file(path_or_fileobj=b"earlier", path_in_repo=name, repo_id="alice/earlier")
     (example.folder / "model" / "predictions.npz").unlink()
