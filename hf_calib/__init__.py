@@ -46,7 +46,7 @@ _MODULE_OF = {
     "OptionCalibrationProcessor": "posthoc.logits_processor",
     "OptionPredictions": "inference.predictions",
     "predict_options": "inference.predict",
-    "RegimeReport": "regime.classify",
+    "RegimeReport": "regime.report",
     "classify_confidences": "regime.classify",
     "classify_regime": "regime.classify",
     "register": "evaluation.metric_registration",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import datasets
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..measures.validation import as_labels, as_matrix, as_outcomes, as_probabilities, as_vector, shown
-from .evaluate import evaluate_confidences, evaluate_probabilities
+from .evaluate import EvaluationOptions, evaluate_confidences, evaluate_probabilities
 
 
 _DESCRIPTION = """\
@@ -110,12 +110,9 @@ _PER_QUESTION = (*_TARGETS, "sample_weight", "groups")
 _CONFIGURATIONS = {"default": "predictions", "prediction_scores": "prediction_scores"}
 
 
-def _options_of(function) -> set[str]:
-    return set(list(inspect.signature(function).parameters)[2:])
-
-
-_OPTIONS = (_options_of(evaluate_probabilities) - set(_TARGETS.values())) | set(_TARGETS)
-_OPTIONS_OF_CONFIDENCES = _options_of(evaluate_confidences)
+_SHARED = {field.name for field in fields(EvaluationOptions)} | {"sample_weight", "groups"}
+_OPTIONS = _SHARED | set(_TARGETS)
+_OPTIONS_OF_CONFIDENCES = _SHARED | {"num_options"}
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)

@@ -17,7 +17,7 @@ from ..data.prompts import DEFAULT_TEMPLATES
 from ..evaluation.evaluate import groups_of
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import markdown_table
-from ..regime.classify import CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED
+from ..regime.report import CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED
 from .markup import BEGIN, END, escape, render
 
 

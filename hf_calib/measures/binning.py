@@ -1,4 +1,4 @@
-"""Confidence bins: the ground that every calibration measure stands on."""
+"""Confidence bins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .options import BINNINGS, check_binning
 from .validation import Rows, as_outcomes, as_weights, check_whole, iterate_outcomes, iterate_rows
 
 
@@ -22,20 +23,19 @@ __all__ = [
     "top_label",
 ]
 
-BINNINGS = ("equal_width", "equal_mass")
-
 
 class ReliabilityBins(NamedTuple):
     """
-    Examples grouped by confidence. Bin `b` holds the confidences in `[edges[b], edges[b + 1])`, the last bin also its
-    right edge. In an empty bin `confidence` and `accuracy` are NaN.
+    Examples grouped by confidence.
+
+    Bin b holds the confidences in `[edges[b], edges[b + 1])`, the last bin also its right edge.
 
     Attributes:
-        edges (`np.ndarray` of shape `(n_bins + 1,)`): Bin borders in [0, 1].
-        counts (`np.ndarray` of shape `(n_bins,)`): Number of examples; those of weight 0 do not count.
-        confidence (`np.ndarray` of shape `(n_bins,)`): Mean confidence, weighted.
-        accuracy (`np.ndarray` of shape `(n_bins,)`): Share of correct predictions, weighted.
-        weights (`np.ndarray` of shape `(n_bins,)`): Summed weights; the counts where no weights were given.
+        edges (`np.ndarray` of shape `(n_bins + 1,)`): Bin edges, from 0 to 1.
+        counts (`np.ndarray` of shape `(n_bins,)`): Number of examples with a weight above 0.
+        confidence (`np.ndarray` of shape `(n_bins,)`): Weighted mean confidence, NaN in an empty bin.
+        accuracy (`np.ndarray` of shape `(n_bins,)`): Weighted share of correct predictions, NaN in an empty bin.
+        weights (`np.ndarray` of shape `(n_bins,)`): Summed weights; the counts if no weights are given.
     """
 
     edges: np.ndarray
@@ -46,7 +46,7 @@ class ReliabilityBins(NamedTuple):
 
     @property
     def gaps(self) -> np.ndarray:
-        """`confidence - accuracy` of each bin, NaN where it is empty: positive where the model is overconfident."""
+        """`confidence - accuracy` of each bin: positive where the model is overconfident, NaN in an empty bin."""
         return self.confidence - self.accuracy
 
     @property
@@ -56,14 +56,14 @@ class ReliabilityBins(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Expected calibration error: the absolute gaps weighted with the share of the examples."""
+        """Expected calibration error: the mean absolute gap, weighted with the share of the examples."""
         filled = self.weights > 0
         return float(np.abs(self.gaps[filled]) @ self.weights[filled] / self.weights.sum())
 
 
 def top_label(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
     """
-    Reduce option probabilities to what top-label calibration looks at.
+    Reduce option probabilities to confidences and outcomes.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -72,8 +72,8 @@ def top_label(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
             Index of the right option.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: the confidence `max_k q_k`, at most 1, and whether the predicted option is the
-        right one (1.0 or 0.0), both float64 of shape `(N,)`. Ties go to the first option, as `argmax` does.
+        `tuple[np.ndarray, np.ndarray]`: confidence `max_k q_k` in [0, 1], and 1.0 where the predicted option is the
+        right one, else 0.0. Both float64 of shape `(N,)`. Ties go to the first option, as in `argmax`.
     """
     confidences, correct = zip(*(rows.top_label() for rows in iterate_rows(probabilities, labels)), strict=True)
     return np.concatenate(confidences), np.concatenate(correct, dtype=np.float64)
@@ -83,26 +83,25 @@ def bin_edges(
     confidences: np.ndarray, n_bins: int, binning: str = "equal_width", sample_weight: np.ndarray | None = None
 ) -> np.ndarray:
     """
-    Borders of the confidence bins.
+    Compute the edges of the confidence bins.
 
     Args:
         confidences (`np.ndarray` of shape `(N,)`):
-            Confidences in [0, 1]; they decide the borders of equal-mass bins only.
+            Confidences in [0, 1]; only the edges of equal-mass bins depend on them.
         n_bins (`int`):
             Number of bins, at least 1.
         binning (`str`, *optional*, defaults to `"equal_width"`):
-            `"equal_width"`, or `"equal_mass"`: N / n_bins examples in each bin, as far as ties allow. Equal
-            confidences share a bin, so that the result does not depend on the order of the rows; a bin may be empty.
+            `"equal_width"`, or `"equal_mass"`: `N / n_bins` examples in each bin, as far as ties allow. Equal
+            confidences share a bin, so the result does not depend on the order of the rows. A bin may be empty.
         sample_weight (`np.ndarray` of shape `(N,)`, *optional*):
-            Weight of each row; equal mass is then equal weight.
+            Weight of each row. Equal-mass bins then have equal weight.
 
     Returns:
         `np.ndarray` of shape `(n_bins + 1,)`, from 0 to 1.
     """
     check_whole(n_bins, "n_bins")
-    if binning not in BINNINGS:
-        raise ValueError(f"`binning` must be one of {BINNINGS}, got {binning!r}.")
-    # b / n_bins, not linspace: the border .3 is then the number 0.3, and a confidence of 0.3 lies to its right
+    check_binning(binning)
+    # b / n_bins, not linspace: the edge .3 is then exactly 0.3
     edges = np.arange(n_bins + 1) / n_bins
     if binning == "equal_mass" and n_bins > 1:
         if sample_weight is None:
@@ -115,19 +114,29 @@ def bin_edges(
 
 
 def equal_mass_firsts(cumulative: np.ndarray, n_bins: int) -> np.ndarray:
-    """First row of the bins 1 .. n_bins - 1 of equal weight, from the running sum of the sorted rows' weights."""
+    """
+    Find the first row of each equal-mass bin but the first.
+
+    Args:
+        cumulative (`np.ndarray` of shape `(N,)`):
+            Cumulative weights of the rows, sorted by confidence.
+        n_bins (`int`):
+            Number of bins.
+
+    Returns:
+        `np.ndarray` of shape `(n_bins - 1,)`.
+    """
     total = cumulative[-1]
-    # a hair to the right: where a bin is exactly full, rounding must not decide where the next one begins
+    # the offset keeps rounding from deciding where the next bin begins if a bin is exactly full
     return np.searchsorted(cumulative, total * (np.arange(1, n_bins) / n_bins + 1e-12), side="right")
 
 
 def assign_bins(confidences: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Bin index of each confidence, in an array of any shape; 1.0 belongs to the last bin, 0.0 to the first."""
+    """Return the bin index of each confidence, for an array of any shape. 1.0 belongs to the last bin."""
     n_bins = len(edges) - 1
     if not np.array_equal(edges, np.arange(n_bins + 1) / n_bins):
         return np.searchsorted(edges[1:-1], confidences, side="right")
-    # Equal width: a product, of which rounding may put a number on a border into the bin beside its own. Several
-    # times as fast as a search, with the same result.
+    # Equal width: a product, corrected for rounding at the edges. Several times as fast as a search.
     index = (confidences * n_bins).astype(np.intp)
     np.minimum(index, n_bins - 1, out=index)
     index -= confidences < edges[index]
@@ -138,18 +147,18 @@ def assign_bins(confidences: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def bins_from_sums(
     edges: np.ndarray, counts: np.ndarray, weights: np.ndarray, confidences: np.ndarray, correct: np.ndarray
 ) -> ReliabilityBins:
-    """Bins from the number of their rows and the sums of weights, weighted confidences and weighted outcomes."""
+    """Make bins from their counts and their sums of weights, weighted confidences and weighted outcomes."""
     with np.errstate(invalid="ignore"):
         return ReliabilityBins(edges, counts.astype(np.int64), confidences / weights, correct / weights, weights)
 
 
 class BinSums:
     """
-    Accumulates examples chunk by chunk: what reliability bins are made of.
+    Accumulate examples in reliability bins, chunk by chunk.
 
     Args:
         edges (`np.ndarray` of shape `(n_bins + 1,)`):
-            Borders of the bins.
+            Edges of the bins.
     """
 
     def __init__(self, edges: np.ndarray):
@@ -157,7 +166,7 @@ class BinSums:
         self.sums = np.zeros((4, len(edges) - 1))  # rows, weights, weighted confidences, weighted outcomes
 
     def add(self, confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Add checked examples of which none has weight 0."""
+        """Add checked examples with weights above 0."""
         index, size = assign_bins(confidences, self.edges), len(self.edges) - 1
         counts = totals = np.bincount(index, minlength=size)
         if weights is not None:
@@ -166,13 +175,15 @@ class BinSums:
         self.sums += [counts, totals, np.bincount(index, confidences, size), np.bincount(index, correct, size)]
 
     def bins(self) -> ReliabilityBins:
+        """Return the bins."""
         return bins_from_sums(self.edges, *self.sums)
 
 
 class OptionBins:
     """
-    Accumulates chunk by chunk the probability of every option against whether it was the right one, in bins of equal
-    width for each option. Chunks may differ in K: an option that a row does not have counts as one of probability 0.
+    Accumulate the probability and the outcome of every option in equal-width bins, chunk by chunk.
+
+    Chunks may differ in K: an option that a row does not have counts as one of probability 0.
 
     Args:
         n_bins (`int`):
@@ -200,7 +211,7 @@ class OptionBins:
         self._add_sums(np.reshape(sums, (3, num_options, n_bins)))
 
     def merge(self, other: OptionBins) -> None:
-        """Add what another table with as many bins has seen."""
+        """Add the sums of another accumulator with the same number of bins."""
         self._add_sums(other.sums)
 
     def _add_sums(self, sums: np.ndarray) -> None:
@@ -209,7 +220,7 @@ class OptionBins:
 
     @property
     def _gaps(self) -> np.ndarray:
-        """Summed gaps `(options, n_bins)` of the options that occur: padding alone has no probability and no hit."""
+        """Summed gaps `(options, n_bins)` of the options that are not padding in every row."""
         used = self.sums[1:].any(axis=(0, 2))
         return (self.sums[1] - self.sums[2])[used]
 
@@ -220,14 +231,14 @@ class OptionBins:
 
     @property
     def brier_calibration(self) -> float:
-        """What the squared gaps of all options add to the Brier score."""
+        """Calibration part of the Brier score: the weighted squared gaps of all options."""
         weights = self.sums[0][self.sums[1:].any(axis=(0, 2))]
         squares = np.divide(self._gaps**2, weights, out=np.zeros_like(weights), where=weights > 0)
         return float(squares.sum() / self.sums[0, 0].sum())
 
 
 def _with_options(sums: np.ndarray, num_options: int) -> np.ndarray:
-    """The sums of [`OptionBins`] with further options, which none of its rows has."""
+    """Extend the sums of [`OptionBins`] by options that none of its rows has."""
     added = num_options - sums.shape[1]
     if not added:
         return sums
@@ -247,13 +258,19 @@ def reliability_bins(
         confidences (array-like of shape `(N,)`):
             Confidences in [0, 1].
         correct (array-like of shape `(N,)`):
-            Whether each prediction is right (0 or 1, or a probability of being right).
+            Whether each prediction is right (0 or 1), or the probability that it is right.
         n_bins (`int`, *optional*, defaults to `10`):
             Number of bins.
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"` or `"equal_mass"`.
         sample_weight (array-like of shape `(N,)`, *optional*):
-            Importance weight of each row, see [`as_weights`].
+            Importance weight of each row, see [`~hf_calib.measures.validation.as_weights`].
+
+    Returns:
+        [`ReliabilityBins`].
+
+    Raises:
+        ValueError: A value is outside its range, or the shapes do not fit.
 
     Example:
 
@@ -266,7 +283,17 @@ def reliability_bins(
     ```
     """
     confidences, correct = as_outcomes(confidences, correct)
-    weights = as_weights(sample_weight, len(confidences))
+    return bins_of(confidences, correct, as_weights(sample_weight, len(confidences)), n_bins, binning)
+
+
+def bins_of(
+    confidences: np.ndarray,
+    correct: np.ndarray,
+    weights: np.ndarray | None = None,
+    n_bins: int = 10,
+    binning: str = "equal_width",
+) -> ReliabilityBins:
+    """Group checked predictions by confidence, see [`reliability_bins`]."""
     sums = BinSums(bin_edges(confidences, n_bins, binning, weights))
     for chunk in iterate_outcomes(confidences, correct, weights):
         sums.add(*chunk)

@@ -1,4 +1,4 @@
-"""Intervals of means over questions: the Bayesian bootstrap, at a cost that does not grow with the number of questions."""
+"""Intervals of means over questions by the Bayesian bootstrap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 LEVEL = 0.95
-_BLOCKS = 4096  # most blocks: the variance of a mean is known to 2%
+_BLOCKS = 4096  # largest number of blocks: the variance of a mean is right to 2%
 
 
 class Estimate(NamedTuple):
@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     A number with its 95% interval.
 
     Attributes:
-        value (`float`): The number as measured.
+        value (`float`): The measured number.
         low (`float`): Lower end.
         high (`float`): Upper end.
     """
@@ -29,14 +29,17 @@ class Estimate(NamedTuple):
     high: float
 
     def named(self, name: str) -> dict[str, float]:
-        """`{name: value, name_low: low, name_high: high}`."""
+        """Return `{name: value, name_low: low, name_high: high}`."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
     def minus(self, other: Estimate) -> Estimate:
         """
-        The difference of two estimates of which only the intervals are known (the method of variance estimates recovery;
-        Zou & Donner, Statistics in Medicine 27, 2008). It takes them for independent, so that for two models on the same
-        questions, whose errors rise and fall together, the interval is rather too wide.
+        Subtract another estimate, from the two intervals alone (method of variance estimates recovery).
+
+        The estimates are taken as independent, so the interval is too wide for two models on the same questions.
+
+        References:
+            Zou & Donner (2008), "Construction of confidence limits about effect measures", Statistics in Medicine 27.
         """
         mine, others = (min(max(e.value, e.low), e.high) for e in (self, other))
         middle = mine - others
@@ -48,23 +51,21 @@ class Estimate(NamedTuple):
 
 class ResampledMeans:
     """
-    Means of quantities that every question has, and what they might have been with other questions of the same kind.
+    Means of quantities over questions, with Bayesian bootstrap draws.
 
-    The Bayesian bootstrap (Rubin, 1981): every question gets a random weight, the same for all quantities, so that
-    differences between them are paired. Beyond 4,096 questions, random blocks of questions get the weights.
-    Nothing is copied, and the work after adding up does not depend on N.
+    Every question gets a random weight, the same for all quantities, so differences between them are paired. Beyond
+    4,096 questions random blocks of questions get the weights, so the cost after one pass does not depend on N.
 
-    A share that is 0 or 1 on N questions need not be so on all: for the quantities that are `binary`, two more questions are
-    thought of in the draws, one half for each combination of outcomes of the two models (Agresti & Min, Biometrics 61,
-    2005). The upper end of a share of 0 is then 3.7 / N, as it should be.
+    For binary quantities the draws include two additional questions, one half for each combination of outcomes of the
+    two models. The upper end of a share of 0 is then about `3.7 / N` instead of 0.
 
     Args:
         chunks (`Iterable[Mapping[str, np.ndarray]]`):
-            Quantities of a few questions at a time, by name, each of shape `(rows,)` or `(parts, rows)`.
+            Quantities of some questions, by name, each of shape `(rows,)` or `(parts, rows)`.
         n (`int`):
             Number of questions in all chunks.
         binary (`Collection[str]`, *optional*, defaults to `()`):
-            Names of the quantities that are 0 or 1. Those that begin with `"reference/"` belong to the other model.
+            Names of the quantities that are 0 or 1. Those that begin with `"reference/"` belong to the reference.
         n_bootstrap (`int`, *optional*, defaults to `1000`):
             Number of draws.
         seed (`int`, *optional*, defaults to `0`):
@@ -73,6 +74,11 @@ class ResampledMeans:
     Attributes:
         means (`dict[str, np.ndarray]`): Mean of each quantity, of shape `()` or `(parts,)`.
         draws (`dict[str, np.ndarray]`): Its draws, of shape `(n_bootstrap,)` or `(n_bootstrap, parts)`.
+
+    References:
+        Rubin (1981), "The Bayesian Bootstrap", Annals of Statistics 9.
+        Agresti & Min (2005), "Simple improved confidence intervals for comparing matched proportions", Statistics in
+        Medicine 24.
 
     Example:
 
@@ -96,7 +102,7 @@ class ResampledMeans:
     ):
         if n_bootstrap < 1:
             raise ValueError(f"`n_bootstrap` must be at least 1, got {n_bootstrap}.")
-        rng = np.random.default_rng([seed, 2])  # not the numbers of noise floor and interval of the ECE
+        rng = np.random.default_rng([seed, 2])  # a stream of its own, independent of noise floor and interval
         blocks, start = min(n, _BLOCKS), 0
         counts, sums = np.zeros(blocks), {}
         for chunk in chunks:
@@ -114,11 +120,11 @@ class ResampledMeans:
         total = weights @ counts + extra.sum(axis=1)
         self.draws = {}
         for name, values in sums.items():
-            imagined = (
+            pseudo = (
                 outcomes[0 if name.startswith("reference/") else 1] if name in binary else self.means[name][..., None]
             )
-            imagined = np.broadcast_to(imagined, (*values.shape[:-1], 4))[..., : extra.shape[1]]
-            self.draws[name] = ((values @ weights.T + imagined @ extra.T) / total).T
+            pseudo = np.broadcast_to(pseudo, (*values.shape[:-1], 4))[..., : extra.shape[1]]
+            self.draws[name] = ((values @ weights.T + pseudo @ extra.T) / total).T
 
     def define(self, name: str, minuend: str, subtrahend: str) -> None:
         """Name the difference of two quantities."""
@@ -126,7 +132,7 @@ class ResampledMeans:
         self.draws[name] = self.draws[minuend] - self.draws[subtrahend]
 
     def estimate(self, name: str, minus: str | None = None) -> Estimate:
-        """A mean, or the difference of two, with the percentile interval of its draws."""
+        """Return a mean, or the difference of two means, with its percentile interval."""
         value, draws = float(self.means[name]), self.draws[name]
         if minus is not None:
             value, draws = value - float(self.means[minus]), draws - self.draws[minus]
@@ -136,11 +142,19 @@ class ResampledMeans:
 
     def total_variation(self, name: str, origin=0.0) -> tuple[Estimate, float]:
         """
-        Half the summed absolute distance of a vector of means from `origin`, and its noise floor: what it would be on
-        average, on so many questions, if the true distance were 0.
+        Compute the total variation distance between a vector of means and `origin`, and its noise floor.
 
-        Noise makes a distance larger, so its percentile interval lies too high. Here the interval is all that a ball around
-        the means holds, wide enough to hold the true means in 95% of the cases: it errs on the wide side.
+        Noise makes a distance larger, so its percentile interval is too high. The interval here contains the distances of
+        all points in a ball around the means that contains the true means with probability .95. It is conservative.
+
+        Args:
+            name (`str`):
+                Name of a quantity of shape `(parts, rows)`.
+            origin (`float` or `np.ndarray` of shape `(parts,)`, *optional*, defaults to `0.0`):
+                Point from which the distance is measured.
+
+        Returns:
+            `tuple[Estimate, float]`: the distance, and its mean on as many questions if the true distance is 0.
         """
         distance = 0.5 * float(np.abs(self.means[name] - origin).sum())
         noise = 0.5 * np.abs(self.draws[name] - self.means[name]).sum(axis=1)

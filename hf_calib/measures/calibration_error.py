@@ -1,11 +1,13 @@
-"""Calibration measures: option probabilities and labels in, floats out. NumPy only."""
+"""Calibration errors of option probabilities, and a report of all measures."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .binning import BinSums, OptionBins, ReliabilityBins, bin_edges, reliability_bins, top_label
-from .noise_floor import NoiseFloor, bootstrap_interval, group_cells, noise_floor
+from .binning import BinSums, OptionBins, ReliabilityBins, bin_edges, bins_of, reliability_bins, top_label
+from .checked import Examples, Predictions, check_examples, check_predictions, target_confidence
+from .noise_floor import NoiseFloor, bootstrap_interval, cells_of, noise_floor
+from .options import MeasureOptions
 from .proper_scores import (
     BrierDecomposition,
     aurc,
@@ -16,20 +18,12 @@ from .proper_scores import (
 )
 from .selective import TieGroups
 from .streaming import ConfidenceSums, OptionSums, SmoothGrid, StreamingCalibration
-from .validation import (
-    as_examples,
-    as_matrix,
-    as_probabilities,
-    as_weights,
-    best_option,
-    iterate_columns,
-    iterate_outcomes,
-    iterate_rows,
-)
+from .validation import as_weights, iterate_rows
 
 
 __all__ = [
     "BrierDecomposition",
+    "MeasureOptions",
     "NoiseFloor",
     "ReliabilityBins",
     "StreamingCalibration",
@@ -57,11 +51,14 @@ __all__ = [
 def expected_calibration_error(
     probabilities, labels, n_bins: int = 10, binning: str = "equal_width", sample_weight=None
 ) -> float:
-    """
-    Confidence calibration error (conf-ECE): `sum_b n_b / N * |accuracy_b - confidence_b|` over bins of the confidence
-    of the predicted option.
+    r"""
+    Compute the expected calibration error (conf-ECE) of the predicted option.
 
-    A measured ECE is biased upwards: read it next to [`noise_floor`] and N, or use [`calibration_report`].
+    .. math::
+        \sum_b \frac{n_b}{N} \, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
+
+    over bins b of the confidence. A measured ECE is biased upwards: compare it with [`noise_floor`], or use
+    [`calibration_report`].
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -71,17 +68,21 @@ def expected_calibration_error(
         n_bins (`int`, *optional*, defaults to `10`):
             Number of bins.
         binning (`str`, *optional*, defaults to `"equal_width"`):
-            `"equal_width"`: bins `[b / n_bins, (b + 1) / n_bins)`, the last one closed: a confidence of exactly 1.0
-            belongs to the last bin. `"equal_mass"`: the same number of examples in each bin, ties together.
+            `"equal_width"`: bins `[b / n_bins, (b + 1) / n_bins)`; the last one includes 1.0. `"equal_mass"`: the same
+            number of examples in each bin, equal confidences together.
         sample_weight (array-like of shape `(N,)`, *optional*):
-            Importance weight of each row, not negative: every mean becomes a weighted one. Only ratios matter, and a
-            row of weight 0 counts for nothing.
+            Importance weight of each row, at least 0. All means are weighted, and only ratios of weights matter.
 
     Returns:
-        `float` in [0, 1]. Source: Naeini et al. (2015), Guo et al. (arXiv 1706.04599).
+        `float` in [0, 1].
 
     Raises:
-        ValueError: Logits, NaN, empty input, labels out of range, lengths that differ: named with their row.
+        TypeError: An array has the wrong type.
+        ValueError: Logits, NaN, empty input, a label out of range, or shapes that do not fit. The row is named.
+
+    References:
+        Naeini, Cooper & Hauskrecht (2015), "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 29.
+        Guo et al. (2017), "On Calibration of Modern Neural Networks", eq. 3, arXiv 1706.04599.
 
     Example:
 
@@ -97,8 +98,9 @@ def expected_calibration_error(
 
 def _top_label_bins(probabilities, labels, n_bins: int, binning: str, sample_weight) -> ReliabilityBins:
     if binning != "equal_width":
-        return reliability_bins(*top_label(probabilities, labels), n_bins, binning, sample_weight)
-    sums = BinSums(bin_edges(np.empty(0), n_bins))  # the borders are known: one pass, and nothing of length N
+        predictions = check_predictions(probabilities, labels, sample_weight)
+        return bins_of(predictions.confidences, predictions.correct, predictions.weights, n_bins, binning)
+    sums = BinSums(bin_edges(np.empty(0), n_bins))  # known edges: one pass, no array of length N
     for rows in iterate_rows(probabilities, labels, sample_weight):
         sums.add(*rows.top_label(), rows.weights)
     return sums.bins()
@@ -108,19 +110,30 @@ def maximum_calibration_error(
     probabilities, labels, n_bins: int = 10, binning: str = "equal_width", sample_weight=None
 ) -> float:
     """
-    Largest gap `|accuracy_b - confidence_b|` over the bins that hold examples (MCE). A bin of one example counts as
-    much as a full one, so it is a noisy number. Arguments as in [`expected_calibration_error`].
+    Compute the maximum calibration error (MCE): the largest gap between accuracy and confidence of a bin.
+
+    A bin of one example counts as much as a full one, so the MCE is noisy. Arguments, errors and references as in
+    [`expected_calibration_error`].
+
+    Returns:
+        `float` in [0, 1].
     """
     return _top_label_bins(probabilities, labels, n_bins, binning, sample_weight).largest_gap
 
 
 def classwise_calibration_error(probabilities, labels, n_bins: int = 10, sample_weight=None) -> float:
     """
-    Classwise ECE: the binned error of the probability of option k against `label == k`, in equal-width bins of its
-    own for every k, averaged over the options (Kull et al., arXiv 1910.12656).
+    Compute the classwise calibration error (cw-ECE).
 
-    With mixed K, a padded entry adds nothing to its option's error, and a column that is padding throughout is left
-    out of the average. Arguments as in [`expected_calibration_error`].
+    It is the binned error of the probability of option k against `label == k`, averaged over the options k. With mixed
+    K, padding adds nothing to the error of its option, and an option that is padding in all rows is left out.
+    Arguments and errors as in [`expected_calibration_error`], with equal-width bins.
+
+    Returns:
+        `float` in [0, 1].
+
+    References:
+        Kull et al. (2019), "Beyond temperature scaling", arXiv 1910.12656.
     """
     options = OptionBins(n_bins)
     for rows in iterate_rows(probabilities, labels, sample_weight):
@@ -132,59 +145,31 @@ def target_calibration_error(
     probabilities, target_probabilities, n_bins: int = 10, binning: str = "equal_width", sample_weight=None
 ) -> float:
     """
-    Target calibration error (TCE): the ECE in which "correct" is replaced by `target(predicted option | x)`, the
-    probability that a calibrated reference gives to the model's choice (Xiao et al., arXiv 2505.01997).
+    Compute the target calibration error (TCE).
+
+    It is the ECE in which the outcome of a prediction is replaced by the probability that the target gives to it.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities of the model.
+            Option probabilities of the model, rows summing to 1.
         target_probabilities (array-like of shape `(N, K)`):
-            Option probabilities of the reference, row by row for the same questions.
+            Option probabilities of the target for the same questions.
         n_bins (`int`, *optional*, defaults to `10`):
             Number of bins.
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"` or `"equal_mass"`.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+
+    Returns:
+        `float` in [0, 1].
+
+    References:
+        Xiao et al. (2025), "Restoring Calibration for Aligned Large Language Models", arXiv 2505.01997.
     """
-    confidences, target = target_confidence(probabilities, target_probabilities)
-    return reliability_bins(confidences, target, n_bins, binning, sample_weight).error
-
-
-def target_confidence(
-    probabilities, target_probabilities, name: str = "target_probabilities"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence of the model and target probability of its choice, both float64 of shape `(N,)`."""
-    model, model_options = as_matrix(probabilities)
-    target, target_options = as_matrix(target_probabilities, name)
-    if model.shape != target.shape:
-        raise ValueError(
-            f"`{name}` has shape {target.shape}, `probabilities` {model.shape}: "
-            "both must hold the same questions and options."
-        )
-    if np.ndim(model_options) or np.ndim(target_options):  # rows of different lengths know their options
-        fewest = _fewest_options(model, model_options), _fewest_options(target, target_options)
-        bad = (fewest[0] > target_options) | (fewest[1] > model_options)
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise ValueError(
-                f"`{name}` row {row} has {fewest[1][row]} options, `probabilities` row {row} has {fewest[0][row]}: "
-                "both must hold the same questions and options."
-            )
-    confidences, picked = [], []
-    chunks = zip(iterate_columns(model), iterate_columns(target, name), strict=True)
-    for (_, columns), (_, target_columns) in chunks:
-        confidence, choice = best_option(columns)
-        confidences.append(confidence)
-        picked.append(target_columns[choice, np.arange(len(choice))])
-    return np.concatenate(confidences), np.concatenate(picked)
-
-
-def _fewest_options(array: np.ndarray, num_options) -> np.ndarray:
-    """K of each row where it is known, else the least that it can be: zeros at the end may be padding."""
-    if np.ndim(num_options):
-        return num_options
-    return array.shape[1] - (array[:, ::-1] != 0).argmax(axis=1)
+    confidences, expected = target_confidence(probabilities, target_probabilities)
+    weights = as_weights(sample_weight, len(confidences))
+    return bins_of(confidences, expected, weights, n_bins, binning).error
 
 
 def debiased_calibration_error(
@@ -195,12 +180,21 @@ def debiased_calibration_error(
     norm: str = "l1",
     sample_weight=None,
 ) -> float:
-    """
-    ECE less the part that sampling noise adds to it; 0 where that would be negative.
+    r"""
+    Compute the ECE less its upward bias from sampling noise, at least 0.
+
+    With the gap g_b, the accuracy a_b and the number of examples n_b of bin b, `norm="l1"` subtracts
+    [`~hf_calib.measures.ece_interval.BinGaps.bias`] from the ECE. `norm="l2"` is
+
+    .. math::
+        \sqrt{\sum_b \frac{n_b}{N} \left( g_b^2 - \frac{a_b (1 - a_b)}{n_b - 1} \right)}
+
+    whose square is unbiased; bins of one example are left out. With weights n_b is the effective number of examples,
+    `(sum w)^2 / sum w^2`.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities.
+            Option probabilities, rows summing to 1.
         labels (array-like of shape `(N,)`):
             Index of the right option.
         n_bins (`int`, *optional*, defaults to `10`):
@@ -208,23 +202,27 @@ def debiased_calibration_error(
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"` or `"equal_mass"`.
         norm (`str`, *optional*, defaults to `"l1"`):
-            `"l1"`, comparable with the ECE: the bias `E|gap_b + noise_b| - |gap_b|` under normal noise of variance
-            `accuracy_b (1 - accuracy_b) / n_b` is subtracted; Kumar et al. simulate it, here it is the mean of a
-            folded normal in closed form. `"l2"`: root of
-            `sum_b n_b / N (gap_b^2 - accuracy_b (1 - accuracy_b) / (n_b - 1))`, whose square is unbiased; bins of
-            one example have no variance estimate and are left out. With weights n_b is the effective number of
-            examples, `(sum w)^2 / sum w^2`.
-            Sources: Kumar et al. (arXiv 1909.10155), Roelofs et al. (arXiv 2012.08668).
+            `"l1"`, comparable with the ECE, or `"l2"`.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+
+    Returns:
+        `float` in [0, 1].
+
+    Raises:
+        ValueError: `norm` is unknown; otherwise as in [`expected_calibration_error`].
+
+    References:
+        Kumar, Liang & Ma (2019), "Verified Uncertainty Calibration", arXiv 1909.10155.
+        Roelofs et al. (2022), "Mitigating Bias in Calibration Error Estimation", arXiv 2012.08668.
     """
     if norm not in ("l1", "l2"):
         raise ValueError(f"`norm` must be 'l1' or 'l2', got {norm!r}.")
-    cells = group_cells(*top_label(probabilities, labels), n_bins, binning, sample_weight)
+    cells = cells_of(check_predictions(probabilities, labels, sample_weight), n_bins, binning)
     if norm == "l1":
         return max(0.0, cells.measured - cells.bias)
     bins = cells.bins
-    several = bins.counts > 1 + 1e-9  # effective counts round
+    several = bins.counts > 1 + 1e-9  # tolerance for the rounding of effective counts
     variance = bins.accuracy * (1 - bins.accuracy) / np.where(several, bins.counts - 1, 1)
     squares = (bins.gaps**2 - variance)[several]
     return float(np.sqrt(max(0.0, bins.weights[several] @ squares / bins.weights.sum())))
@@ -232,36 +230,49 @@ def debiased_calibration_error(
 
 def sweep_calibration_error(probabilities, labels, sample_weight=None) -> float:
     """
-    ECE-sweep: equal-mass ECE with the largest number of bins up to which the accuracy rises from bin to bin
-    (Roelofs et al., arXiv 2012.08668). Equal confidences share a bin and at most 1,000 bins are tried.
+    Compute ECE-sweep: the equal-mass ECE with the largest number of bins for which the accuracy rises from bin to bin.
+
+    Equal confidences share a bin, and at most 1,000 bins are tried. Errors as in [`expected_calibration_error`].
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities.
+            Option probabilities, rows summing to 1.
         labels (array-like of shape `(N,)`):
             Index of the right option.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+
+    Returns:
+        `float` in [0, 1].
+
+    References:
+        Roelofs et al. (2022), "Mitigating Bias in Calibration Error Estimation", arXiv 2012.08668.
     """
-    return TieGroups.sort(*as_examples(*top_label(probabilities, labels), sample_weight)).sweep_error()
+    return TieGroups.of(check_predictions(probabilities, labels, sample_weight)).sweep_error()
 
 
 def smooth_calibration_error(probabilities, labels, sample_weight=None) -> float:
     """
-    Smooth ECE (Blasiok & Nakkiran, arXiv 2309.12236): no bins, no parameter.
+    Compute the smooth ECE, which has no bins.
 
-    The residuals `correct - confidence` are smoothed over the confidence with a Gaussian kernel reflected at 0 and 1;
-    the error at bandwidth s is the integral of the absolute value, and the measure is the error at the bandwidth that
-    equals its own error. Residuals are put on a grid of 4,096 cells (linearly split between two), where the reflected
-    kernel is a product in Fourier space: the cost beyond one pass over the data does not depend on N.
+    The residuals `correct - confidence` are smoothed over the confidence by a Gaussian kernel reflected at 0 and 1. The
+    error at a bandwidth is the integral of their absolute value. The smooth ECE is the error at the bandwidth that
+    equals it. The residuals are put on a grid of 4,096 cells, so that the cost after one pass does not depend on N.
+    Errors as in [`expected_calibration_error`].
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities.
+            Option probabilities, rows summing to 1.
         labels (array-like of shape `(N,)`):
             Index of the right option.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+
+    Returns:
+        `float` in [0, 1].
+
+    References:
+        Blasiok & Nakkiran (2023), "Smooth ECE", arXiv 2309.12236.
     """
     grid = SmoothGrid()
     for rows in iterate_rows(probabilities, labels, sample_weight):
@@ -270,17 +281,12 @@ def smooth_calibration_error(probabilities, labels, sample_weight=None) -> float
 
 
 def calibration_report(
-    probabilities,
-    labels,
-    target_probabilities=None,
-    n_bins: int = 10,
-    binning: str = "equal_width",
-    n_bootstrap: int = 1000,
-    seed: int | None = 0,
-    sample_weight=None,
+    probabilities, labels, target_probabilities=None, sample_weight=None, **options
 ) -> dict[str, float]:
     """
-    All measures of a set of predictions. For predictions that come in batches see [`StreamingCalibration`].
+    Compute all calibration measures of a set of predictions.
+
+    For predictions that arrive in batches see [`StreamingCalibration`].
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -288,28 +294,28 @@ def calibration_report(
         labels (array-like of shape `(N,)`):
             Index of the right option, in `[0, K)`.
         target_probabilities (array-like of shape `(N, K)`, *optional*):
-            Option probabilities of a calibrated reference; adds `tce` and `critical_accuracy`.
-        n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of the binned measures.
-        binning (`str`, *optional*, defaults to `"equal_width"`):
-            Bins behind `ece`, its interval and noise floor, `debiased_ece`, `mce` and `tce`: `"equal_width"` or
-            `"equal_mass"`.
-        n_bootstrap (`int`, *optional*, defaults to `1000`):
-            Resamples behind the 95% interval, and simulations behind the noise floor.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of both; `None` for fresh randomness.
+            Option probabilities of a calibrated target. Adds `tce` and `critical_accuracy`.
         sample_weight (array-like of shape `(N,)`, *optional*):
-            Importance weight of each row: every mean becomes a weighted one, and noise floor and interval work with
-            the effective number of examples, `(sum w)^2 / sum w^2`. Only ratios matter, and a row of weight 0 counts
-            for nothing.
+            Importance weight of each row. All means are weighted, and the noise floor and the interval use the
+            effective number of examples, `(sum w)^2 / sum w^2`.
+        options:
+            `n_bins`, `binning`, `n_bootstrap` and `seed`, see [`~hf_calib.measures.options.MeasureOptions`]. `binning`
+            applies to `ece`, its interval and noise floor, `debiased_ece`, `mce` and `tce`.
 
     Returns:
-        `dict[str, float]`: `n` (an `int`), `n_effective` (with weights `(sum w)^2 / sum w^2`, else the same), `accuracy`,
-        `confidence`, `overconfidence` (confidence less accuracy),
-        `ece` with `ece_low` and `ece_high` (95% interval), `ece_noise_floor`, `ece_noise_floor_p95`, `ece_p_value`,
-        `ece_equal_mass`, `ece_sweep`, `debiased_ece`, `smooth_ece`, `mce`, `auroc` (NaN when all or no predictions are
-        right), `aurc`, `cw_ece`, `nll`, `brier`, `brier_calibration`, `brier_refinement`; with a target also `tce` and
-        `critical_accuracy`.
+        `dict[str, float]` with the keys
+
+        - `n` (an `int`) and `n_effective`: number of rows with a weight above 0, and effective number;
+        - `accuracy`, `confidence` and `overconfidence` (confidence less accuracy);
+        - `ece` with `ece_low` and `ece_high` (95% interval), `ece_noise_floor`, `ece_noise_floor_p95`, `ece_p_value`;
+        - `ece_equal_mass`, `ece_sweep`, `debiased_ece`, `smooth_ece`, `mce`, `cw_ece`;
+        - `auroc` (NaN if all or no predictions are right) and `aurc`;
+        - `nll`, `brier`, `brier_calibration`, `brier_refinement`;
+        - with a target `tce` and `critical_accuracy`, the mean confidence of the target.
+
+    Raises:
+        TypeError: An array has the wrong type, or an option is unknown.
+        ValueError: Logits, NaN, empty input, a label out of range, or shapes that do not fit. The row is named.
 
     Example:
 
@@ -321,45 +327,33 @@ def calibration_report(
 
     ```
     """
-    options, chunks = OptionSums(n_bins), []
-    for rows in iterate_rows(probabilities, labels, sample_weight):
-        options.add(rows)
-        chunks.append((*rows.top_label(), rows.weights))
-    confidences, correct = (np.concatenate([chunk[i] for chunk in chunks]) for i in (0, 1))
-    weights = None if sample_weight is None else np.concatenate([chunk[2] for chunk in chunks])
-    del chunks
-    report = (
-        _report_by_confidence(confidences, correct, weights, n_bins, binning, n_bootstrap, seed) | options.report()
-    )
-    if target_probabilities is not None:
-        confidences, target = target_confidence(probabilities, target_probabilities)
-        report["tce"] = reliability_bins(confidences, target, n_bins, binning, sample_weight).error
-        ceilings = as_probabilities(target_probabilities, "target_probabilities").max(axis=1)
-        weights = as_weights(sample_weight, len(ceilings))
-        report["critical_accuracy"] = float(np.average(ceilings.astype(np.float64), weights=weights))
-    return report
+    options = MeasureOptions(**options)
+    predictions = check_predictions(probabilities, labels, sample_weight, target_probabilities)
+    report = report_predictions(predictions, options)
+    return report if target_probabilities is None else report | report_target(predictions, options)
 
 
-def confidence_report(
-    confidences,
-    correct,
-    n_bins: int = 10,
-    binning: str = "equal_width",
-    n_bootstrap: int = 1000,
-    seed: int | None = 0,
-    sample_weight=None,
-) -> dict[str, float]:
+def confidence_report(confidences, correct, sample_weight=None, **options) -> dict[str, float]:
     """
-    [`calibration_report`] of predictions of which the confidence is known and the options are not: without `cw_ece`,
-    `nll`, `brier` and its split, which need them.
+    Compute the calibration measures of confidences without option probabilities.
 
     Args:
         confidences (array-like of shape `(N,)`):
             Confidence of each prediction, in [0, 1].
         correct (array-like of shape `(N,)`):
             Whether each prediction is right (0 or 1).
-        n_bins, binning, n_bootstrap, seed, sample_weight:
-            As in [`calibration_report`].
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each row.
+        options:
+            `n_bins`, `binning`, `n_bootstrap` and `seed`, see [`~hf_calib.measures.options.MeasureOptions`].
+
+    Returns:
+        `dict[str, float]`: the keys of [`calibration_report`] but `cw_ece`, `nll`, `brier`, `brier_calibration` and
+        `brier_refinement`.
+
+    Raises:
+        TypeError: An option is unknown.
+        ValueError: A value is outside its range, or the shapes do not fit. The row is named.
 
     Example:
 
@@ -370,21 +364,28 @@ def confidence_report(
 
     ```
     """
-    examples = as_examples(confidences, correct, sample_weight)
-    return _report_by_confidence(*examples, n_bins, binning, n_bootstrap, seed)
+    options = MeasureOptions(**options)
+    return report_examples(check_examples(confidences, correct, sample_weight), options)
 
 
-def _report_by_confidence(
-    confidences: np.ndarray,
-    correct: np.ndarray,
-    weights: np.ndarray | None,
-    n_bins: int,
-    binning: str,
-    n_bootstrap: int,
-    seed: int | None,
-) -> dict[str, float]:
-    """Report of checked examples of which none has weight 0."""
-    sums = ConfidenceSums(bin_edges(confidences, n_bins, binning, weights))
-    for chunk in iterate_outcomes(confidences, correct, weights):
+def report_predictions(predictions: Predictions, options: MeasureOptions) -> dict[str, float]:
+    """Compute the report of checked predictions, see [`calibration_report`]."""
+    sums = OptionSums(options.n_bins)
+    for rows in predictions.rows():
+        sums.add(rows)
+    return report_examples(predictions, options) | sums.report()
+
+
+def report_target(predictions: Predictions, options: MeasureOptions) -> dict[str, float]:
+    """Compute `tce` and `critical_accuracy` of checked predictions with a target."""
+    bins = bins_of(predictions.confidences, predictions.expected, predictions.weights, options.n_bins, options.binning)
+    return {"tce": bins.error, "critical_accuracy": predictions.mean(predictions.other.confidences)}
+
+
+def report_examples(examples: Examples, options: MeasureOptions) -> dict[str, float]:
+    """Compute the report of checked examples, see [`confidence_report`]."""
+    edges = bin_edges(examples.confidences, options.n_bins, options.binning, examples.weights)
+    sums = ConfidenceSums(edges)
+    for chunk in examples.chunks():
         sums.add(*chunk)
-    return sums.report(TieGroups.sort(confidences, correct, weights), n_bootstrap, seed)
+    return sums.report(TieGroups.of(examples), options)

@@ -1,4 +1,4 @@
-"""How far a measured calibration error can be trusted: noise floor and bootstrap interval, at a cost free of N."""
+"""Noise floor and confidence interval of the expected calibration error (ECE)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import NamedTuple
 import numpy as np
 
 from .binning import assign_bins, bin_edges
+from .checked import Examples, check_examples
 from .ece_interval import BinGaps, interval_of_bins
-from .validation import as_outcomes, as_weights, check_whole
+from .options import MeasureOptions
+from .validation import check_whole
 
 
-# Within a cell this narrow the confidences count as equal. That moves one example's gap by less than 1e-3 around the
-# exact mean of its cell, so the resampled ECE is right to a few 1e-4 / sqrt(N): far below what resampling itself adds.
+# Confidences in one cell count as equal. The error of the resampled ECE is below 1e-3 / sqrt(N).
 _CELLS_PER_UNIT = 1000
 _DRAWN_AT_ONCE = 1 << 20  # numbers in a block of simulated models: 8 MB
+LEVEL = 0.95
 
 
 class NoiseFloor(NamedTuple):
     """
-    The ECE that a perfectly calibrated model with these confidences shows on N examples.
+    ECE of a perfectly calibrated model with the same confidences on N examples.
 
     Attributes:
         mean (`float`): Expected ECE of the calibrated model.
         p95 (`float`): Its 95th percentile: an ECE below it is no evidence of miscalibration.
-        p_value (`float`): Probability that the calibrated model shows at least the measured ECE.
+        p_value (`float`): Probability that the calibrated model has at least the measured ECE, in (0, 1].
     """
 
     mean: float
@@ -34,13 +36,13 @@ class NoiseFloor(NamedTuple):
 
 class Cells(NamedTuple):
     """
-    Examples with almost equal confidence and the same outcome taken together, sorted by confidence.
+    Examples grouped by almost equal confidence and by outcome, sorted by confidence.
 
     Attributes:
-        counts (`np.ndarray` of shape `(cells, 2)`): Rows that are wrong and right; a row of weight 0 is none.
-        weights (`np.ndarray` of shape `(cells, 2)`): Their summed weight: the counts, where no weights are given.
-        squares (`np.ndarray` of shape `(cells, 2)`): Their summed squared weight.
-        confidence_sums (`np.ndarray` of shape `(cells, 2)`): Their summed weight times confidence.
+        counts (`np.ndarray` of shape `(cells, 2)`): Number of wrong and of right predictions.
+        weights (`np.ndarray` of shape `(cells, 2)`): Summed weights; the counts if no weights are given.
+        squares (`np.ndarray` of shape `(cells, 2)`): Summed squared weights.
+        confidence_sums (`np.ndarray` of shape `(cells, 2)`): Sums of weight times confidence.
         starts (`np.ndarray` of shape `(filled bins,)`): First cell of each bin that is not empty.
     """
 
@@ -57,12 +59,12 @@ class Cells(NamedTuple):
 
     @property
     def measured(self) -> float:
-        """ECE of the data themselves."""
+        """Measured ECE."""
         return float(self.error((self.confidence_sums.sum(axis=1) - self.weights[:, 1])[None])[0])
 
     @property
     def bins(self) -> BinGaps:
-        """The bins that hold examples."""
+        """Bins that are not empty."""
         weights, squares, confidence_sums = (
             np.add.reduceat(sums, self.starts) for sums in (self.weights, self.squares, self.confidence_sums)
         )
@@ -72,40 +74,48 @@ class Cells(NamedTuple):
 
     @property
     def bias(self) -> float:
-        """How much sampling noise adds to the ECE, see [`~intervals.BinGaps.bias`]."""
+        """Upward bias of the measured ECE, see [`~hf_calib.measures.ece_interval.BinGaps.bias`]."""
         return self.bins.bias
 
     def error(self, gaps: np.ndarray) -> np.ndarray:
-        """ECE of each row of summed gaps per cell, shape (draws, cells) -> (draws,)."""
+        """Compute the ECE of each draw, `(draws,)`, from its summed gaps, `(draws, cells)`."""
         return np.abs(np.add.reduceat(gaps, self.starts, axis=1)).sum(axis=1) / self.weights.sum()
 
 
 class CellTable:
     """
-    Accumulates examples batch by batch in cells of width 0.001, split where a bin ends and by outcome: all that the
-    binned error, its noise floor and its interval look at, in memory that does not grow with N.
+    Accumulate examples in cells of width 0.001, batch by batch. A cell never crosses a bin edge.
+
+    The binned error, its noise floor and its interval need nothing else. Memory does not grow with N.
 
     Args:
         edges (`np.ndarray` of shape `(n_bins + 1,)`):
-            Borders of the bins, from 0 to 1 and not falling.
+            Edges of the bins, from 0 to 1 in ascending order.
 
     Attributes:
         sums (`np.ndarray` of shape `(4, n_bins + 1000, 2)`):
-            Rows, weights, squared weights and weighted confidences of every cell, wrong and right.
+            Counts, weights, squared weights and weighted confidences of every cell, wrong and right.
         starts (`np.ndarray` of shape `(n_bins,)`):
-            First cell of each bin: `np.add.reduceat(table.sums, table.starts, axis=1)` are the sums of the bins.
+            First cell of each bin. `np.add.reduceat(table.sums, table.starts, axis=1)` are the sums of the bins.
     """
 
     def __init__(self, edges: np.ndarray):
         self.edges, n_bins = edges, len(edges) - 1
-        # Bin and cell both grow with the confidence, so their sum tells every pair of them apart and stays small.
+        # bin and cell both grow with the confidence, so their sum is unique for each pair and small
         self.starts = np.arange(n_bins) + (edges[:-1] * _CELLS_PER_UNIT).astype(np.int64)
         self.sums = np.zeros((4, n_bins + _CELLS_PER_UNIT, 2))
 
     def add(self, confidences: np.ndarray, correct: np.ndarray, sample_weight: np.ndarray | None = None) -> None:
         """
-        Add a batch, checked by the caller: float64 confidences in [0, 1], outcomes that are 0 or 1 (or bool), and
-        weights that are finite and not negative.
+        Add a checked batch.
+
+        Args:
+            confidences (`np.ndarray` of shape `(N,)`):
+                Confidences in [0, 1], float64.
+            correct (`np.ndarray` of shape `(N,)`):
+                Outcomes, 0 or 1.
+            sample_weight (`np.ndarray` of shape `(N,)`, *optional*):
+                Finite weights of at least 0.
         """
         size = 2 * self.sums.shape[1]
         key = assign_bins(confidences, self.edges) + (confidences * _CELLS_PER_UNIT).astype(np.int64)
@@ -120,28 +130,29 @@ class CellTable:
         self.sums += np.reshape([counts, weights, squares, confidence_sums], self.sums.shape)
 
     def merge(self, other: CellTable) -> None:
-        """Add what another table with the same bins has seen."""
+        """Add the sums of another table with the same bins."""
         if not np.array_equal(self.edges, other.edges):
-            raise ValueError(f"the tables differ in their bins: {len(self.starts)} and {len(other.starts)} of them.")
+            raise ValueError(f"The tables differ in their bins: {len(self.starts)} and {len(other.starts)}.")
         self.sums += other.sums
 
     def cells(self) -> Cells:
-        """The cells that hold examples."""
+        """Return the cells that are not empty."""
         filled = np.flatnonzero(self.sums[0].any(axis=1))
         if not len(filled):
-            raise ValueError("no example has been added: there is nothing to measure.")
+            raise ValueError("No examples have been added.")
         _, starts = np.unique(np.searchsorted(self.starts, filled, side="right"), return_index=True)
         return Cells(*self.sums[:, filled], starts)
 
 
 def group_cells(confidences, correct, n_bins: int, binning: str, sample_weight=None) -> Cells:
-    """Put examples into cells of width 0.001, split where a bin ends and by outcome."""
-    confidences, correct = as_outcomes(confidences, correct)
-    if not ((correct == 0) | (correct == 1)).all():
-        raise ValueError("`correct` must hold zeros and ones: an interval needs outcomes, not probabilities.")
-    weights = as_weights(sample_weight, len(confidences))
-    table = CellTable(bin_edges(confidences, n_bins, binning, weights))
-    table.add(confidences, correct, weights)
+    """Group examples in cells of width 0.001 that do not cross a bin edge. Arguments as in [`noise_floor`]."""
+    return cells_of(check_examples(confidences, correct, sample_weight), n_bins, binning)
+
+
+def cells_of(examples: Examples, n_bins: int, binning: str) -> Cells:
+    """Group checked examples in cells, see [`group_cells`]."""
+    table = CellTable(bin_edges(examples.confidences, n_bins, binning, examples.weights))
+    table.add(examples.confidences, examples.correct, examples.weights)
     return table.cells()
 
 
@@ -155,16 +166,16 @@ def noise_floor(
     sample_weight=None,
 ) -> NoiseFloor:
     """
-    Simulate the ECE of a perfectly calibrated model with these confidences and this N.
+    Simulate the ECE of a perfectly calibrated model with the same confidences.
 
-    Every prediction is drawn right with a probability equal to its confidence. The draws are made for cells of width
-    0.001 at once (a binomial each), so 10 million rows cost no more than a thousand.
+    Every prediction is right with a probability equal to its confidence. One binomial is drawn per cell of width 0.001,
+    so the cost of a simulation does not depend on N.
 
     Args:
         confidences (array-like of shape `(N,)`):
             Confidences in [0, 1].
         correct (array-like of shape `(N,)`):
-            Whether each prediction is right (0 or 1); gives the measured ECE behind the p-value.
+            Whether each prediction is right (0 or 1), for the p-value of the measured ECE.
         n_bins (`int`, *optional*, defaults to `10`):
             Number of bins of the ECE.
         binning (`str`, *optional*, defaults to `"equal_width"`):
@@ -178,9 +189,13 @@ def noise_floor(
 
     Returns:
         [`NoiseFloor`]: `mean`, `p95` and `p_value`.
+
+    Raises:
+        ValueError: A value is outside its range, or the shapes do not fit.
     """
     check_whole(n_simulations, "n_simulations")
-    return floor_of_cells(group_cells(confidences, correct, n_bins, binning, sample_weight), n_simulations, seed)
+    options = MeasureOptions(n_bins, binning, int(n_simulations), seed)
+    return floor_of_cells(group_cells(confidences, correct, n_bins, binning, sample_weight), options)
 
 
 def bootstrap_interval(
@@ -188,28 +203,24 @@ def bootstrap_interval(
     correct,
     n_bins: int = 10,
     binning: str = "equal_width",
-    n_bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int | None = 0,
+    level: float = LEVEL,
     sample_weight=None,
+    **options,
 ) -> tuple[float, float]:
     """
-    Confidence interval of the binned calibration error that the model would show on endless data.
+    Compute a confidence interval of the population ECE.
 
-    A measured ECE is biased upwards and so is its bootstrap, by as much again: the percentile interval never covers
-    the truth of a calibrated model, which is 0. Here the true gaps of the bins are drawn given the measured ones,
-    shrunk as far as the data say (empirical Bayes), and the masses of the bins are resampled with them. How much of the
-    measured error is noise depends on how many bins are off, which cannot be measured near the noise floor; so the
-    upper end supposes that every bin may be off, the lower end that only some are. The lower end is 0 where the
-    noise-floor test does not reject perfect calibration at `1 - level`. Derived in docs/theory.md.
+    A measured ECE is biased upwards, and resampling adds the same bias again, so a percentile bootstrap does not cover
+    the ECE of a calibrated model, which is 0. Here the true gaps of the bins are drawn given the measured gaps
+    (empirical Bayes), and the masses of the bins are resampled (Bayesian bootstrap). The upper end assumes that every
+    bin may be miscalibrated, the lower end that only some are. The lower end is 0 where the noise-floor test does not
+    reject perfect calibration at level `1 - level`. Derivation: docs/theory.md.
 
-    Simulated at level 0.95, N = 500 and 5,000, it covers the truth of eleven kinds of models in 93 to 97% of the cases
-    each, and in 98% where errors lie just above the noise floor; one model there, chosen to be hard, in 86%
-    (docs/results/coverage.md).
-    It always contains the debiased ECE. It need not contain the measured one, which for a calibrated model may exceed
-    all that is plausible for the truth.
+    Coverage at level 0.95, N = 500 and 5,000: 93 to 97% for each of eleven kinds of models, 98% for errors just above
+    the noise floor, 86% for one model chosen to be hard (docs/results/coverage.md). The interval always contains the
+    debiased ECE. It may exclude the measured ECE of a calibrated model.
 
-    The cost beyond counting does not depend on N.
+    After one pass over the data the cost does not depend on N.
 
     Args:
         confidences (array-like of shape `(N,)`):
@@ -217,56 +228,56 @@ def bootstrap_interval(
         correct (array-like of shape `(N,)`):
             Whether each prediction is right (0 or 1).
         n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of the ECE. Equal-mass borders are kept as they are in the data.
+            Number of bins of the ECE. The edges of equal-mass bins are not resampled.
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"` or `"equal_mass"`.
-        n_bootstrap (`int`, *optional*, defaults to `1000`):
-            Number of draws behind each end, and of simulations behind the noise-floor test.
         level (`float`, *optional*, defaults to `0.95`):
             Confidence level in (0, 1).
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of both; `None` for fresh randomness.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+        options:
+            `n_bootstrap` and `seed`, see [`~hf_calib.measures.options.MeasureOptions`].
 
     Returns:
         `tuple[float, float]`: lower and upper end, in [0, 1].
+
+    Raises:
+        ValueError: A value is outside its range, or the shapes do not fit.
     """
     if not 0 < level < 1:
         raise ValueError(f"`level` must lie in (0, 1), got {level}.")
-    check_whole(n_bootstrap, "n_bootstrap")
+    options = MeasureOptions(n_bins, binning, **options)
     cells = group_cells(confidences, correct, n_bins, binning, sample_weight)
-    return interval_of_cells(cells, floor_of_cells(cells, n_bootstrap, seed), n_bootstrap, level, seed)
+    return interval_of_cells(cells, floor_of_cells(cells, options), options, level)
 
 
-def floor_of_cells(cells: Cells, n_simulations: int, seed: int | None) -> NoiseFloor:
-    """[`noise_floor`] of cells already made."""
-    rng, size = _generator(seed), max(1, _DRAWN_AT_ONCE // len(cells.counts))
+def floor_of(examples: Examples, options: MeasureOptions) -> NoiseFloor:
+    """Simulate the noise floor of checked examples, see [`noise_floor`]."""
+    return floor_of_cells(cells_of(examples, options.n_bins, options.binning), options)
+
+
+def floor_of_cells(cells: Cells, options: MeasureOptions) -> NoiseFloor:
+    """Simulate the noise floor of cells, see [`noise_floor`]."""
+    n_simulations = options.n_bootstrap
+    rng, size = options.generator(), max(1, _DRAWN_AT_ONCE // len(cells.counts))
     weights, squares, confidence_sums = (a.sum(axis=1) for a in (cells.weights, cells.squares, cells.confidence_sums))
     confidence = np.minimum(confidence_sums / weights, 1.0)
-    # with weights: as many draws as the effective count, scaled so that the variance, squares * c (1 - c), is exact
+    # with weights: draws of the effective count, scaled so that the variance is exact
     counts = np.maximum(np.rint(weights**2 / squares), 1).astype(np.int64)
     simulated = np.empty(n_simulations)
     for start in range(0, n_simulations, size):
         block = simulated[start : start + size]
         hits = rng.binomial(counts, confidence, size=(len(block), len(counts)))
         block[:] = cells.error((counts * confidence - hits) * np.sqrt(squares / counts))
-    # a hair's breadth below: sums in another order must not turn a tie into a difference
+    # the tolerance keeps the rounding of sums from breaking ties
     exceeding = int((simulated >= cells.measured - 1e-12).sum())
     p_value = (1 + exceeding) / (1 + n_simulations)
     return NoiseFloor(float(simulated.mean()), float(np.quantile(simulated, 0.95)), p_value)
 
 
 def interval_of_cells(
-    cells: Cells, floor: NoiseFloor, n_bootstrap: int, level: float, seed: int | None
+    cells: Cells, floor: NoiseFloor, options: MeasureOptions, level: float = LEVEL
 ) -> tuple[float, float]:
-    """[`bootstrap_interval`] of cells already made."""
-    rng = _generator(seed, 1)  # not the numbers that the noise floor was drawn with
-    return interval_of_bins(cells.bins, floor.p_value, n_bootstrap, level, rng)
-
-
-def _generator(seed: int | None, *stream: int) -> np.random.Generator:
-    if seed is None:
-        return np.random.default_rng()
-    check_whole(seed, "seed", least=0)
-    return np.random.default_rng([seed, *stream])
+    """Compute the interval of cells, see [`bootstrap_interval`]."""
+    rng = options.generator(1)  # a stream of its own, independent of the noise floor
+    return interval_of_bins(cells.bins, floor.p_value, options.n_bootstrap, level, rng)

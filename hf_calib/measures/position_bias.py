@@ -1,4 +1,4 @@
-"""The option-order experiment: every question asked with its options in K cyclic orders. Does the place decide?"""
+"""Dependence of predictions on the order of the options, from predictions in all K cyclic orders."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from .validation import as_labels, as_probabilities
 _SMALLEST_PROBABILITY = 1e-12
 
 MEANINGS = {
-    "flip_rate": "Share of the questions whose answer depends on the order of the options.",
-    "agreement": "How often two orders of a question get the same answer: 0 where the place alone decides.",
-    "accuracy": "Accuracy over all orders: the right option has stood in every place equally often.",
-    "position_shift": (
-        "Share of the answers that would have to move to another place for all places to be chosen equally often, as they "
-        "are right equally often."
-    ),
-    "averaged_accuracy": "Accuracy of the mean over the orders, which favours no place.",
-    "averaged_ece": "conf-ECE of that mean.",
+    "flip_rate": "Share of questions whose predicted option depends on the order of the options.",
+    "agreement": "Share of pairs of orders with the same predicted option; 0 if the prediction depends on the place alone.",
+    "accuracy": "Accuracy over all orders. Every place is right equally often.",
+    "position_shift": "Share of predictions that must move to another place until all places are predicted equally often.",
+    "averaged_accuracy": "Accuracy of the option probabilities averaged over the orders.",
+    "averaged_ece": "conf-ECE of the option probabilities averaged over the orders.",
 }
 
 
@@ -35,21 +32,20 @@ def order_report(
     seed: int = 0,
 ) -> dict[str, float]:
     """
-    What the order of the options does to the answers; see `MEANINGS`.
+    Compute measures of position bias with 95% intervals. `MEANINGS` explains them.
 
-    In the K cyclic orders of a question every option stands in every place once, so that a model which reads the options
-    alone answers all alike, and has no reason to prefer a place. The letter prior is the one of Zheng et al. (arXiv
-    2309.03882): the softmax over the places of the mean log-probability that a place gets in all orders, averaged over the
-    questions.
+    Over the K cyclic orders of a question every option is in every place once, so an unbiased model predicts the same
+    option in all orders, and each place equally often. The letter prior is the softmax over places of the mean
+    log-probability of a place over the orders, averaged over questions.
 
     Args:
         probabilities (array-like of shape `(K, N, K)`):
-            Option probabilities of N questions of K options each, by place; in entry s every option has been moved s places
-            down (`permute_options(questions, s)`).
+            Option probabilities of N questions with K options each, by place. In entry s every option is s places
+            further down (`permute_options(questions, s)`).
         labels (array-like of shape `(N,)`):
-            Place of the right option in the original order, entry 0.
+            Place of the right option in entry 0.
         reference_probabilities (array-like of shape `(K, N, K)`, *optional*):
-            The same of another model: the one before alignment.
+            Option probabilities of the model before alignment.
         n_bins (`int`, *optional*, defaults to `10`):
             Number of equal-width bins of the ECE.
         n_bootstrap (`int`, *optional*, defaults to `1000`):
@@ -58,10 +54,18 @@ def order_report(
             Seed of the draws.
 
     Returns:
-        `dict[str, float]`: flat. `n`, `num_options`; `flip_rate`, `agreement`, `accuracy`, `averaged_accuracy` and `position_shift`,
-        each with `_low` and `_high`; `averaged_ece`, `position_shift_noise_floor`; and for every place p from 0 `accuracy_at/p`
-        (with interval; of the answers where the right option stands there), `predicted_at/p` and `letter_prior/p`. With a
-        reference the same as `reference/<key>`, and `change/<key>` of `flip_rate`, `agreement`, `accuracy` and `position_shift`.
+        `dict[str, float]`: `n`, `num_options`; `flip_rate`, `agreement`, `accuracy`, `averaged_accuracy` and
+        `position_shift`, each with `_low` and `_high`; `averaged_ece`, `position_shift_noise_floor`; for every place p from
+        0 `accuracy_at/p` (where the right option is in that place, with `_low` and `_high`), `predicted_at/p` and
+        `letter_prior/p`. With a reference also the same keys as `reference/<key>`, and `change/<key>` of `flip_rate`,
+        `agreement`, `accuracy` and `position_shift`.
+
+    Raises:
+        TypeError: An array has the wrong type.
+        ValueError: A value is outside its range, or the shapes do not fit.
+
+    References:
+        Zheng et al. (2023), "Large Language Models Are Not Robust Multiple Choice Selectors", arXiv 2309.03882.
 
     Example:
 
@@ -82,8 +86,8 @@ def order_report(
         stacks["reference/"] = _checked(reference_probabilities, "reference_probabilities")
         if stacks["reference/"].shape != stacks[""].shape:
             raise ValueError(
-                f"`reference_probabilities` has shape {stacks['reference/'].shape}, `probabilities` {stacks[''].shape}: both "
-                "must hold the same questions, options and orders."
+                f"`reference_probabilities` has shape {stacks['reference/'].shape}, `probabilities` {stacks[''].shape}: "
+                "both must hold the same questions, options and orders."
             )
     shares = ("flip_rate", "averaged_accuracy", *(f"accuracy_at/{place}" for place in range(count)))
     means = ResampledMeans(
@@ -116,21 +120,23 @@ def _checked(probabilities, name: str) -> np.ndarray:
     stack = np.stack([as_probabilities(entry, name) for entry in probabilities])
     if len(stack) != stack.shape[2]:
         raise ValueError(
-            f"`{name}` holds {len(stack)} orders of questions with {stack.shape[2]} options: give all {stack.shape[2]} cyclic "
-            "orders."
+            f"`{name}` has {len(stack)} orders of questions with {stack.shape[2]} options: give all {stack.shape[2]} "
+            "cyclic orders."
         )
     return stack
 
 
 def _quantities(stack: np.ndarray, labels: np.ndarray, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    """What every question contributes: `(N,)`, or `(K, N)` with one line per place."""
+    """Quantities of every question: `(N,)`, or `(K, N)` with one line per place."""
+    from scipy.special import softmax
+
     count, n, _ = stack.shape
     shifts, rows = np.arange(count)[:, None], np.arange(n)
-    place = stack.argmax(axis=2)  # (K, N): where the answer stands in each order
+    place = stack.argmax(axis=2)  # (K, N): predicted place in each order
     option = (place - shifts) % count
     right = option == labels
     averaged = np.mean([np.roll(entry, -shift, axis=1) for shift, entry in enumerate(stack)], axis=0)
-    prior = np.exp(np.log(np.maximum(stack, _SMALLEST_PROBABILITY)).mean(axis=0, dtype=np.float64))
+    prior = softmax(np.log(np.maximum(stack, _SMALLEST_PROBABILITY)).mean(axis=0, dtype=np.float64), axis=1)
     yield f"{prefix}flip_rate", (option != option[0]).any(axis=0).astype(np.float64)
     same = (option[:, None] == option).sum(axis=(0, 1)) - count
     yield f"{prefix}agreement", same / (count * (count - 1))
@@ -139,4 +145,4 @@ def _quantities(stack: np.ndarray, labels: np.ndarray, prefix: str) -> Iterator[
     for here in range(count):
         yield f"{prefix}accuracy_at/{here}", right[(here - labels) % count, rows].astype(np.float64)
     yield f"{prefix}predicted_at", np.stack([(place == here).mean(axis=0) for here in range(count)])
-    yield f"{prefix}letter_prior", (prior / prior.sum(axis=1, keepdims=True)).T
+    yield f"{prefix}letter_prior", prior.T

@@ -1,4 +1,4 @@
-"""Preference collapse, measured: what alignment did to the option probabilities, and to the preferences between pairs."""
+"""Measures of preference collapse in option probabilities and in preferences between pairs."""
 
 from __future__ import annotations
 
@@ -6,59 +6,55 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .binning import top_label
+from .binning import bins_of
 from .bootstrap import Estimate, ResampledMeans
-from .calibration_error import expected_calibration_error, target_calibration_error
-from .noise_floor import bootstrap_interval, noise_floor
-from .validation import Rows, as_matrix, as_outcomes, as_probabilities, best_option, iterate_columns, iterate_rows
+from .calibration_error import target_calibration_error
+from .checked import Predictions, check_predictions
+from .noise_floor import cells_of, floor_of_cells, interval_of_cells
+from .options import MeasureOptions
+from .validation import as_outcomes, iterate_columns
 
 
 SATURATED = 0.99  # a confidence above it is saturated
 _SMALLEST_PROBABILITY = 1e-12
 
-# What each measure means, in one sentence.
+# Meaning of each measure, in one sentence.
 MEANINGS = {
-    "accuracy": "Share of the questions that are answered right.",
-    "confidence": "Mean probability of the answer given.",
-    "overconfidence": "Confidence less accuracy: by how much the model claims to know more than it does.",
-    "ece": "How far confidence and accuracy lie apart, averaged over the levels of confidence (conf-ECE).",
-    "normalized_entropy": "How much doubt is left between the options: 1 is none preferred, 0 is certainty.",
-    "saturation": "Share of the answers given with a confidence above .99, as if there were no other option.",
+    "accuracy": "Share of right answers.",
+    "confidence": "Mean probability of the predicted option.",
+    "overconfidence": "Confidence less accuracy.",
+    "ece": "Gap between confidence and accuracy, averaged over bins of the confidence (conf-ECE).",
+    "normalized_entropy": "Mean entropy of the option probabilities over log K: 1 for equal probabilities, 0 for certainty.",
+    "saturation": "Share of predictions with a confidence above .99.",
     "position_shift": (
-        "Share of the answers that would have to move to another place (A, B, ...) for every place to be chosen as often "
-        "as it is right (total variation)."
+        "Share of predictions that must move to another place (A, B, ...) until every place is predicted as often as it "
+        "is right (total variation)."
     ),
-    "kl_to_reference": "How far the option probabilities have moved from the reference: mean KL(model ‖ reference), in nats.",
-    "prediction_change": "Share of the questions that the reference answers otherwise.",
+    "kl_to_reference": "Mean KL divergence KL(model ‖ reference) of the option probabilities, in nats.",
+    "prediction_change": "Share of questions for which the reference predicts another option.",
 }  # fmt: skip
 PAIR_MEANINGS = {
-    "accuracy": "Share of the pairs whose chosen answer the model prefers too.",
-    "confidence": "Mean probability that the model gives to the side it prefers.",
-    "overconfidence": "Confidence less accuracy: by how much the model takes its preference to be surer than it is.",
-    "ece": "How far that confidence and the share of agreeing choices lie apart.",
-    "saturation": "Share of the pairs decided with a probability above .99, as if no annotator could disagree.",
-    "tce": "The same as `ece` against the probability with which annotators prefer that side.",
+    "accuracy": "Share of pairs whose chosen answer the model prefers.",
+    "confidence": "Mean probability of the side that the model prefers.",
+    "overconfidence": "Confidence less accuracy.",
+    "ece": "Gap between confidence and accuracy, averaged over bins of the confidence.",
+    "saturation": "Share of pairs with a confidence above .99.",
+    "tce": "The ECE against the probability with which annotators prefer that side.",
 }
 
 _SHARES = ("accuracy", "saturation", "prediction_change")
+_MEANS = ("accuracy", "confidence", "overconfidence", "normalized_entropy", "saturation")
 
 
 def collapse_report(
-    probabilities,
-    labels,
-    reference_probabilities=None,
-    num_options=None,
-    n_bins: int = 10,
-    binning: str = "equal_width",
-    n_bootstrap: int = 1000,
-    seed: int = 0,
+    probabilities, labels, reference_probabilities=None, num_options=None, **options
 ) -> dict[str, float]:
     """
-    Measures of preference collapse, each with a 95% interval; with a reference, what changed since.
+    Compute measures of preference collapse with 95% intervals, and their changes from a reference.
 
-    What they mean is told by `MEANINGS`. Intervals come from one bootstrap over the questions ([`ResampledMeans`]), so that
-    changes are paired; those of `ece` and `position_shift`, which noise makes larger, from methods that know it
-    ([`bootstrap_interval`], [`ResampledMeans.total_variation`]), and their changes from the two intervals.
+    `MEANINGS` explains the measures. All means share one bootstrap over questions ([`ResampledMeans`]), so changes are
+    paired. Noise makes `ece` and `position_shift` larger, so their intervals come from [`bootstrap_interval`] and
+    [`ResampledMeans.total_variation`], and the intervals of their changes from those two.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -66,23 +62,21 @@ def collapse_report(
         labels (array-like of shape `(N,)`):
             Index of the right option.
         reference_probabilities (array-like of shape `(N, K)`, *optional*):
-            Option probabilities of another model for the same questions: the one before alignment.
+            Option probabilities of the model before alignment for the same questions.
         num_options (array-like of shape `(N,)`, *optional*):
-            Number of options of each question, for the entropy; defaults to K, or in a list of rows of different lengths to
-            the length of each.
-        n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of the ECE.
-        binning (`str`, *optional*, defaults to `"equal_width"`):
-            `"equal_width"` or `"equal_mass"`.
-        n_bootstrap (`int`, *optional*, defaults to `1000`):
-            Number of draws behind every interval.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the draws.
+            Number of options of each question, for the entropy. Defaults to K, or to the length of each row in a list
+            of rows of different lengths.
+        options:
+            `n_bins`, `binning`, `n_bootstrap` and `seed`, see [`~hf_calib.measures.options.MeasureOptions`].
 
     Returns:
-        `dict[str, float]`: flat. For every measure `<measure>`, `<measure>_low` and `<measure>_high`; `n`,
-        `ece_noise_floor` and `position_shift_noise_floor`. With a reference the same as `reference/<measure>`, the
-        differences as `change/<measure>`, and `kl_to_reference` and `prediction_change`.
+        `dict[str, float]`: `n`; `<measure>`, `<measure>_low` and `<measure>_high` of every measure; `ece_noise_floor` and
+        `position_shift_noise_floor`. With a reference also the same keys as `reference/<key>`, the differences as
+        `change/<measure>`, `kl_to_reference` and `prediction_change`.
+
+    Raises:
+        TypeError: An array has the wrong type, or an option is unknown.
+        ValueError: A value is outside its range, or the shapes do not fit. The row is named.
 
     Example:
 
@@ -97,47 +91,28 @@ def collapse_report(
 
     ```
     """
-    matrix, lengths = as_matrix(probabilities)
-    lengths = np.broadcast_to(lengths if num_options is None else np.asarray(num_options), len(matrix))
-    if (lengths < 2).any() or (lengths > matrix.shape[1]).any():
-        row = int(np.argmax((lengths < 2) | (lengths > matrix.shape[1])))
-        raise ValueError(f"`num_options` row {row} is {lengths[row]}, outside [2, {matrix.shape[1]}].")
-    models = {"": matrix}
-    if reference_probabilities is not None:
-        models["reference/"] = as_probabilities(reference_probabilities, "reference_probabilities")
-        if models["reference/"].shape != matrix.shape:
-            raise ValueError(
-                f"`reference_probabilities` has shape {models['reference/'].shape}, `probabilities` {matrix.shape}: both "
-                "must hold the same questions and options."
-            )
-    chunks = _quantities(models, labels, lengths)
+    options = MeasureOptions(**options)
+    predictions = check_predictions(
+        probabilities, labels, other=reference_probabilities, other_name="reference_probabilities"
+    )
+    models = {"": predictions}
+    if predictions.other is not None:
+        models["reference/"] = predictions.other
+    lengths = _lengths(predictions, num_options)
     binary = {prefix + name for prefix in models for name in _SHARES}
-    means = ResampledMeans(chunks, len(matrix), binary, n_bootstrap, seed)
-
-    for prefix in models:
+    means = ResampledMeans(_quantities(models, lengths), len(predictions), binary, options.n_bootstrap, options.seed)
+    report: dict[str, float] = {"n": len(predictions)}
+    noisy = {}
+    for prefix, model in models.items():
         means.define(f"{prefix}overconfidence", f"{prefix}confidence", f"{prefix}accuracy")
-
-    names = ["accuracy", "confidence", "overconfidence", "normalized_entropy", "saturation"]
-    report: dict[str, float] = {"n": len(matrix)}
-    noisy: dict[str, dict[str, Estimate]] = {}
-    for prefix, array in models.items():
-        for name in names:
+        for name in _MEANS:
             report |= means.estimate(prefix + name).named(prefix + name)
-        outcomes, options = top_label(array, labels), {"n_bins": n_bins, "binning": binning, "seed": seed}
-        shift, floor = means.total_variation(f"{prefix}surplus")
-        noisy[prefix] = {
-            "ece": Estimate(
-                expected_calibration_error(array, labels, n_bins, binning),
-                *bootstrap_interval(*outcomes, n_bootstrap=n_bootstrap, **options),
-            ),
-            "position_shift": shift,
-        }
+        noisy[prefix], floors = _noisy_measures(means, prefix, model, options)
         for name, estimate in noisy[prefix].items():
             report |= estimate.named(prefix + name)
-        report[f"{prefix}ece_noise_floor"] = noise_floor(*outcomes, n_simulations=n_bootstrap, **options).mean
-        report[f"{prefix}position_shift_noise_floor"] = floor
-    if reference_probabilities is not None:
-        for name in names:
+        report |= floors
+    if predictions.other is not None:
+        for name in _MEANS:
             report |= means.estimate(name, minus=f"reference/{name}").named(f"change/{name}")
         for name, estimate in noisy[""].items():
             report |= estimate.minus(noisy["reference/"][name]).named(f"change/{name}")
@@ -146,37 +121,56 @@ def collapse_report(
     return report
 
 
-def _quantities(models: dict[str, np.ndarray], labels, lengths: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """What every question contributes, chunk by chunk: `(rows,)` each, and `surplus` of shape `(K, rows)`."""
-    reference = iterate_columns(models["reference/"]) if "reference/" in models else None
-    start = 0
-    for rows in iterate_rows(models[""], labels):
-        part = slice(start, start := start + len(rows.labels))
-        chunk = _of_model(rows, lengths[part], "")
-        if reference is not None:
-            _, columns = next(reference)
-            chunk |= _of_model(Rows(columns, rows.labels), lengths[part], "reference/")
-            ratio = np.log(np.maximum(rows.columns, _SMALLEST_PROBABILITY))
-            ratio -= np.log(np.maximum(columns, _SMALLEST_PROBABILITY))
-            chunk["kl_to_reference"] = np.einsum("kn,kn->n", rows.columns, ratio)
-            chunk["prediction_change"] = (best_option(rows.columns)[1] != best_option(columns)[1]).astype(np.float64)
-        yield chunk
+def _lengths(predictions: Predictions, num_options) -> np.ndarray:
+    """Check the number of options of each question."""
+    lengths, most = predictions.num_options if num_options is None else num_options, predictions.probabilities.shape[1]
+    lengths = np.broadcast_to(np.asarray(lengths), len(predictions))
+    if (lengths < 2).any() or (lengths > most).any():
+        row = int(np.argmax((lengths < 2) | (lengths > most)))
+        raise ValueError(f"`num_options` row {row} is {lengths[row]}, outside [2, {most}].")
+    return lengths
 
 
-def _of_model(rows: Rows, lengths: np.ndarray, prefix: str) -> dict[str, np.ndarray]:
-    confidences, prediction = best_option(rows.columns)
-    correct = (prediction == rows.labels).astype(np.float64)
-    places = np.arange(len(rows.columns))[:, None]
-    logarithms = np.log(np.maximum(rows.columns, _SMALLEST_PROBABILITY))
-    quantities = {
-        "accuracy": correct,
-        "confidence": confidences,
-        "normalized_entropy": -np.einsum("kn,kn->n", rows.columns, logarithms) / np.log(lengths),
-        "saturation": (confidences > SATURATED).astype(np.float64),
-        # how often each place is chosen, less how often it is right
-        "surplus": (prediction == places).astype(np.float64) - (rows.labels == places),
+def _noisy_measures(
+    means: ResampledMeans, prefix: str, model: Predictions, options: MeasureOptions
+) -> tuple[dict[str, Estimate], dict[str, float]]:
+    """Compute the measures that noise makes larger, and their noise floors."""
+    bins = bins_of(model.confidences, model.correct, None, options.n_bins, options.binning)
+    cells = cells_of(model, options.n_bins, options.binning)
+    floor = floor_of_cells(cells, options)
+    shift, shift_floor = means.total_variation(f"{prefix}surplus")
+    estimates = {
+        "ece": Estimate(bins.error, *interval_of_cells(cells, floor, options)),
+        "position_shift": shift,
     }
-    return {prefix + name: values for name, values in quantities.items()}
+    floors = {f"{prefix}ece_noise_floor": floor.mean, f"{prefix}position_shift_noise_floor": shift_floor}
+    return estimates, floors
+
+
+def _quantities(models: dict[str, Predictions], lengths: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """Quantities of every question, in chunks: `(rows,)` each, and `surplus` of shape `(K, rows)`."""
+    chunks = [iterate_columns(model.probabilities, checked=True) for model in models.values()]
+    for columns in zip(*chunks, strict=True):
+        part = slice(columns[0][0], columns[0][0] + columns[0][1].shape[1])
+        columns = [column for _, column in columns]
+        logarithms = [np.log(np.maximum(column, _SMALLEST_PROBABILITY)) for column in columns]
+        chunk = {}
+        for (prefix, model), column, logarithm in zip(models.items(), columns, logarithms, strict=True):
+            places, predicted = np.arange(len(column))[:, None], model.predicted[part]
+            quantities = {
+                "accuracy": model.correct[part],
+                "confidence": model.confidences[part],
+                "normalized_entropy": -np.einsum("kn,kn->n", column, logarithm) / np.log(lengths[part]),
+                "saturation": (model.confidences[part] > SATURATED).astype(np.float64),
+                # how often each place is predicted, less how often it is right
+                "surplus": (predicted == places).astype(np.float64) - (model.labels[part] == places),
+            }
+            chunk |= {prefix + name: values for name, values in quantities.items()}
+        if len(columns) == 2:
+            chunk["kl_to_reference"] = np.einsum("kn,kn->n", columns[0], logarithms[0] - logarithms[1])
+            changed = models[""].predicted[part] != models["reference/"].predicted[part]
+            chunk["prediction_change"] = changed.astype(np.float64)
+        yield chunk
 
 
 def pair_report(
@@ -187,20 +181,27 @@ def pair_report(
     seed: int = 0,
 ) -> dict[str, float]:
     """
-    Saturation and calibration of the preferences that a model implies, pair by pair; see `PAIR_MEANINGS`.
+    Compute saturation and calibration of preferences between pairs. `PAIR_MEANINGS` explains the measures.
 
     Args:
         preference_probabilities (array-like of shape `(N,)`):
-            Probability, by the model, that the chosen answer is the better one: sigmoid(beta * margin) for DPO. As in TRL's
-            `rewards/accuracies`, a tie (1/2) counts as wrong.
+            Probability, by the model, that the chosen answer is the better one; `sigmoid(beta * margin)` for DPO. As in
+            TRL's `rewards/accuracies`, a tie (1/2) counts as wrong.
         target_probabilities (array-like of shape `(N,)`, *optional*):
-            Probability that annotators prefer the chosen answer; adds `tce`.
-        n_bins, n_bootstrap, seed:
-            As in [`collapse_report`].
+            Probability that annotators prefer the chosen answer. Adds `tce`.
+        n_bins (`int`, *optional*, defaults to `10`):
+            Number of equal-width bins.
+        n_bootstrap (`int`, *optional*, defaults to `1000`):
+            Number of draws behind every interval.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
 
     Returns:
-        `dict[str, float]`: `n`, `accuracy`, `confidence`, `overconfidence`, `saturation` and `ece`, each but the first with
-        `_low` and `_high`; `ece_noise_floor`, and with targets `tce`.
+        `dict[str, float]`: `n`; `accuracy`, `confidence`, `overconfidence`, `saturation` and `ece`, each with `_low` and
+        `_high`; `ece_noise_floor`; with targets `tce`.
+
+    Raises:
+        ValueError: A value is outside its range, or the shapes do not fit. The row is named.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Proper scores (Brier, log-likelihood) and how well the confidence ranks right above wrong (AUROC, AURC)."""
+"""Brier score, log-likelihood, AUROC and AURC."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .binning import OptionBins
+from .checked import check_examples
 from .selective import TieGroups
-from .validation import Rows, as_examples, iterate_rows
+from .validation import Rows, iterate_rows
 
 
 _SMALLEST_PROBABILITY = 1e-12
@@ -16,11 +17,11 @@ _SMALLEST_PROBABILITY = 1e-12
 
 class BrierDecomposition(NamedTuple):
     """
-    Brier score as a sum of two parts that are never negative.
+    Brier score as a sum of two parts of at least 0.
 
     Attributes:
-        calibration (`float`): What better calibrated probabilities with the same bins would save.
-        refinement (`float`): What is left: how little the probabilities tell the outcomes apart.
+        calibration (`float`): Part that recalibration within the same bins removes.
+        refinement (`float`): Remaining part: how little the probabilities separate the outcomes.
     """
 
     calibration: float
@@ -28,7 +29,7 @@ class BrierDecomposition(NamedTuple):
 
 
 class ScoreSums:
-    """Accumulates the Brier score and the log-likelihood chunk by chunk."""
+    """Accumulate the Brier score and the log-likelihood, chunk by chunk."""
 
     def __init__(self):
         self.sums = np.zeros(3)  # weights, squared errors, negative log-likelihoods
@@ -36,7 +37,7 @@ class ScoreSums:
     def add(self, rows: Rows) -> None:
         """Add checked predictions."""
         picked = rows.picked
-        # sum_k (q_k - y_k)^2 = sum_k q_k^2 - 2 q_y + 1, without an array of differences
+        # sum_k (q_k - y_k)^2 = sum_k q_k^2 - 2 q_y + 1
         squares = np.einsum("kn,kn->n", rows.columns, rows.columns) - 2 * picked + 1
         losses = -np.log(np.maximum(picked, _SMALLEST_PROBABILITY))
         if rows.weights is None:
@@ -45,15 +46,17 @@ class ScoreSums:
             self.sums += rows.weights.sum(), squares @ rows.weights, losses @ rows.weights
 
     def merge(self, other: ScoreSums) -> None:
-        """Add what another has seen."""
+        """Add the sums of another accumulator."""
         self.sums += other.sums
 
     @property
     def brier(self) -> float:
+        """Brier score over all options."""
         return float(self.sums[1] / self.sums[0])
 
     @property
     def negative_log_likelihood(self) -> float:
+        """Mean negative log-likelihood, in nats."""
         return float(self.sums[2] / self.sums[0])
 
 
@@ -65,37 +68,53 @@ def _scores(probabilities, labels, sample_weight) -> ScoreSums:
 
 
 def brier_score(probabilities, labels, sample_weight=None) -> float:
-    """
-    Brier score over all options, `mean_i sum_k (q_ik - 1[label_i = k])^2`, in [0, 2].
+    r"""
+    Compute the Brier score over all options.
+
+    .. math::
+        \frac{1}{N} \sum_i \sum_k (q_{ik} - \mathbb{1}[y_i = k])^2
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities.
+            Option probabilities, rows summing to 1.
         labels (array-like of shape `(N,)`):
             Index of the right option.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+
+    Returns:
+        `float` in [0, 2].
+
+    Raises:
+        TypeError: An array has the wrong type.
+        ValueError: A value is outside its range, or the shapes do not fit.
     """
     return _scores(probabilities, labels, sample_weight).brier
 
 
 def brier_decomposition(probabilities, labels, n_bins: int = 10, sample_weight=None) -> BrierDecomposition:
     """
-    Split the Brier score into calibration and refinement (DeGroot & Fienberg, 1983).
+    Split the Brier score into calibration and refinement.
 
-    For each option the probabilities are binned (equal width) and the squared gap between mean probability and
-    frequency is weighted with the bin's share; the sum over options is the calibration part. Refinement is the rest of
-    [`brier_score`], so the two add up exactly.
+    The probabilities of each option are binned. The calibration part is the squared gap between mean probability and
+    frequency, weighted with the share of the bin and summed over bins and options. Refinement is the rest of
+    [`brier_score`], so the two parts add up exactly.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities.
+            Option probabilities, rows summing to 1.
         labels (array-like of shape `(N,)`):
             Index of the right option.
         n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins for each option.
+            Number of equal-width bins for each option.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+
+    Returns:
+        [`BrierDecomposition`]: `calibration` and `refinement`.
+
+    References:
+        DeGroot & Fienberg (1983), "The Comparison and Evaluation of Forecasters", The Statistician 32.
     """
     scores, options = ScoreSums(), OptionBins(n_bins)
     for rows in iterate_rows(probabilities, labels, sample_weight):
@@ -105,30 +124,35 @@ def brier_decomposition(probabilities, labels, n_bins: int = 10, sample_weight=N
 
 
 def split_brier(scores: ScoreSums, options: OptionBins) -> BrierDecomposition:
-    """[`brier_decomposition`] of sums already made."""
+    """Split the Brier score of accumulated sums, see [`brier_decomposition`]."""
     return BrierDecomposition(options.brier_calibration, max(0.0, scores.brier - options.brier_calibration))
 
 
 def negative_log_likelihood(probabilities, labels, sample_weight=None) -> float:
     """
-    Mean negative log-probability of the right option, in nats. Probabilities below 1e-12 count as 1e-12, so that one
-    row without hope costs 27.6 nats and not infinity.
+    Compute the mean negative log-probability of the right option.
+
+    Probabilities below 1e-12 count as 1e-12, so a row costs at most 27.6 nats.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities.
+            Option probabilities, rows summing to 1.
         labels (array-like of shape `(N,)`):
             Index of the right option.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+
+    Returns:
+        `float`, at least 0, in nats.
     """
     return _scores(probabilities, labels, sample_weight).negative_log_likelihood
 
 
 def confidence_auroc(confidences, correct, sample_weight=None) -> float:
     """
-    AUROC of the confidence as a score for being right: the chance that a right answer is more confident than a wrong
-    one, ties half. NaN when all predictions are right or all are wrong.
+    Compute the AUROC of the confidence as a score of being right.
+
+    It is the probability that a right prediction is more confident than a wrong one. Ties count half.
 
     Args:
         confidences (array-like of shape `(N,)`):
@@ -137,15 +161,19 @@ def confidence_auroc(confidences, correct, sample_weight=None) -> float:
             Whether each prediction is right (0 or 1).
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each row.
+
+    Returns:
+        `float` in [0, 1]; NaN if all predictions are right or all are wrong.
     """
-    return TieGroups.sort(*as_examples(confidences, correct, sample_weight)).auroc()
+    return TieGroups.of(check_examples(confidences, correct, sample_weight)).auroc()
 
 
 def aurc(confidences, correct, sample_weight=None) -> float:
     """
-    Area under the risk-coverage curve: the error rate among the n most confident predictions, averaged over
-    n = 1 .. N (Geifman & El-Yaniv, arXiv 1705.08500). Ties count with their mean error, so the order of rows does not
-    matter. Lower is better; a confidence that knows nothing gets the error rate.
+    Compute the area under the risk-coverage curve.
+
+    It is the error rate among the n most confident predictions, averaged over n = 1 .. N. Ties count with their mean
+    error. Lower is better; uninformative confidences have the error rate of all predictions.
 
     Args:
         confidences (array-like of shape `(N,)`):
@@ -153,6 +181,12 @@ def aurc(confidences, correct, sample_weight=None) -> float:
         correct (array-like of shape `(N,)`):
             Whether each prediction is right (0 or 1).
         sample_weight (array-like of shape `(N,)`, *optional*):
-            Importance weight of each row: the average is then over the share of the weight, one step for each row.
+            Importance weight of each row. The average is then over shares of the total weight, one step per row.
+
+    Returns:
+        `float` in [0, 1].
+
+    References:
+        Geifman & El-Yaniv (2017), "Selective Classification for Deep Neural Networks", arXiv 1705.08500.
     """
-    return TieGroups.sort(*as_examples(confidences, correct, sample_weight)).aurc()
+    return TieGroups.of(check_examples(confidences, correct, sample_weight)).aurc()

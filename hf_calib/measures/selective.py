@@ -1,4 +1,4 @@
-"""Predictions in the order of their confidence: AUROC, AURC and bins of equal mass, all from groups of equal confidence."""
+"""Measures that depend on the order of the confidences: AUROC, AURC, equal-mass ECE and ECE-sweep."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import NamedTuple
 import numpy as np
 
 from .binning import equal_mass_firsts
+from .checked import Examples
 
 
-SWEEP_LIMIT = 1000  # ECE-sweep: most bins tried
-_BLOCK = 1 << 16  # AURC: groups at a time, which stay in cache
+SWEEP_LIMIT = 1000  # most bins that ECE-sweep tries
+_BLOCK = 1 << 16  # groups in a block of AURC, the size of a cache
 
-_MANTISSA_BITS = 12  # FineTable: binary digits that tell two distances of the confidence to 1 apart
-_SMALLEST_DISTANCE = 2.0**-54  # below that of the last float64 before 1
+_MANTISSA_BITS = 12  # FineTable: binary digits of the distance between the confidence and 1
+_SMALLEST_DISTANCE = 2.0**-54  # below the distance of the last float64 before 1
 
 
 def _cell_of_distance(distance: np.ndarray) -> np.ndarray:
-    """Leading bits of positive float64 numbers as integers, which sort as the numbers do."""
+    """Return the leading bits of positive float64 numbers as integers. They sort in the same order."""
     return distance.view(np.int64) >> (52 - _MANTISSA_BITS)
 
 
@@ -26,13 +27,13 @@ _LEAST_CELL, _MOST_CELL = _cell_of_distance(np.array([_SMALLEST_DISTANCE, 1.0]))
 
 class TieGroups(NamedTuple):
     """
-    Predictions of equal confidence taken together, from the least to the most confident.
+    Predictions grouped by equal confidence, in ascending order.
 
     Attributes:
         counts (`np.ndarray` of shape `(groups,)`): Number of predictions.
-        weights (`np.ndarray` of shape `(groups,)`): Their summed weight: the counts, where no weights are given.
-        hits (`np.ndarray` of shape `(groups,)`): Summed weight of the right ones.
-        confidences (`np.ndarray` of shape `(groups,)`): Summed weight times confidence.
+        weights (`np.ndarray` of shape `(groups,)`): Summed weights; the counts if no weights are given.
+        hits (`np.ndarray` of shape `(groups,)`): Summed weights of the right predictions.
+        confidences (`np.ndarray` of shape `(groups,)`): Sum of weight times confidence.
     """
 
     counts: np.ndarray
@@ -41,10 +42,11 @@ class TieGroups(NamedTuple):
     confidences: np.ndarray
 
     @classmethod
-    def sort(cls, confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> TieGroups:
-        """Group checked float64 confidences, outcomes that are 0 or 1 (or bool), and weights above 0."""
-        # The bits of floats that are not negative sort as the numbers do, and those in [0, 1] leave two bits free. With
-        # the outcome in one of them a plain sort does, which is twice as fast as one that tells the order.
+    def of(cls, examples: Examples) -> TieGroups:
+        """Group checked examples."""
+        confidences, correct, weights = examples.confidences, examples.correct, examples.weights
+        # The bits of floats in [0, 1] sort in the same order and leave two bits free. With the outcome in one of them
+        # a plain sort is enough. It is twice as fast as argsort.
         keys = (confidences + 0.0).view(np.int64) << 1  # + 0.0: no negative zero
         keys |= correct.astype(bool)
         if weights is None:
@@ -62,7 +64,7 @@ class TieGroups(NamedTuple):
         return cls(counts, totals, np.add.reduceat(hits, starts), keys[starts].view(np.float64) * totals)
 
     def auroc(self) -> float:
-        """Chance that a right answer is more confident than a wrong one, ties half; NaN without one of the two."""
+        """Compute the AUROC, see [`~hf_calib.measures.proper_scores.confidence_auroc`]."""
         wrong = self.weights - self.hits
         below = np.cumsum(wrong)
         right, total_wrong = self.hits.sum(), below[-1]
@@ -71,26 +73,26 @@ class TieGroups(NamedTuple):
         return float(self.hits @ (below - wrong / 2) / (right * total_wrong))
 
     def aurc(self) -> float:
-        """Error rate among the most confident, averaged over all shares; ties count with their mean error."""
+        """Compute the AURC, see [`~hf_calib.measures.proper_scores.aurc`]."""
         total = weight_before = wrong_before = 0.0
         for end in range(len(self.weights), 0, -_BLOCK):
             counts, weights, hits = (values[max(0, end - _BLOCK) : end][::-1] for values in self[:3])
             wrong = weights - hits
             before, errors = weight_before + np.cumsum(weights) - weights, wrong_before + np.cumsum(wrong) - wrong
-            # Row j of a group of m rows, each of weight u and mean error e, adds u (E + e u j) / (W + u j), with E and W
-            # what stands before the group; summed over j that is m e u + (E - e W) sum_j 1 / (W / u + j).
+            # With W and E the weight and the error before a group of m rows of weight u and mean error e, row j adds
+            # u (E + e u j) / (W + u j). The sum over j is m e u + (E - e W) sum_j 1 / (W / u + j).
             harmonic = _harmonic(before * counts / weights, counts)
             total += (wrong + (errors - wrong / weights * before) * harmonic).sum()
             weight_before, wrong_before = weight_before + weights.sum(), wrong_before + wrong.sum()
         return float(total / weight_before)
 
     def equal_mass_error(self, n_bins: int) -> float:
-        """ECE in bins of equal mass."""
+        """Compute the ECE in equal-mass bins."""
         starts = np.unique(np.concatenate([[0], equal_mass_firsts(np.cumsum(self.weights), n_bins)]))
         return float(np.abs(np.add.reduceat(self.confidences - self.hits, starts)).sum() / self.weights.sum())
 
     def sweep_error(self) -> float:
-        """ECE in the largest number of equal-mass bins up to which the accuracy rises from bin to bin."""
+        """Compute ECE-sweep, see [`~hf_calib.measures.calibration_error.sweep_calibration_error`]."""
         weights, hits, gaps = (
             np.concatenate([[0.0], np.cumsum(values)])
             for values in (self.weights, self.hits, self.confidences - self.hits)
@@ -100,19 +102,19 @@ class TieGroups(NamedTuple):
             firsts = equal_mass_firsts(weights[1:], n_bins)
             borders = np.unique(np.concatenate([[0], firsts, [len(self.weights)]]))
             accuracy = np.diff(hits[borders]) / np.diff(weights[borders])
-            if np.any(np.diff(accuracy) < -1e-12):  # weights round
+            if np.any(np.diff(accuracy) < -1e-12):  # tolerance for rounding
                 break
             error = np.abs(np.diff(gaps[borders])).sum()
         return float(error / weights[-1])
 
 
 def _harmonic(start: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`sum_{j=1..counts} 1 / (start + j)` of each pair, to 10 digits."""
+    """Compute `sum_{j=1..counts} 1 / (start + j)` of each pair, to 10 digits."""
     total = 1 / (start + 1)
     many = counts > 1
     if many.any():
         x, left, head = start[many], counts[many], 0.0
-        for _ in range(16):  # the first terms one by one, the others by Euler and Maclaurin's formula
+        for _ in range(16):  # 16 terms one by one, the rest by the Euler-Maclaurin formula
             head = head + (left > 0) / (x + 1)
             x, left = x + 1, np.maximum(left - 1, 0)
         a, b = x + 0.5, x + left + 0.5
@@ -123,26 +125,28 @@ def _harmonic(start: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 class FineTable:
     """
-    Accumulates predictions chunk by chunk in 221,185 cells of confidence, narrow enough for what depends on the order.
+    Accumulate predictions in 221,185 cells of confidence, for measures that depend on the order.
 
-    A cell holds the confidences of which the distance to 1 has the same leading 12 binary digits: it is at most 1.2e-4
-    wide, and at most 2.4e-4 of that distance, which keeps .9999 and .99999 apart.
+    The confidences of a cell share the leading 12 binary digits of their distance to 1. A cell is at most 1.2e-4 wide,
+    and at most 2.4e-4 of that distance, so .9999 and .99999 are in different cells.
     """
 
     def __init__(self):
-        self.sums = np.zeros((4, _MOST_CELL - _LEAST_CELL + 1))  # as in TieGroups, from the most confident
+        self.sums = np.zeros(
+            (4, _MOST_CELL - _LEAST_CELL + 1)
+        )  # the fields of TieGroups, in descending order of confidence
 
     def add(self, confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Add checked examples of which none has weight 0."""
+        """Add checked examples with weights above 0."""
         cell = _cell_of_distance(np.maximum(1.0 - confidences, _SMALLEST_DISTANCE)) - _LEAST_CELL
         weights = np.ones(len(cell)) if weights is None else weights
         for sums, values in zip(self.sums, (1.0, weights, weights * correct, weights * confidences), strict=True):
             np.add.at(sums, cell, values)
 
     def merge(self, other: FineTable) -> None:
-        """Add what another table has seen."""
+        """Add the sums of another table."""
         self.sums += other.sums
 
     def groups(self) -> TieGroups:
-        """The cells that hold examples, as if the confidences in each were equal."""
+        """Return the cells that are not empty, as groups of equal confidence."""
         return TieGroups(*self.sums[:, self.sums[0] > 0][:, ::-1])

@@ -1,4 +1,4 @@
-"""All measures of predictions that come batch by batch, in memory that does not grow with their number."""
+"""Calibration measures of predictions that arrive in batches, in constant memory."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import numpy as np
 
 from .binning import OptionBins, ReliabilityBins, bin_edges, bins_from_sums
 from .noise_floor import CellTable, floor_of_cells, interval_of_cells
+from .options import MeasureOptions
 from .proper_scores import ScoreSums, split_brier
 from .selective import FineTable, TieGroups
-from .validation import Rows, as_outcomes, as_weights, check_whole, iterate_outcomes, iterate_rows
+from .validation import Rows, as_outcomes, as_weights, iterate_outcomes, iterate_rows
 
 
-_SMOOTH_GRID = 4096  # smooth ECE: cells of [0, 1]
+_SMOOTH_GRID = 4096  # cells of [0, 1]
 
 
 class SmoothGrid:
     """
-    Accumulates the residuals `correct - confidence` chunk by chunk on a grid of 4,096 cells of the confidence, each
-    split linearly between two cells: what the smooth ECE looks at.
+    Accumulate the residuals `correct - confidence` on a grid of the confidence, for the smooth ECE.
+
+    The grid has 4,096 cells. Each residual is split linearly between two cells.
     """
 
     def __init__(self):
         self.residuals, self.weight = np.zeros(_SMOOTH_GRID), 0.0
 
     def add(self, confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Add checked examples of which none has weight 0."""
+        """Add checked examples with weights above 0."""
         position = np.clip(confidences * _SMOOTH_GRID - 0.5, 0, _SMOOTH_GRID - 1)
         left = np.minimum(position.astype(np.intp), _SMOOTH_GRID - 2)
         residual = correct - confidences
@@ -36,14 +38,14 @@ class SmoothGrid:
         self.weight += len(residual) if weights is None else weights.sum()
 
     def merge(self, other: SmoothGrid) -> None:
-        """Add what another grid has seen."""
+        """Add the sums of another grid."""
         self.residuals += other.residuals
         self.weight += other.weight
 
     def error(self) -> float:
-        """The smoothed error at the bandwidth that equals it."""
+        """Return the smooth ECE: the smoothed error at the bandwidth that equals it."""
         grid = self.residuals / self.weight
-        # a function on [0, 1] continued evenly has period 2; there the reflected Gaussian is an ordinary one
+        # an even continuation to period 2 turns the reflected Gaussian into an ordinary one
         spectrum = np.fft.rfft(np.concatenate([grid, grid[::-1]]))
         frequency = np.pi * np.arange(len(spectrum))
 
@@ -51,7 +53,7 @@ class SmoothGrid:
             values = np.fft.irfft(spectrum * np.exp(-0.5 * (bandwidth * frequency) ** 2), 2 * _SMOOTH_GRID)
             return float(np.abs(values[:_SMOOTH_GRID]).sum())
 
-        low, high = 0.0, 1.0  # the error falls with the bandwidth, so the fixed point is bracketed
+        low, high = 0.0, 1.0  # the error falls with the bandwidth, so bisection finds the fixed point
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if smoothed(middle) > middle else (low, middle)
@@ -60,38 +62,46 @@ class SmoothGrid:
 
 class ConfidenceSums:
     """
-    All of a report that looks at confidence and outcome alone and is a sum over predictions.
+    Accumulate the sums of a report that depend on confidences and outcomes only.
 
     Args:
         edges (`np.ndarray` of shape `(n_bins + 1,)`):
-            Borders of the confidence bins.
+            Edges of the confidence bins.
     """
 
     def __init__(self, edges: np.ndarray):
         self.table, self.smooth = CellTable(edges), SmoothGrid()
 
     def add(self, confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Add checked examples of which none has weight 0."""
+        """Add checked examples with weights above 0."""
         self.table.add(confidences, correct, weights)
         self.smooth.add(confidences, correct, weights)
 
     def merge(self, other: ConfidenceSums) -> None:
-        """Add what another with the same bins has seen."""
+        """Add the sums of another accumulator with the same bins."""
         self.table.merge(other.table)
         self.smooth.merge(other.smooth)
 
     def bins(self) -> ReliabilityBins:
+        """Return the reliability bins."""
         counts, weights, _, confidences = np.add.reduceat(self.table.sums, self.table.starts, axis=1)
         return bins_from_sums(
             self.table.edges, counts.sum(axis=1), weights.sum(axis=1), confidences.sum(axis=1), weights[:, 1]
         )
 
-    def report(self, groups: TieGroups, n_bootstrap: int, seed: int | None) -> dict[str, float]:
-        """The part of a report that needs no options; `groups` holds the same predictions by confidence."""
-        check_whole(n_bootstrap, "n_bootstrap")
+    def report(self, groups: TieGroups, options: MeasureOptions) -> dict[str, float]:
+        """
+        Return the part of a report that needs confidences and outcomes only.
+
+        Args:
+            groups ([`TieGroups`]):
+                The same predictions, grouped by confidence.
+            options ([`MeasureOptions`]):
+                `n_bootstrap` and `seed`. The bins are those of the accumulator.
+        """
         cells, bins = self.table.cells(), self.bins()
-        floor = floor_of_cells(cells, n_bootstrap, seed)
-        low, high = interval_of_cells(cells, floor, n_bootstrap, 0.95, seed)
+        floor = floor_of_cells(cells, options)
+        low, high = interval_of_cells(cells, floor, options)
         weight = cells.weights.sum()
         accuracy, confidence = float(cells.weights[:, 1].sum() / weight), float(cells.confidence_sums.sum() / weight)
         return {
@@ -118,11 +128,11 @@ class ConfidenceSums:
 
 class OptionSums:
     """
-    All of a report that looks at the probability of every option; each of it is a sum over predictions.
+    Accumulate the sums of a report that depend on the probabilities of all options.
 
     Args:
         n_bins (`int`):
-            Number of bins of the probability of an option.
+            Number of bins for each option.
     """
 
     def __init__(self, n_bins: int):
@@ -134,12 +144,12 @@ class OptionSums:
         self.bins.add(rows)
 
     def merge(self, other: OptionSums) -> None:
-        """Add what another with as many bins has seen."""
+        """Add the sums of another accumulator with the same number of bins."""
         self.scores.merge(other.scores)
         self.bins.merge(other.bins)
 
     def report(self) -> dict[str, float]:
-        """The part of a report that needs the options."""
+        """Return the part of a report that needs all options."""
         brier = split_brier(self.scores, self.bins)
         return {
             "cw_ece": self.bins.error,
@@ -152,17 +162,16 @@ class OptionSums:
 
 class StreamingCalibration:
     """
-    [`calibration_report`] for predictions that come batch by batch: its state takes 7 MB, whatever their number.
+    Compute [`calibration_report`] of predictions that arrive in batches. The state takes 7 MB for any number of them.
 
-    What is binned, the smooth ECE, the proper scores, the noise floor and the interval are those of the report in one
-    call. The four measures that depend on the order of all confidences are taken from 221,185 cells of confidence, see
-    [`FineTable`]: with 20,000 predictions or more, `auroc` and `aurc` are right to 2e-5, and `ece_equal_mass` and
-    `ece_sweep` to about 1e-3 (an example may land on the other side of a border). Targets, and with them `tce`, are not
-    taken.
+    The binned measures, the smooth ECE, the proper scores, the noise floor and the interval equal those of
+    [`calibration_report`]. The four measures that depend on the order of all confidences use 221,185 cells of confidence,
+    see [`FineTable`]. From 20,000 predictions on, the error of `auroc` and `aurc` is below 2e-5, that of
+    `ece_equal_mass` and `ece_sweep` about 1e-3. There is no `tce`.
 
     Args:
         n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of equal width.
+            Number of equal-width bins.
 
     Example:
 
@@ -181,7 +190,7 @@ class StreamingCalibration:
 
     def update(self, probabilities, labels, sample_weight=None) -> StreamingCalibration:
         """
-        Add a batch. If anything in it is wrong it raises, and nothing of the batch counts.
+        Add a batch. A batch that raises an error is not counted.
 
         Args:
             probabilities (array-like of shape `(N, K)`):
@@ -189,16 +198,25 @@ class StreamingCalibration:
             labels (array-like of shape `(N,)`):
                 Index of the right option.
             sample_weight (array-like of shape `(N,)`, *optional*):
-                Importance weight of each row, on one scale for all batches; they may all be 0 here.
+                Importance weight of each row, on one scale for all batches. All may be 0.
+
+        Returns:
+            [`StreamingCalibration`]: itself.
+
+        Raises:
+            TypeError: An array has the wrong type.
+            ValueError: A value is outside its range, or the shapes do not fit.
         """
-        for rows in list(iterate_rows(probabilities, labels, sample_weight, allow_zero=True)):  # a list: checked whole
+        for rows in list(
+            iterate_rows(probabilities, labels, sample_weight, allow_zero=True)
+        ):  # a list: checked before any is added
             self._options.add(rows)
             self._add(*rows.top_label(), rows.weights)
         return self
 
     def update_confidences(self, confidences, correct, sample_weight=None) -> StreamingCalibration:
         """
-        Add a batch of which the options are not known; the report then lacks what needs them.
+        Add a batch without option probabilities. The report then lacks the measures that need them.
 
         Args:
             confidences (array-like of shape `(N,)`):
@@ -206,7 +224,13 @@ class StreamingCalibration:
             correct (array-like of shape `(N,)`):
                 Whether each prediction is right (0 or 1).
             sample_weight (array-like of shape `(N,)`, *optional*):
-                Importance weight of each row.
+                Importance weight of each row, on one scale for all batches. All may be 0.
+
+        Returns:
+            [`StreamingCalibration`]: itself.
+
+        Raises:
+            ValueError: A value is outside its range, or the shapes do not fit.
         """
         confidences, correct = as_outcomes(confidences, correct, binary=True)
         weights = as_weights(sample_weight, len(confidences), allow_zero=True)
@@ -220,7 +244,7 @@ class StreamingCalibration:
         self._fine.add(confidences, correct, weights)
 
     def merge(self, other: StreamingCalibration) -> StreamingCalibration:
-        """Add what another stream with the same bins has seen, e.g. that of another process."""
+        """Add the predictions of another stream with the same bins, e.g. of another process."""
         self._confidences.merge(other._confidences)
         self._fine.merge(other._fine)
         self._options.merge(other._options)
@@ -228,15 +252,25 @@ class StreamingCalibration:
         return self
 
     def bins(self) -> ReliabilityBins:
-        """Reliability bins of what has been seen, for a diagram."""
+        """Return the reliability bins of all predictions."""
         return self._confidences.bins()
 
     def report(self, n_bootstrap: int = 1000, seed: int | None = 0) -> dict[str, float]:
         """
-        The measures of everything seen so far; see [`calibration_report`] for the keys and arguments.
+        Return the measures of all predictions.
+
+        Args:
+            n_bootstrap (`int`, *optional*, defaults to `1000`):
+                Number of draws behind the 95% interval, and of simulations behind the noise floor.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of both; `None` for fresh randomness.
+
+        Returns:
+            `dict[str, float]`: the keys of [`calibration_report`].
 
         Raises:
-            ValueError: Nothing has been added yet.
+            ValueError: No predictions have been added.
         """
-        report = self._confidences.report(self._fine.groups(), n_bootstrap, seed)
+        options = MeasureOptions(n_bootstrap=n_bootstrap, seed=seed)
+        report = self._confidences.report(self._fine.groups(), options)
         return report | self._options.report() if self._options_known else report

@@ -1,29 +1,28 @@
-"""What comes in: probabilities, labels, outcomes and weights are checked here, and cut into chunks that stay in cache."""
+"""Check probabilities, labels, outcomes and weights, and name the row at fault."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from numbers import Real
-from reprlib import repr as shown  # of a value as large as a book, the beginning
+from reprlib import repr as shown  # shortens long values
 from typing import NamedTuple
 
 import numpy as np
 
 
-_CHUNK_NUMBERS = 1 << 18  # numbers in a chunk: 2 MB, about what a core keeps close
+_CHUNK_NUMBERS = 1 << 18  # numbers in a chunk: 2 MB, the size of a core's cache
 _CHUNK_ROWS = 1 << 12, 1 << 16  # least and most rows in a chunk
-_LARGEST_WEIGHT = 1e100  # its square is still a number, and so is that of its inverse, the smallest
+_LARGEST_WEIGHT = 1e100  # the squares of it and of its inverse are finite and above 0
 
 
 class Rows(NamedTuple):
     """
-    A chunk of checked predictions, option by option.
+    A chunk of checked predictions, one line per option.
 
     Attributes:
         columns (`np.ndarray` of shape `(K, rows)`): Option probabilities, float64, at most 1.
         labels (`np.ndarray` of shape `(rows,)`): Index of the right option.
-        weights (`np.ndarray` of shape `(rows,)`, *optional*): Importance weights, all above 0; `None` where all count
-            alike.
+        weights (`np.ndarray` of shape `(rows,)`, *optional*): Importance weights, all above 0.
     """
 
     columns: np.ndarray
@@ -32,19 +31,27 @@ class Rows(NamedTuple):
 
     @property
     def picked(self) -> np.ndarray:
-        """Probability of the right option."""
+        """Probability of the right option, of shape `(rows,)`."""
         return self.columns[self.labels, np.arange(len(self.labels))]
 
     def top_label(self) -> tuple[np.ndarray, np.ndarray]:
-        """Confidence (float64) and whether the predicted option is the right one (bool); ties go to the first."""
-        confidences, prediction = best_option(self.columns)
-        return confidences, prediction == self.labels
+        """Confidence (float64) and whether the predicted option is the right one (bool), of shape `(rows,)` each."""
+        confidences, predicted = best_option(self.columns)
+        return confidences, predicted == self.labels
 
 
 def best_option(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Largest entry and its index in each column of a `(K, rows)` array, the first where several are largest. Option by
-    option: five times as fast as `argmax` where K is small.
+    Find the largest entry of each column and its index. Ties go to the first.
+
+    One pass per option: five times as fast as `argmax` where K is small.
+
+    Args:
+        columns (`np.ndarray` of shape `(K, rows)`):
+            Option probabilities.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: largest entries and their indices, of shape `(rows,)` each.
     """
     best = columns[0].copy()
     index = np.zeros(len(best), dtype=np.min_scalar_type(len(columns)))
@@ -57,8 +64,9 @@ def best_option(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def iterate_rows(probabilities, labels, sample_weight=None, allow_zero: bool = False) -> Iterator[Rows]:
     """
-    Check predictions and go through them in chunks, in one pass; rows of weight 0 are left out. A bad row raises when
-    its chunk is reached: until the end, what has been summed up is a promise only.
+    Check predictions and iterate over them in chunks, in one pass. Rows of weight 0 are left out.
+
+    A bad row raises when its chunk is reached, so a sum is valid only after the last chunk.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -90,12 +98,16 @@ def as_probabilities(probabilities, name: str = "probabilities") -> np.ndarray:
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities, rows summing to 1. Rows with fewer than K options are padded with zeros; a list of
-            lists of different lengths is padded here.
+            Option probabilities, rows summing to 1. Rows with fewer than K options are padded with zeros. A list of
+            rows of different lengths is padded here.
         name (`str`, *optional*, defaults to `"probabilities"`):
-            What the errors call the array.
+            Name of the array in error messages.
+
+    Returns:
+        `np.ndarray` of shape `(N, K)`.
 
     Raises:
+        TypeError: The entries are not numbers.
         ValueError: Empty input, fewer than two options, NaN, a negative entry, or a row that does not sum to 1.
     """
     array, _ = as_matrix(probabilities, name)
@@ -105,7 +117,12 @@ def as_probabilities(probabilities, name: str = "probabilities") -> np.ndarray:
 
 
 def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, int | np.ndarray]:
-    """Float array of shape (N, K) with unchecked entries, and K or, where rows differ in it, the K of each row."""
+    """
+    Convert option probabilities to a float array without checking its entries.
+
+    Returns:
+        `tuple`: the array of shape `(N, K)`, and K, or the number of options of each row, `(N,)`, where they differ.
+    """
     num_options = None
     if isinstance(probabilities, (list, tuple)) or getattr(probabilities, "dtype", None) is np.dtype(object):
         probabilities, num_options = _pad_ragged(list(probabilities))
@@ -117,7 +134,7 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
     if array.dtype.kind not in "fiu":
         raise TypeError(f"`{name}` must be numbers, got dtype {array.dtype}.")
     if array.size == 0:
-        raise ValueError(f"`{name}` is empty: there is nothing to measure.")
+        raise ValueError(f"`{name}` is empty.")
     if array.ndim != 2:
         raise ValueError(f"`{name}` must have shape (N, K), one column per option, got shape {array.shape}.")
     if array.shape[1] < 2:
@@ -143,42 +160,69 @@ def _pad_ragged(rows: list) -> tuple[np.ndarray | list, np.ndarray | None]:
 
 
 def options_present(option_logits: np.ndarray) -> np.ndarray:
-    """Number of options of each row of `(N, K)` logits, `(N,)`: K less the `-inf` at the row's end."""
+    """Number of options of each row of `(N, K)` logits, `(N,)`: K less the `-inf` at the end of the row."""
     return option_logits.shape[1] - (option_logits[:, ::-1] != -np.inf).argmax(axis=1)
 
 
 def unpad(array: np.ndarray, num_options: np.ndarray) -> np.ndarray | list[np.ndarray]:
-    """Rows of a padded `(N, K)` array without their padding: a list, so that they know their number of options, or an
-    array where all have as many."""
+    """
+    Remove the padding of an array.
+
+    Args:
+        array (`np.ndarray` of shape `(N, K)`):
+            Padded rows.
+        num_options (`np.ndarray` of shape `(N,)`):
+            Number of options of each row.
+
+    Returns:
+        `list[np.ndarray]` of rows; an array where all rows have the same number of options.
+    """
     most = int(num_options.max(initial=0))
     if (num_options == most).all():
         return array[:, :most]
     return [row[:length] for row, length in zip(array, num_options, strict=True)]
 
 
-def iterate_columns(array: np.ndarray, name: str = "probabilities") -> Iterator[tuple[int, np.ndarray]]:
-    """First row and checked `(K, rows)` columns of each chunk: turned over, every step runs along rows in cache."""
+def iterate_columns(
+    array: np.ndarray, name: str = "probabilities", checked: bool = False
+) -> Iterator[tuple[int, np.ndarray]]:
+    """
+    Iterate over the rows of a matrix in chunks, checking them and transposing them to one line per option.
+
+    Args:
+        array (`np.ndarray` of shape `(N, K)`):
+            Option probabilities from [`as_matrix`].
+        name (`str`, *optional*, defaults to `"probabilities"`):
+            Name of the array in error messages.
+        checked (`bool`, *optional*, defaults to `False`):
+            Whether the entries have been checked before.
+
+    Yields:
+        `tuple[int, np.ndarray]`: first row and option probabilities `(K, rows)` of the chunk, float64, at most 1.
+    """
     size = int(np.clip(_CHUNK_NUMBERS // array.shape[1], *_CHUNK_ROWS))
-    tolerance = 1e-2 if array.dtype.itemsize < 4 else 1e-3
     for start in range(0, len(array), size):
-        columns = np.array(array[start : start + size].T, dtype=np.float64, order="C")  # a copy in every case
-        with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN fails
-            sums = columns.sum(axis=0)
-            healthy = np.abs(sums - 1).max() <= tolerance and columns.min() >= 0
-        if not healthy:
-            _name_the_culprit(array, tolerance, name)
-        yield start, np.minimum(columns, 1.0, out=columns)  # rounding may pass 1 by a hair
+        columns = np.array(array[start : start + size].T, dtype=np.float64, order="C")  # always a copy
+        if not checked:
+            _check_columns(columns, array, name)
+        yield start, np.minimum(columns, 1.0, out=columns)  # rounding may exceed 1
 
 
-def _name_the_culprit(array: np.ndarray, tolerance: float, name: str) -> None:
+def _check_columns(columns: np.ndarray, array: np.ndarray, name: str) -> None:
+    tolerance = 1e-2 if array.dtype.itemsize < 4 else 1e-3
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which fails the comparison
+        sums = columns.sum(axis=0)
+        healthy = np.abs(sums - 1).max() <= tolerance and columns.min() >= 0
+    if not healthy:
+        _raise_for_bad_row(array, tolerance, name)
+
+
+def _raise_for_bad_row(array: np.ndarray, tolerance: float, name: str) -> None:
+    softmax = "apply a softmax over the options first"
     for bad, what in ((np.isnan(array), "is NaN"), (np.isinf(array), "is infinite"), (array < 0, "is negative")):
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            hint = (
-                ""
-                if what == "is NaN"
-                else ": this looks like logits or log-probabilities, apply a softmax over the options first"
-            )
+            hint = "" if what == "is NaN" else f": this looks like logits or log-probabilities, {softmax}"
             value = "" if what != "is negative" else f" ({array[row, column]:.4g})"
             raise ValueError(f"`{name}` row {row}, option {column} {what}{value}{hint}.")
     sums = array.sum(axis=1, dtype=np.float64)
@@ -187,7 +231,7 @@ def _name_the_culprit(array: np.ndarray, tolerance: float, name: str) -> None:
     if np.abs(sums[bad] - 100).max() < 1:
         hint = "these are percentages: divide by 100"
     elif array.max() > 1:
-        hint = "looks like logits: apply a softmax over the options first"
+        hint = f"looks like logits: {softmax}"
     else:
         hint = "normalise the rows, or, if these are logits, apply a softmax over the options"
     raise ValueError(
@@ -201,13 +245,20 @@ def as_labels(labels, n: int, num_options, name: str = "labels") -> np.ndarray:
 
     Args:
         labels (array-like of shape `(N,)`):
-            Index of the right option, 0-based.
+            Index of the right option, from 0.
         n (`int`):
-            Number of rows they belong to.
+            Number of rows of probabilities.
         num_options (`int` or `np.ndarray` of shape `(N,)`):
             K, or the K of each row; every label must be in `[0, K)`.
         name (`str`, *optional*, defaults to `"labels"`):
-            What the errors call the array.
+            Name of the array in error messages.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`.
+
+    Raises:
+        TypeError: The labels are not integers.
+        ValueError: The shape does not fit, or a label is out of range.
     """
     array = as_vector(labels, name)
     if array.ndim != 1:
@@ -217,7 +268,7 @@ def as_labels(labels, n: int, num_options, name: str = "labels") -> np.ndarray:
     if array.dtype.kind not in "iu":
         row = next((row for row, value in enumerate(array.tolist()) if not _is_whole(value)), None)
         where = "" if row is None else f"; row {row} is {shown(array.tolist()[row])}"
-        raise TypeError(f"`{name}` must be integers (0-based option indices), got dtype {array.dtype}{where}.")
+        raise TypeError(f"`{name}` must be integers (option indices from 0), got dtype {array.dtype}{where}.")
     if array.min() < 0 or (array >= num_options).any():
         row = int(np.argmax((array < 0) | (array >= num_options)))
         most = np.broadcast_to(num_options, n)[row]
@@ -226,7 +277,7 @@ def as_labels(labels, n: int, num_options, name: str = "labels") -> np.ndarray:
 
 
 def as_vector(values, name: str, dtype=None) -> np.ndarray:
-    """Array of numbers; the row that is none is named."""
+    """Convert to an array of numbers. The error names the row that is not a number."""
     try:
         return np.asarray(values, dtype=dtype)
     except (TypeError, ValueError):
@@ -243,21 +294,27 @@ def _is_number(value) -> bool:
 
 
 def _is_whole(value) -> bool:
-    """Whether a value can be an index: a whole number, small enough for a float to tell it from the next."""
+    """Whether a value can be an index: a whole number that float64 holds exactly."""
     return isinstance(value, Real) and abs(value) < 2**53 and value == int(value)
 
 
 def as_outcomes(confidences, correct, binary: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """
-    Check confidences and outcomes, and return both as float64 arrays.
+    Check confidences and outcomes and return both as float64 arrays.
 
     Args:
         confidences (array-like of shape `(N,)`):
-            Confidence of the prediction, in [0, 1].
+            Confidence of each prediction, in [0, 1].
         correct (array-like of shape `(N,)`):
-            1 where the prediction is right, 0 where it is wrong; a probability of being right is welcome too.
+            1 where the prediction is right, 0 where it is wrong, or the probability that it is right.
         binary (`bool`, *optional*, defaults to `False`):
             Whether `correct` must hold zeros and ones.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: both of shape `(N,)`.
+
+    Raises:
+        ValueError: A value is outside its range, or the shapes do not fit.
     """
     arrays = []
     for name, values in (("confidences", confidences), ("correct", correct)):
@@ -265,13 +322,12 @@ def as_outcomes(confidences, correct, binary: bool = False) -> tuple[np.ndarray,
         if array.ndim != 1:
             raise ValueError(f"`{name}` must have shape (N,), got shape {array.shape}.")
         if array.size == 0:
-            raise ValueError(f"`{name}` is empty: there is nothing to measure.")
+            raise ValueError(f"`{name}` is empty.")
         if binary and name == "correct":
-            if not (fine := (array == 0) | (array == 1)).all():
-                row = int(np.argmin(fine))
+            if not (valid := (array == 0) | (array == 1)).all():
+                row = int(np.argmin(valid))
                 raise ValueError(
-                    f"`{name}` row {row} is {array[row]:.4g}: beside confidences it must hold zeros and ones, 1 where the "
-                    "prediction is right."
+                    f"`{name}` row {row} is {array[row]:.4g}: it must be 1 (the prediction is right) or 0 (wrong)."
                 )
         elif not (array.min() >= 0 and array.max() <= 1):  # written so that NaN fails
             row = int(np.argmin((array >= 0) & (array <= 1)))
@@ -283,20 +339,10 @@ def as_outcomes(confidences, correct, binary: bool = False) -> tuple[np.ndarray,
     return confidences, correct
 
 
-def as_examples(confidences, correct, sample_weight=None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Check confidences, outcomes that are 0 or 1, and weights, and return them without the rows of weight 0."""
-    confidences, correct = as_outcomes(confidences, correct, binary=True)
-    weights = as_weights(sample_weight, len(confidences))
-    if weights is None or weights.all():
-        return confidences, correct, weights
-    kept = weights > 0
-    return confidences[kept], correct[kept], weights[kept]
-
-
 def iterate_outcomes(
     confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """Go through checked confidences, outcomes and weights in chunks; rows of weight 0 are left out."""
+    """Iterate over checked confidences, outcomes and weights in chunks. Rows of weight 0 are left out."""
     size = _CHUNK_ROWS[1]
     for start in range(0, len(confidences), size):
         part = slice(start, start + size)
@@ -313,18 +359,25 @@ def check_whole(value, name: str, least: int = 1) -> None:
 
 def as_weights(sample_weight, n: int, allow_zero: bool = False) -> np.ndarray | None:
     """
-    Check importance weights and return them as a float64 array; `None` stays `None`.
+    Check importance weights and return them as a float64 array.
+
+    Only the ratios of weights matter, and a row of weight 0 does not count. If some weights lie between 0 and 1e-100,
+    all are divided by the largest, and those still below 1e-100 become 0, because their squares would be 0.
 
     Args:
         sample_weight (array-like of shape `(N,)`, *optional*):
-            Weight of each row: 0 to 1e100, at least one above 0. Only their ratios matter, and a row of weight 0 counts
-            for nothing. Where some lie between 0 and 1e-100, all are divided by the largest, and those that still lie
-            there (their squares would be 0) become 0.
+            Weight of each row, in [0, 1e100].
         n (`int`):
-            Number of rows they belong to.
+            Number of rows.
         allow_zero (`bool`, *optional*, defaults to `False`):
-            Whether all may be 0, as in one batch of many. Batches share a scale, so a weight between 0 and 1e-100 is
-            an error then.
+            Whether all weights may be 0, as in one batch of several. Batches share one scale, so a weight between 0
+            and 1e-100 is then an error.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, or `None` if no weights are given.
+
+    Raises:
+        ValueError: The shape does not fit, a weight is out of range, or all weights are 0.
     """
     if sample_weight is None:
         return None
@@ -333,19 +386,17 @@ def as_weights(sample_weight, n: int, allow_zero: bool = False) -> np.ndarray | 
         raise ValueError(f"`sample_weight` has shape {array.shape} for {n} rows: give one weight per row.")
     if not (array.min() >= 0 and array.max() <= _LARGEST_WEIGHT):  # written so that NaN fails
         row = int(np.argmin((array >= 0) & (array <= _LARGEST_WEIGHT)))
-        raise ValueError(
-            f"`sample_weight` row {row} is {array[row]:.4g}: weights are not negative, and at most {_LARGEST_WEIGHT:g}."
-        )
+        raise ValueError(f"`sample_weight` row {row} is {array[row]:.4g}, outside [0, {_LARGEST_WEIGHT:g}].")
     if not (allow_zero or array.any()):
-        raise ValueError("`sample_weight` is 0 in every row: there is nothing to measure.")
+        raise ValueError("`sample_weight` is 0 in every row.")
     tiny = (array > 0) & (array < 1 / _LARGEST_WEIGHT)
     if not tiny.any():
         return array
     if allow_zero:
         row = int(np.argmax(tiny))
         raise ValueError(
-            f"`sample_weight` row {row} is {array[row]:.4g}: batches share a scale, on which weights are 0 or at least "
-            f"{1 / _LARGEST_WEIGHT:g}; scale them up alike in all batches, or set it to 0."
+            f"`sample_weight` row {row} is {array[row]:.4g}: weights of a batch are 0 or at least "
+            f"{1 / _LARGEST_WEIGHT:g}. Scale them up in all batches, or set it to 0."
         )
     array = array / array.max()
     return np.where(array < 1 / _LARGEST_WEIGHT, 0.0, array)

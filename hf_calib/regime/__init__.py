@@ -1,1 +1,1 @@
-"""Calibratable or non-calibratable: the regime and its tests."""
+"""The calibration regime and its tests."""

@@ -1,4 +1,4 @@
-"""Is an accuracy above or below a border? One-sided tests and intervals; assumptions in docs/theory.md."""
+"""One-sided tests of an accuracy against a threshold, with intervals. Assumptions: docs/theory.md."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 
-class BorderTest(NamedTuple):
+class ThresholdTest(NamedTuple):
     """
-    How an accuracy compares with a border.
+    Comparison of an accuracy with a threshold.
 
     Attributes:
-        p_above (`float`): p-value of the hypothesis "accuracy <= border": small speaks for an accuracy above it.
-        p_below (`float`): p-value of the hypothesis "accuracy >= border": small speaks for an accuracy below it.
-        low (`float`): Lower end of the interval of `accuracy - border`.
-        high (`float`): Its upper end. The level is `1 - 2 * alpha`: each end errs with probability `alpha`.
+        p_above (`float`): p-value of the hypothesis `accuracy <= threshold`. Small: the accuracy is above it.
+        p_below (`float`): p-value of the hypothesis `accuracy >= threshold`. Small: the accuracy is below it.
+        low (`float`): Lower end of the interval of `accuracy - threshold`.
+        high (`float`): Upper end. The level is `1 - 2 * alpha`: each end errs with probability `alpha`.
     """
 
     p_above: float
@@ -25,12 +25,14 @@ class BorderTest(NamedTuple):
     high: float
 
 
-def either(first: BorderTest, second: BorderTest) -> BorderTest:
+def intersection_union(first: ThresholdTest, second: ThresholdTest) -> ThresholdTest:
     """
-    Two borders of which one, nobody knows which, is the right one: what is said must hold for both, so the larger
-    p-value counts (the intersection-union test, at level `alpha` without any correction) and the interval spans both.
+    Intersection-union test of two thresholds of which either may be the right one.
+
+    A conclusion must hold for both, so the larger p-value counts and the interval covers both. The level is `alpha`
+    without a correction.
     """
-    return BorderTest(
+    return ThresholdTest(
         max(first.p_above, second.p_above),
         max(first.p_below, second.p_below),
         min(first.low, second.low),
@@ -39,75 +41,89 @@ def either(first: BorderTest, second: BorderTest) -> BorderTest:
 
 
 def rate_test(
-    correct: np.ndarray, borders: float | np.ndarray, alpha: float, weights: np.ndarray | None = None
-) -> BorderTest:
+    correct: np.ndarray, thresholds: float | np.ndarray, alpha: float, weights: np.ndarray | None = None
+) -> ThresholdTest:
     """
-    Accuracy against a known number: exact binomial tests and the Clopper-Pearson interval, which says the same. With
-    weights, or a number for each question where they differ, [`paired_test`].
-    """
-    from scipy.special import bdtr, bdtrc, betaincinv
+    Test an accuracy against a known number: exact binomial tests and the Clopper-Pearson interval.
 
-    border = float(np.max(borders))
-    if weights is not None or np.min(borders) < border:
-        return paired_test(correct, np.broadcast_to(borders, correct.shape), alpha, weights)
-    n, hits = len(correct), int(correct.sum())
-    low = betaincinv(hits, n - hits + 1, alpha) if hits else 0.0
-    high = betaincinv(hits + 1, n - hits, 1 - alpha) if hits < n else 1.0
-    p_above = bdtrc(hits - 1, n, border) if hits else 1.0
-    return BorderTest(float(p_above), float(bdtr(hits, n, border)), float(low - border), float(high - border))
-
-
-def paired_test(
-    correct: np.ndarray, ceilings: np.ndarray, alpha: float, weights: np.ndarray | None = None
-) -> BorderTest:
-    """
-    Accuracy against the mean of one number per question, its ceiling: a paired t-test of `correct - ceiling`.
-
-    Its variance is the observed one, or, where that is larger, the variance of outcomes that are right with the
-    probability of their ceiling. Only few questions, or all of them right, make the two differ much; the observed
-    variance alone would then promise too much.
+    With weights, or with thresholds that differ between questions, see [`paired_test`].
 
     Args:
         correct (`np.ndarray` of shape `(N,)`):
             1.0 where the prediction is right, else 0.0.
-        ceilings (`np.ndarray` of shape `(N,)`):
-            Probability of being right, in [0, 1], of the best predictor.
+        thresholds (`float` or `np.ndarray` of shape `(N,)`):
+            Threshold in [0, 1], or that of each question.
         alpha (`float`):
             Level of each side.
         weights (`np.ndarray` of shape `(N,)`, *optional*):
-            Positive importance weights. They act through `sum w^2`, the degrees of freedom through the effective
-            number `(sum w)^2 / sum w^2`.
+            Importance weights above 0.
+    """
+    from scipy.stats import binomtest
+
+    threshold = float(np.max(thresholds))
+    if weights is not None or np.min(thresholds) < threshold:
+        return paired_test(correct, np.broadcast_to(thresholds, correct.shape), alpha, weights)
+    if len(correct) == 0:
+        return ThresholdTest(1.0, 1.0, -threshold, 1 - threshold)
+    above, below = (binomtest(int(correct.sum()), len(correct), threshold, side) for side in ("greater", "less"))
+    low, high = above.proportion_ci(1 - alpha).low, below.proportion_ci(1 - alpha).high
+    return ThresholdTest(float(above.pvalue), float(below.pvalue), float(low - threshold), float(high - threshold))
+
+
+def paired_test(
+    correct: np.ndarray, optimal: np.ndarray, alpha: float, weights: np.ndarray | None = None
+) -> ThresholdTest:
+    """
+    Test an accuracy against the mean of one number per question: a paired t-test of `correct - optimal`.
+
+    The variance is the larger of the observed one and that of outcomes which are right with probability `optimal`. The
+    two differ much only on few questions or if all answers are right, where the observed variance is too small.
+
+    Args:
+        correct (`np.ndarray` of shape `(N,)`):
+            1.0 where the prediction is right, else 0.0.
+        optimal (`np.ndarray` of shape `(N,)`):
+            Probability of being right, in [0, 1], of the optimal predictor.
+        alpha (`float`):
+            Level of each side.
+        weights (`np.ndarray` of shape `(N,)`, *optional*):
+            Importance weights above 0. The degrees of freedom use the effective number of questions,
+            `(sum w)^2 / sum w^2`.
     """
     weights, effective = _normalised(weights, len(correct))
-    differences = correct - ceilings
+    differences = correct - optimal
     mean = weights @ differences
     observed = weights**2 @ (differences - mean) ** 2
-    expected = weights**2 @ (ceilings * (1 - ceilings))
+    expected = weights**2 @ (optimal * (1 - optimal))
     return _t_test(mean, observed, expected, effective, alpha)
 
 
 def discordance_test(
     correct: np.ndarray, other: np.ndarray, alpha: float, weights: np.ndarray | None = None
-) -> BorderTest:
+) -> ThresholdTest:
     """
-    Accuracy against that of another model on the same questions: McNemar's exact test, which looks at the questions
-    that one of them has right and the other wrong. With weights, a paired t-test that adds one such question in each
-    direction, as the interval does in either case (Bonett & Price, 2012): two models that never differ on N questions
-    may still differ on the next.
+    Test an accuracy against that of another model on the same questions: McNemar's exact test.
+
+    The interval, and with weights the test too, is that of a paired t-test with one discordant question added in each
+    direction, because two models that never differ on N questions may differ on the next.
 
     Args:
         correct (`np.ndarray` of shape `(N,)`):
             1.0 where the model is right, else 0.0.
         other (`np.ndarray` of shape `(N,)`):
-            The same of the other model.
+            1.0 where the other model is right, else 0.0.
         alpha (`float`):
             Level of each side.
         weights (`np.ndarray` of shape `(N,)`, *optional*):
-            Positive importance weights.
+            Importance weights above 0.
+
+    References:
+        Bonett & Price (2012), "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
+        Paired Data", Journal of Educational and Behavioral Statistics 37.
     """
     differences = correct - other
     normalised, effective = _normalised(weights, len(correct))
-    share = 1 / (effective + 2)  # of each of the two questions added
+    share = 1 / (effective + 2)  # of each of the two added questions
     mean = (1 - 2 * share) * (normalised @ differences)
     observed = (1 - 2 * share) ** 2 * (normalised**2 @ (differences - mean) ** 2)
     observed += share**2 * ((1 - mean) ** 2 + (1 + mean) ** 2)
@@ -125,14 +141,14 @@ def _normalised(weights: np.ndarray | None, n: int) -> tuple[np.ndarray, float]:
     return weights, 1 / (weights @ weights)
 
 
-def _t_test(mean: float, observed: float, expected: float, effective: float, alpha: float) -> BorderTest:
+def _t_test(mean: float, observed: float, expected: float, effective: float, alpha: float) -> ThresholdTest:
     from scipy.special import stdtr, stdtrit
 
     freedom = effective - 1
     if freedom < 1e-6:  # one question
-        return BorderTest(0.5, 0.5, -1.0, 1.0)
+        return ThresholdTest(0.5, 0.5, -1.0, 1.0)
     error = sqrt(max(observed * effective / freedom, expected))
     t = mean / error if error > 0 else 0.0 if mean == 0 else copysign(inf, mean)
     margin = stdtrit(freedom, 1 - alpha) * error
     low, high = max(-1.0, mean - margin), min(1.0, mean + margin)
-    return BorderTest(float(stdtr(freedom, -t)), float(stdtr(freedom, t)), float(low), float(high))
+    return ThresholdTest(float(stdtr(freedom, -t)), float(stdtr(freedom, t)), float(low), float(high))

@@ -1,9 +1,12 @@
-"""Group by group: what looking at many subjects costs, and that it is counted."""
+"""Evaluation: one validation, groups and their correction, precedence of options."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from hf_calib.evaluation.evaluate import evaluate_confidences, evaluate_probabilities, group_results, groups_of, holm
+from hf_calib.measures import checked, validation
 
 
 def calibrated(rng, n):
@@ -11,23 +14,68 @@ def calibrated(rng, n):
     return confidences, (rng.uniform(size=n) < confidences).astype(float)
 
 
+@pytest.fixture
+def validations(monkeypatch):
+    """Number of calls of each check, and of rows that were checked."""
+    counts = Counter()
+
+    def count(module, name):
+        original = getattr(module, name)
+
+        def counted(*args, **kwargs):
+            counts[name] += args[0].shape[1] if name == "_check_columns" else 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for name in ("as_matrix", "as_labels", "as_weights", "as_outcomes"):
+        for module in (validation, checked):
+            count(module, name)
+    count(validation, "_check_columns")
+    return counts
+
+
+@pytest.mark.parametrize("known", [None, "target_probabilities", "reference_probabilities"])
+def test_inputs_are_validated_once(validations, known):
+    rng = np.random.default_rng(0)
+    probabilities, other = (rng.dirichlet([1.0] * 3, 300) for _ in range(2))
+    given = {} if known is None else {known: other}
+    weights, groups = rng.random(300), np.arange(300) % 2
+    evaluate_probabilities(
+        probabilities, rng.integers(3, size=300), **given, sample_weight=weights, groups=groups, n_bootstrap=20
+    )
+    arrays = 1 if known is None else 2
+    assert validations == {"as_matrix": arrays, "_check_columns": 300 * arrays, "as_labels": 1, "as_weights": 1}
+
+
+def test_confidences_are_validated_once(validations):
+    evaluate_confidences([0.9, 0.8, 0.7], [1, 0, 1], num_options=4, groups=list("aab"), n_bootstrap=20)
+    assert validations == {"as_outcomes": 1, "as_weights": 1}
+
+
+def test_probabilities_are_not_copied():
+    probabilities = np.random.default_rng(0).dirichlet([1.0] * 3, 300)
+    predictions = checked.check_predictions(probabilities, np.zeros(300, dtype=int), other=probabilities)
+    assert predictions.probabilities is probabilities and predictions.other.probabilities is probabilities
+
+
 def test_holm():
-    # by hand: .01 * 3, then .02 * 2, then .5, never falling
+    # .01 * 3, then .02 * 2, then .5, in ascending order
     assert holm({"a": 0.02, "b": 0.5, "c": 0.01}) == pytest.approx({"c": 0.03, "a": 0.04, "b": 0.5})
     assert holm({"a": 0.04, "b": 0.03}) == pytest.approx({"a": 0.06, "b": 0.06})
     assert holm({"a": 0.9, "b": 0.8})["a"] == 1.0
 
 
 def test_many_groups_of_a_calibrated_model():
-    """Uncorrected, some of 57 subjects always look miscalibrated; corrected, hardly ever does one."""
-    accused, uncorrected = 0, 0
+    """Without the correction some of 57 groups have a small p-value, with it hardly ever one does."""
+    rejected, uncorrected = 0, 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
         confidences, correct = calibrated(rng, 57 * 40)
         results = group_results(confidences, correct, np.arange(57 * 40) % 57, n_bootstrap=200)
-        accused += results["n_groups_miscalibrated"] > 0
+        rejected += results["n_groups_miscalibrated"] > 0
         uncorrected += sum(group["ece_p_value"] < 0.05 for group in groups_of(results).values())
-    assert accused <= 4  # of 20 with at most .05 each: more has a chance of 1 in 400
+    assert rejected <= 4  # of 20 with probability .05 each: more has a probability of 1 in 400
     assert 20 <= uncorrected <= 100  # 57 expected
 
 
@@ -38,7 +86,7 @@ def test_one_bad_group_among_many_is_found():
     bad = groups == 5
     correct[bad] = rng.uniform(size=bad.sum()) < confidences[bad] - 0.3
     results = group_results(confidences, correct, groups, n_bootstrap=100)
-    # as few as 100 simulations could never reject among 57 groups; they are repeated
+    # 100 simulations cannot reject among 57 groups, so more are made
     assert results["group/5/ece_p_value_holm"] < 0.05
     assert results["n_groups_miscalibrated"] == 1
     assert sum(group["n"] for group in groups_of(results).values()) == 5700
@@ -58,11 +106,11 @@ def test_groups_without_weight_are_left_out():
 
 
 def test_wrong_length():
-    with pytest.raises(ValueError, match="one name per row"):
+    with pytest.raises(ValueError, match="`groups`"):
         evaluate_confidences([0.9, 0.8], [1, 0], groups=["a"])
 
 
-def test_a_given_critical_accuracy_goes_before_the_target():
+def test_given_critical_accuracy_takes_precedence():
     rng = np.random.default_rng(0)
     target = rng.dirichlet([1.0, 1.0], 100)
     labels = rng.integers(2, size=100)
@@ -72,8 +120,8 @@ def test_a_given_critical_accuracy_goes_before_the_target():
     assert results["critical_accuracy"] == 0.3 and results["tce"] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_rows_know_their_number_of_options():
-    """Chance is one in two where there are two options, whatever other questions have."""
+def test_rows_of_different_lengths_keep_their_number_of_options():
+    """The accuracy of guessing is 1/2 for two options, also beside questions with more."""
     rows = [[0.6, 0.4]] * 400 + [[0.4, 0.2, 0.2, 0.2]]
     labels = [0] * 150 + [1] * 250 + [0]  # .375 of questions with two options: worse than guessing
     assert evaluate_probabilities(rows, labels, n_bootstrap=20)["regime"] == "non-calibratable"

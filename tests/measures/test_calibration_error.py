@@ -298,17 +298,17 @@ def test_bad_options_are_named():
     good = [[0.5, 0.5]], [0]
     with pytest.raises(ValueError, match="`n_bins`"):
         expected_calibration_error(*good, n_bins=0)
-    with pytest.raises(ValueError, match="`binning` must be one of"):
+    with pytest.raises(ValueError, match="`binning`"):
         expected_calibration_error(*good, binning="equal")
     with pytest.raises(ValueError, match="`norm`"):
         debiased_calibration_error(*good, norm="l3")
-    with pytest.raises(ValueError, match="`n_bootstrap` must be"):
+    with pytest.raises(ValueError, match="`n_bootstrap`"):
         calibration_report(*good, n_bootstrap=0)
-    with pytest.raises(ValueError, match=r"`target_probabilities` has shape \(1, 3\)"):
+    with pytest.raises(ValueError, match="`target_probabilities`.* shape"):
         target_calibration_error([[0.5, 0.5]], [[0.5, 0.5, 0.0]])
-    with pytest.raises(ValueError, match="`target_probabilities` row 0 sums"):
+    with pytest.raises(ValueError, match="`target_probabilities` row 0"):
         target_calibration_error([[0.5, 0.5]], [[0.5, 0.4]])
     with pytest.raises(ValueError, match="`confidences` row 1"):
         confidence_auroc([0.5, 1.5], [0, 1])
-    with pytest.raises(ValueError, match="zeros and ones"):
+    with pytest.raises(ValueError, match="`correct` row 0"):
         noise_floor([0.5], [0.3])

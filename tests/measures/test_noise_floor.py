@@ -1,4 +1,4 @@
-"""Noise floor and interval: cells, importance weights, and whether the interval holds the truth as often as it says."""
+"""Noise floor and interval: cells, importance weights and coverage."""
 
 import tracemalloc
 
@@ -22,7 +22,7 @@ def draw(n=800, seed=0, right=lambda c: c**1.3):
 
 
 @pytest.mark.parametrize("n_bins", [1, 7, 10, 15, 300])
-def test_cells_know_the_bins_exactly(n_bins):
+def test_cells_do_not_cross_bin_edges(n_bins):
     confidences, correct = draw()
     borders = np.arange(n_bins + 1) / n_bins
     confidences = np.concatenate([confidences, borders, np.nextafter(borders[1:], 0)])
@@ -36,7 +36,7 @@ def test_cells_know_the_bins_exactly(n_bins):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_table_filled_in_parts_and_merged_is_the_table_filled_at_once(weighted):
+def test_merged_tables_equal_one_table(weighted):
     confidences, correct = draw()
     weights = np.random.default_rng(1).random(800) if weighted else None
     whole, *parts = (CellTable(np.arange(11) / 10) for _ in range(3))
@@ -48,10 +48,10 @@ def test_a_table_filled_in_parts_and_merged_is_the_table_filled_at_once(weighted
     assert whole.cells().measured == group_cells(confidences, correct, 10, "equal_width", weights).measured
 
 
-def test_tables_that_cannot_be_used_say_so():
-    with pytest.raises(ValueError, match="differ in their bins: 10 and 15"):
+def test_bad_tables_are_errors():
+    with pytest.raises(ValueError, match="bins"):
         CellTable(np.arange(11) / 10).merge(CellTable(np.arange(16) / 15))
-    with pytest.raises(ValueError, match="no example"):
+    with pytest.raises(ValueError, match="examples"):
         CellTable(np.arange(11) / 10).cells()
 
 
@@ -60,7 +60,7 @@ def test_tables_that_cannot_be_used_say_so():
 
 @pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
 @pytest.mark.parametrize("measure", [noise_floor, bootstrap_interval])
-def test_weights_of_zero_and_one_choose_rows_and_their_scale_is_nothing(measure, binning):
+def test_zero_weights_drop_rows_and_scale_does_not_matter(measure, binning):
     confidences, correct = draw()
     weights = np.random.default_rng(1).integers(0, 2, 800).astype(float)
     chosen = measure(confidences[weights > 0], correct[weights > 0], binning=binning)
@@ -88,34 +88,34 @@ def test_weighted_noise_floor_against_row_by_row_simulation():
 
 
 def test_many_simulations_are_made_in_blocks(monkeypatch):
-    """The same numbers, in memory that does not grow with the number of simulations."""
+    """Same numbers, constant memory."""
     rows = draw(5000)
     expected = noise_floor(*rows, n_simulations=300)
     monkeypatch.setattr(uncertainty, "_DRAWN_AT_ONCE", 10_000)  # 7 at a time here
     assert noise_floor(*rows, n_simulations=300) == expected
     tracemalloc.start()
     noise_floor(*rows, n_simulations=2000)
-    assert tracemalloc.get_traced_memory()[1] < 5e6  # at once: more than 40 MB
+    assert tracemalloc.get_traced_memory()[1] < 5e6  # more than 40 MB in one block
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize("bad", [0, -3, 10.0, "10", True, None])
 def test_bad_numbers_of_draws_are_named(bad):
     rows = draw(50)
-    with pytest.raises(ValueError, match="`n_simulations` must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="`n_simulations`"):
         noise_floor(*rows, n_simulations=bad)
     for measure in (bootstrap_interval, confidence_report):
-        with pytest.raises(ValueError, match="`n_bootstrap` must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match="`n_bootstrap`"):
             measure(*rows, n_bootstrap=bad)
 
 
-def test_a_seed_is_a_whole_number_or_none_for_fresh_randomness():
+def test_seed():
     rows = draw(50)
     for measure in (noise_floor, bootstrap_interval, confidence_report):
         assert measure(*rows, seed=np.int64(3)) == measure(*rows, seed=3)
         assert measure(*rows, seed=None) != measure(*rows, seed=None)
         for bad in (-1, 1.0, "1", True):
-            with pytest.raises(ValueError, match="`seed` must be a whole number of at least 0"):
+            with pytest.raises(ValueError, match="`seed`"):
                 measure(*rows, seed=bad)
 
 

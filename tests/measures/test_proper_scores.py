@@ -80,7 +80,7 @@ def test_weighted_aurc_against_loops():
 
 
 def test_ranking_needs_outcomes():
-    with pytest.raises(ValueError, match="`correct` row 1 is 0.3.*zeros and ones"):
+    with pytest.raises(ValueError, match="`correct` row 1"):
         aurc([0.5, 0.6], [1, 0.3])
     assert math.isnan(confidence_auroc([0.5, 0.6], [1, 0], sample_weight=[1, 0]))
     assert aurc([-0.0, 0.0], [1, 0]) == pytest.approx(0.5)

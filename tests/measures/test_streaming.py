@@ -90,19 +90,19 @@ def test_nothing_of_a_bad_batch_counts():
     stream = StreamingCalibration().update(probabilities[:100], labels[:100])
     before = stream.report(n_bootstrap=10)
     probabilities[90_000] = [3.0, 1.0, 0.0, -1.0]  # far behind the first chunk
-    with pytest.raises(ValueError, match="row 90000, option 3 is negative .*logits"):
+    with pytest.raises(ValueError, match="row 90000, option 3"):
         stream.update(probabilities, labels)
-    with pytest.raises(ValueError, match="`labels` has 1 entries for 2 rows"):
+    with pytest.raises(ValueError, match="`labels`"):
         stream.update([[0.5, 0.5]] * 2, [0])
-    with pytest.raises(ValueError, match="zeros and ones"):
+    with pytest.raises(ValueError, match="`correct`"):
         stream.update_confidences([0.5], [0.2])
     assert stream.report(n_bootstrap=10) == before
 
 
 def test_nothing_to_report():
-    with pytest.raises(ValueError, match="nothing to measure"):
+    with pytest.raises(ValueError, match="examples"):
         StreamingCalibration().update([[0.5, 0.5]], [0], sample_weight=[0]).report()
-    with pytest.raises(ValueError, match="differ in their bins"):
+    with pytest.raises(ValueError, match="bins"):
         StreamingCalibration(10).merge(StreamingCalibration(15))
     with pytest.raises(ValueError, match="`n_bins`"):
         StreamingCalibration(0)

@@ -1,4 +1,4 @@
-"""What may come in, and what the errors say of the rest."""
+"""Accepted inputs, and errors that name the row at fault."""
 
 import numpy as np
 import pytest
@@ -21,23 +21,23 @@ def test_mixed_option_counts_as_ragged_lists():
 @pytest.mark.parametrize(
     ("probabilities", "labels", "error", "message"),
     [
-        ([[2.0, -1.0], [0.5, 0.5]], [0, 0], ValueError, r"row 0, option 1 is negative .*logits.*softmax"),
-        ([[0.5, 0.5], [3.0, 1.0]], [0, 0], ValueError, r"row 1 sums to 4.*looks like logits"),
-        ([[0.5, 0.5], [0.5, 0.4]], [0, 0], ValueError, r"row 1 sums to 0.9.*normalise"),
-        ([[0.5, 0.5], [float("nan"), 0.5]], [0, 0], ValueError, "row 1, option 0 is NaN"),
-        ([[0.5, 0.5], [float("-inf"), 0.5]], [0, 0], ValueError, "row 1, option 0 is infinite.*logits"),
-        ([[0.5, 0.5]], [2], ValueError, r"`labels` row 0 is 2, outside \[0, 2\)"),
-        ([[0.5, 0.5]], [-100], ValueError, "`labels` row 0 is -100"),
-        ([[0.5, 0.5]], [0, 1], ValueError, "2 entries for 1 rows"),
-        ([[0.5, 0.5]], [[1, 0]], ValueError, r"`labels` must have shape \(N,\)"),
-        ([[0.5, 0.5]], [0.5], TypeError, "`labels` must be integers"),
-        ([], [], ValueError, "empty"),
-        ([[1.0]], [0], ValueError, "at least two options"),
-        ([[0.5, 0.5], [1.0]], [0, 0], ValueError, r"row 1 has 1 option\(s\): a question needs at least two"),
-        ([[0.5, 0.5], []], [0, 0], ValueError, r"row 1 has 0 option\(s\)"),
-        ([[0.5, 0.5]] * 2, [0, 0.5], TypeError, "`labels` must be integers .* row 1 is 0.5"),
-        ([0.5, 0.5], [0, 1], ValueError, r"shape \(N, K\)"),
-        ([["a", "b"]], [0], TypeError, "must be numbers"),
+        ([[2.0, -1.0], [0.5, 0.5]], [0, 0], ValueError, "row 0, option 1 .*softmax"),
+        ([[0.5, 0.5], [3.0, 1.0]], [0, 0], ValueError, "row 1 .*softmax"),
+        ([[0.5, 0.5], [0.5, 0.4]], [0, 0], ValueError, "row 1 .*normalise"),
+        ([[0.5, 0.5], [float("nan"), 0.5]], [0, 0], ValueError, "row 1, option 0"),
+        ([[0.5, 0.5], [float("-inf"), 0.5]], [0, 0], ValueError, "row 1, option 0 .*softmax"),
+        ([[0.5, 0.5]], [2], ValueError, "`labels` row 0"),
+        ([[0.5, 0.5]], [-100], ValueError, "`labels` row 0"),
+        ([[0.5, 0.5]], [0, 1], ValueError, "`labels`"),
+        ([[0.5, 0.5]], [[1, 0]], ValueError, "`labels`.* shape"),
+        ([[0.5, 0.5]], [0.5], TypeError, "`labels`"),
+        ([], [], ValueError, "`probabilities`"),
+        ([[1.0]], [0], ValueError, "two options"),
+        ([[0.5, 0.5], [1.0]], [0, 0], ValueError, "row 1 .* two options"),
+        ([[0.5, 0.5], []], [0, 0], ValueError, "row 1 .* two options"),
+        ([[0.5, 0.5]] * 2, [0, 0.5], TypeError, "`labels` .*row 1"),
+        ([0.5, 0.5], [0, 1], ValueError, "`probabilities`.* shape"),
+        ([["a", "b"]], [0], TypeError, "`probabilities`"),
     ],
 )
 def test_bad_input_is_named(probabilities, labels, error, message):
@@ -49,13 +49,13 @@ def test_bad_input_is_named(probabilities, labels, error, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1, -1], "`sample_weight` row 1 is -1"),
-        ([1, float("nan")], "`sample_weight` row 1 is nan"),
-        ([float("inf"), 1], "`sample_weight` row 0 is inf"),
-        ([0, 0], "`sample_weight` is 0 in every row"),
-        ([1, "much"], "`sample_weight` row 1 is 'much', not one number"),
-        ([1], r"shape \(1,\) for 2 rows"),
-        ([[1, 1]], r"shape \(1, 2\) for 2 rows"),
+        ([1, -1], "`sample_weight` row 1"),
+        ([1, float("nan")], "`sample_weight` row 1"),
+        ([float("inf"), 1], "`sample_weight` row 0"),
+        ([0, 0], "`sample_weight`"),
+        ([1, "much"], "`sample_weight` row 1 .*'much'"),
+        ([1], "`sample_weight`.* shape"),
+        ([[1, 1]], "`sample_weight`.* shape"),
     ],
 )
 def test_bad_weights_are_named(weights, message):
@@ -69,13 +69,13 @@ def test_bad_weights_are_named(weights, message):
 @pytest.mark.parametrize(
     ("confidences", "correct", "message"),
     [
-        ([0.5, 1.2], [0, 1], "`confidences` row 1 is 1.2, outside"),
-        ([0.5, float("nan")], [0, 1], "`confidences` row 1 is nan"),
-        ([0.5, [0.5]], [0, 1], r"`confidences` row 1 is \[0.5\], not one number"),
-        ([0.5], [0, 1], "`confidences` has 1 entries and `correct` has 2"),
-        ([0.5, 0.5], [0, 0.5], "`correct` row 1 is 0.5.*zeros and ones"),
-        ([[0.5, 0.5]], [[0, 1]], r"`confidences` must have shape \(N,\)"),
-        ([], [], "empty"),
+        ([0.5, 1.2], [0, 1], "`confidences` row 1"),
+        ([0.5, float("nan")], [0, 1], "`confidences` row 1"),
+        ([0.5, [0.5]], [0, 1], "`confidences` row 1"),
+        ([0.5], [0, 1], "`confidences` .*`correct`"),
+        ([0.5, 0.5], [0, 0.5], "`correct` row 1"),
+        ([[0.5, 0.5]], [[0, 1]], "`confidences`.* shape"),
+        ([], [], "`confidences`"),
     ],
 )
 def test_bad_confidences_are_named(confidences, correct, message):
@@ -83,22 +83,22 @@ def test_bad_confidences_are_named(confidences, correct, message):
         confidence_report(confidences, correct)
 
 
-def test_a_label_needs_its_option():
+def test_label_of_a_missing_option():
     ragged = [[0.6, 0.4], [0.2, 0.3, 0.5]]
-    with pytest.raises(ValueError, match=r"`labels` row 0 is 2, outside \[0, 2\) for 2 options"):
+    with pytest.raises(ValueError, match="`labels` row 0"):
         calibration_report(ragged, [2, 0])
-    # an array does not tell padding from an option without hope
+    # in an array, padding and options of probability 0 are the same
     padded = calibration_report([[0.6, 0.4, 0.0], [0.2, 0.3, 0.5]], [2, 0], n_bootstrap=10)
     assert padded["accuracy"] == 0 and padded["nll"] > 13
 
 
-def test_rows_of_a_data_frame():
+def test_object_array_of_rows():
     column = np.empty(2, dtype=object)
     column[:] = [[0.6, 0.4], [0.2, 0.3, 0.5]]
     assert calibration_report(column, [0, 1]) == calibration_report(list(column), [0, 1])
 
 
-def test_probabilities_a_hair_above_one():
+def test_probabilities_rounded_above_one():
     probabilities = np.array([[1 + 2e-7, 0], [0.3, 0.7]], dtype=np.float32)
     report = calibration_report(probabilities, [0, 1], n_bootstrap=10)
     assert report["confidence"] <= 0.85 + 1e-7 and report["nll"] >= 0
@@ -113,7 +113,7 @@ def test_rows_sum_to_one_up_to_rounding(dtype, near, far, sign):
     assert calibration_report(rows, [0, 1], n_bootstrap=10)["accuracy"] == 1
     rows[1, 0] = 0.25 + sign * far
     for measure in (expected_calibration_error, calibration_report, brier_score, classwise_calibration_error):
-        with pytest.raises(ValueError, match="row 1 sums to"):
+        with pytest.raises(ValueError, match="row 1"):
             measure(rows, [0, 1])
 
 

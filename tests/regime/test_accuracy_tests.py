@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hf_calib.regime.accuracy_tests import BorderTest, discordance_test, either, paired_test, rate_test
+from hf_calib.regime.accuracy_tests import ThresholdTest, discordance_test, intersection_union, paired_test, rate_test
 
 
 TESTS = {
@@ -76,7 +76,12 @@ def test_models_that_never_differ_may_differ_on_the_next_question():
 
 
 def test_either_says_what_both_say():
-    assert either(BorderTest(0.01, 0.99, 0.1, 0.3), BorderTest(0.2, 0.8, -0.1, 0.2)) == (0.2, 0.99, -0.1, 0.3)
+    assert intersection_union(ThresholdTest(0.01, 0.99, 0.1, 0.3), ThresholdTest(0.2, 0.8, -0.1, 0.2)) == (
+        0.2,
+        0.99,
+        -0.1,
+        0.3,
+    )
 
 
 @pytest.mark.parametrize("name", ["rate", "paired"])

@@ -35,9 +35,9 @@ def test_the_error_left_is_found():
     rng = np.random.default_rng(0)
     confidences = 0.25 + 0.75 * rng.random(20_000)
     correct = (rng.random(20_000) < np.where(confidences < 0.5, 0.1, 0.8)).astype(float)
-    result = recalibration_test(confidences, correct, floor=0.25)
+    result = recalibration_test(confidences, correct, least_confidence=0.25)
     assert result.error == pytest.approx((0.25 - 0.1) / 3, abs=0.02) and result.p_value < 0.01
-    assert recalibration_test(confidences, correct, floor=0.0).p_value > 0.05
+    assert recalibration_test(confidences, correct, least_confidence=0.0).p_value > 0.05
     assert result.deviation == pytest.approx(0.5 / np.sqrt(10_000))
 
 
