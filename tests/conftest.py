@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from launching import Launch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -35,6 +36,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real questions in {folder}; set HF_CALIB_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """Function that runs a script in so many processes under `accelerate launch`; they are started once a session."""
+    folder, owner = tmp_path_factory.getbasetemp(), os.getpid()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder, owner = folder.parent, os.getppid()
+    launches = {processes: Launch(folder / f"{processes}-processes", processes, owner) for processes in (1, 2)}
+
+    def run(config, script, *arguments, processes=2, **options):
+        return launches[processes](config, script, *arguments, **options)
+
+    yield run
+    for each in launches.values():
+        each.stop()
 
 
 @pytest.fixture(scope="session")

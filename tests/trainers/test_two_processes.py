@@ -1,10 +1,7 @@
 """Every objective in two processes, plain and under ZeRO: the losses, weights, maps and measures of one process."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from hf_calib import calibration_report
 from hf_calib.cli.main import main
-from hf_calib.paths import recipe_path
 
 
 pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="compares processes on CPUs")
@@ -58,7 +54,9 @@ TUNING = {
     "lora": ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear", "--lora_dropout", "0"],
 }
 CASES = [(objective, tuning) for objective in OBJECTIVES for tuning in TUNING]
-CONFIGS = ("ddp", "deepspeed_zero2", "deepspeed_zero3")
+# DeepSpeed changes how weights and gradients are kept, which has nothing to do with the objective.
+ZERO_CASES = [("rcft", "lora"), ("dpo", "full")]
+CONFIGS = {"ddp": CASES, "deepspeed_zero2": ZERO_CASES, "deepspeed_zero3": ZERO_CASES}
 STEPS = 6
 MEASURES = calibration_report(np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0, 1]), n_bootstrap=10).keys() - {
     "entropy"
@@ -99,23 +97,11 @@ def call(folder, objective, tuning, output_dir, processes, *more):
     return ["--config", str(folder / f"{objective}.yaml"), *TUNING[tuning], *batch, *more]
 
 
-def launch(config, script, *arguments, cwd, processes=2, timeout=900):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(recipe_path(f"accelerate_configs/{config}.yaml")), "--num_processes", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command += [str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, cwd=cwd)
-
-
-def run_all(config, calls, cwd, name, processes=2):
-    """All calls in one launch."""
+def train(launch, config, arguments, processes):
     if config != "ddp":
         pytest.importorskip("deepspeed")
-    (cwd / f"{name}.json").write_text(json.dumps(calls))
-    done = launch(
-        config, Path(__file__).parents[1] / "helpers" / "worker.py", cwd / f"{name}.json", cwd=cwd, processes=processes
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    done = launch(config, "hf_calib.cli", "train", *arguments, module=True, processes=processes)
+    assert done.returncode == 0, done.stderr[-6000:]
 
 
 def weights(output_dir):
@@ -137,34 +123,36 @@ def assert_close(ours, theirs, rtol=1e-4, atol=1e-5):
 
 @pytest.fixture(scope="module")
 def one_process(folder):
-    """Folder of each run in one process."""
-    done = {}
-    for objective, tuning in CASES:
-        done[objective, tuning] = folder / f"one-{objective}-{tuning}"
-        assert main(["train", *call(folder, objective, tuning, done[objective, tuning], 1)]) == 0
-    return done
+    """Function from a case to the folder of its run in one process."""
 
-
-@pytest.fixture(scope="module")
-def two_processes(folder):
-    """Function from an accelerate configuration to the folder of each run under it; all of them in one launch."""
-    launched = {}
-
-    def run(config):
-        if config not in launched:
-            outputs = {case: folder / f"{config}-{'-'.join(case)}" for case in CASES}
-            run_all(config, [call(folder, *case, out, 2) for case, out in outputs.items()], folder, config)
-            launched[config] = outputs
-        return launched[config]
+    @cache
+    def run(objective, tuning):
+        out = folder / f"one-{objective}-{tuning}"
+        assert main(["train", *call(folder, objective, tuning, out, 1)]) == 0
+        return out
 
     return run
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize(("objective", "tuning"), CASES)
+@pytest.fixture(scope="module")
+def two_processes(folder, launch):
+    """Function from an accelerate configuration and a case to the folder of its run in two processes."""
+
+    @cache
+    def run(config, objective, tuning):
+        out = folder / f"{config}-{objective}-{tuning}"
+        train(launch, config, call(folder, objective, tuning, out, 2), 2)
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("config", "objective", "tuning"), [(config, *case) for config, cases in CONFIGS.items() for case in cases]
+)
 def test_two_processes_train_as_one(two_processes, one_process, world_model, config, objective, tuning):
     """The same rows in every step, and the same E-steps, whoever computes them; every row of an evaluation counts once."""
-    ours, theirs = two_processes(config)[objective, tuning], one_process[objective, tuning]
+    ours, theirs = two_processes(config, objective, tuning), one_process(objective, tuning)
     for name in LOGGED[objective]:
         curve, expected = ([entry[name] for entry in log(out) if name in entry] for out in (ours, theirs))
         assert len(expected) == STEPS and any(expected)
@@ -191,27 +179,33 @@ def test_two_processes_train_as_one(two_processes, one_process, world_model, con
             assert metrics[prefix + name] == pytest.approx(expected[prefix + name], rel=1e-3, abs=1e-4), name
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_a_checkpoint_of_two_processes_goes_on_in_one(two_processes, one_process, folder, config):
+@pytest.mark.parametrize(
+    ("config", "objective", "tuning"),
+    [
+        ("ddp", "rcft", "full"),
+        ("ddp", "dpo", "lora"),
+        ("deepspeed_zero2", "dpo", "full"),
+        ("deepspeed_zero3", "dpo", "full"),
+    ],
+)
+def test_a_checkpoint_of_two_processes_goes_on_in_one(
+    launch, two_processes, one_process, folder, config, objective, tuning
+):
     """As if there had been one from the beginning; those of ZeRO are cut into as many parts as there were processes."""
-    cases = {case: folder / f"resumed-{config}-{'-'.join(case)}" for case in (("rcft", "full"), ("dpo", "lora"))}
-    calls = []
-    for case, out in cases.items():
-        checkpoint = two_processes(config)[case] / "checkpoint-3"
-        calls.append(call(folder, *case, out, 1, "--resume_from_checkpoint", str(checkpoint)))
+    out = folder / f"resumed-{config}-{objective}-{tuning}"
+    checkpoint = two_processes(config, objective, tuning) / "checkpoint-3"
+    arguments = call(folder, objective, tuning, out, 1, "--resume_from_checkpoint", str(checkpoint))
     if config == "ddp":
-        for arguments in calls:
-            assert main(["train", *arguments]) == 0
+        assert main(["train", *arguments]) == 0
     else:
-        run_all(config, calls, folder, f"resumed-{config}", processes=1)
-    for case, out in cases.items():
-        assert_close(weights(out), weights(one_process[case]))
-        assert [entry["step"] for entry in log(out) if "loss" in entry] == list(range(1, STEPS + 1))
+        train(launch, config, arguments, 1)
+    assert_close(weights(out), weights(one_process(objective, tuning)))
+    assert [entry["step"] for entry in log(out) if "loss" in entry] == list(range(1, STEPS + 1))
 
 
 def test_what_zero3_saves_is_loaded_by_transformers(two_processes, one_process):
     """No gathering by hand, whatever part of the weights each process had."""
-    saved = two_processes("deepspeed_zero3")["rcft", "full"]
+    saved = two_processes("deepspeed_zero3", "dpo", "full")
     model, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert_close(model.state_dict(), weights(one_process["rcft", "full"]))
+    assert_close(model.state_dict(), weights(one_process("dpo", "full")))
