@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import logging
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer, calibration_report, load_questions, predict_options
+from hf_calib import calibration_report, load_questions, predict_options
 from hf_calib.data.preference_pairs import PREFERENCE_COLUMN
 from hf_calib.data.synthetic_world import World, WorldConfig
 from hf_calib.evaluation.tables import write_json
@@ -35,9 +36,14 @@ from hf_calib.trainers.preference import as_two_options
 from hf_calib.training.quickstart import PROMPT_FORMAT, STAGES, make_world, train_stage
 
 
+sys.path.append(str(Path(__file__).parents[1] / "rivals"))
+
+from rival_trainers import RivalDPOConfig, RivalDPOTrainer  # noqa: E402
+
+
 BETAS = (0.1, 1.0, 10.0)
 PLAIN = {"lambda_pref": 0.0}
-CALIBRATED = {"option_likelihood_weight": 0.3, "em_holdout_fraction": 0.2, "em_refresh": "15"}
+CALIBRATED = {"option_likelihood_weight": 0.3, "em_holdout": 0.2, "em_refresh": "15"}
 # The two values of each method's knob, beside beta. Learning rates are dpo.yaml's 2e-4 where it is not the knob.
 METHODS = {
     "DPO": {"lr 2e-4": PLAIN, "lr 5e-4": PLAIN | {"learning_rate": 5e-4}},
@@ -91,14 +97,14 @@ class Setting:
     def run(self, settings: dict, votes: bool) -> dict:
         """Train once, with the annotators' agreement or without, and measure on both sets."""
         recipe = yaml.safe_load(recipe_path("quickstart/dpo.yaml").read_text())
-        arguments = {name: v for name, v in recipe.items() if name in CalibratedDPOConfig.__dataclass_fields__}
+        arguments = {name: v for name, v in recipe.items() if name in RivalDPOConfig.__dataclass_fields__}
         arguments |= {"scoring": "text", "prompt_template": World.prompt_template, "seed": self.seed, "use_cpu": True}
         pairs = self.pairs if votes else self.pairs.remove_columns(PREFERENCE_COLUMN)
         with tempfile.TemporaryDirectory() as output_dir:
             arguments |= {"output_dir": output_dir, "disable_tqdm": True, "logging_steps": 10_000, **settings}
-            trainer = CalibratedDPOTrainer(
+            trainer = RivalDPOTrainer(
                 str(self.folder / "pretrain"),
-                args=CalibratedDPOConfig(**arguments),
+                args=RivalDPOConfig(**arguments),
                 train_dataset=pairs,
                 option_dataset=self.questions,
             )

@@ -133,18 +133,18 @@ class Method:
         """The recipe's arguments, under those `given`, under the method's own changes; nothing is filled in yet."""
         path = Path(self.recipe) if Path(self.recipe).is_file() else recipe_path(self.recipe)
         recipe = yaml.safe_load(path.read_text())
-        for name in ("num_train_examples", "num_option_examples", "dataset_config"):
+        for name in ("limit", "option_limit", "dataset_config"):
             recipe.pop(name, None)  # the labels are a file of as many questions as there should be
         return recipe | given | self.set | self.budgets.get(budget, {})
 
     def has_e_step(self, budget: int) -> bool:
         """Whether the recipe holds questions out from training, for its E-step."""
         arguments = self.arguments(budget)
-        if arguments.get("em_estep_set") == "train" or arguments.get("em_preset") == "paper":
+        if arguments.get("em_holdout") == 0 or arguments.get("em_preset") == "paper":
             return False
         if arguments.get("trainer") == "calibrated_dpo":
             return arguments.get("lambda_options", 0) > 0
-        if arguments.get("objective", "rcft") == "cft" or arguments.get("calibration_loss", "em_ece") != "em_ece":
+        if arguments.get("objective", "rcft") == "cft":
             return False
         return arguments.get("lambda_ece", 1) > 0
 

@@ -125,9 +125,7 @@ class Plan:
             training = self._training(place, name, folder / "model")
         else:
             parts = tuple(
-                self._training(
-                    place, name, folder / f"fold-{fold}", em_holdout_fraction=1 / method.folds, em_fold=fold
-                )
+                self._training(place, name, folder / f"fold-{fold}", em_holdout=1 / method.folds, em_fold=fold)
                 for fold in range(method.folds)
             )
 
@@ -332,7 +330,7 @@ class Plan:
         from hf_calib.trainers.e_step import EMArguments, hold_out
 
         known = {item.name for item in fields(EMArguments)}
-        given = {"em_holdout_fraction": method.hold_out} if method.hold_out else method.arguments(budget)
+        given = {"em_holdout": method.hold_out} if method.hold_out else method.arguments(budget)
         arguments = EMArguments(**{name: value for name, value in given.items() if name in known})
         arguments.seed = seed
         labels = self._labels(seed, source, budget)

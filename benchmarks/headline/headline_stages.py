@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -28,6 +29,9 @@ from hf_calib.inference.encoding import OptionEncoder
 from hf_calib.inference.model_loading import load_merged
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.posthoc import PostHocCalibrator, cross_validate, fit_calibrator, softmax
+
+
+sys.path.append(str(Path(__file__).parents[1] / "rivals"))  # trainers that a recipe may name
 
 
 @dataclass(eq=False)
@@ -71,7 +75,10 @@ class Stage:
 
 
 def train(arguments: dict[str, Any], folder: Path) -> None:
-    """Run `hf-calib train` on the arguments, kept as a recipe in the folder; what it prints goes to train.log."""
+    """Run `hf-calib train` on the arguments, kept as a recipe in the folder; its output goes to train.log."""
+    from rival_trainers import register_rivals
+
+    register_rivals()
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**arguments, "output_dir": str(folder), "disable_tqdm": True}, sort_keys=False))
     with (folder / "train.log").open("w", buffering=1) as log, redirect_stdout(log):

@@ -33,9 +33,9 @@ class MovingWindow(CalibratedSFTTrainer):
         super().__init__(*args, **kwargs)
         self.window = deque(maxlen=WINDOW // self.args.per_device_train_batch_size)
 
-    def _option_loss(self, option_logits, labels, *args, **kwargs):
+    def compute_option_loss(self, option_logits, labels, mask):
         self.window.append((option_logits.detach().softmax(-1), labels))
-        return super()._option_loss(option_logits, labels, *args, **kwargs)
+        return super().compute_option_loss(option_logits, labels, mask)
 
     def e_step(self, kinds=None):
         if self.window:
@@ -47,13 +47,13 @@ class MovingWindow(CalibratedSFTTrainer):
 class Mixup(CalibratedSFTTrainer):
     """Beside the likelihood: the cross-entropy of option logits mixed between two questions, to labels mixed alike."""
 
-    def _option_loss(self, option_logits, labels, *args, **kwargs):
-        supervised, unsupervised = super()._option_loss(option_logits, labels, *args, **kwargs)
+    def compute_option_loss(self, option_logits, labels, mask):
+        loss = super().compute_option_loss(option_logits, labels, mask)
         share, other = np.random.beta(MIXUP_ALPHA, MIXUP_ALPHA), torch.randperm(len(labels))
         mixed = (share * option_logits + (1 - share) * option_logits[other]).log_softmax(-1)
         for part, answers in ((share, labels), (1 - share, labels[other])):
-            supervised = supervised + part * torch.nn.functional.nll_loss(mixed, answers, reduction="sum")
-        return supervised, unsupervised
+            loss = loss + part * torch.nn.functional.nll_loss(mixed, answers, reduction="sum")
+        return loss
 
 
 class StopOnRefinement(CalibratedSFTTrainer):

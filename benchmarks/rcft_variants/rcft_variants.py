@@ -8,6 +8,7 @@ Prints a table (mean over seeds) and, last, one line of JSON: conf-ECE of each v
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,13 +23,18 @@ from hf_calib.paths import recipe_path
 from hf_calib.training.quickstart import PROMPT_FORMAT
 
 
+sys.path.append(str(Path(__file__).parents[1] / "rivals"))
+
+from rival_trainers import RivalSFTConfig, RivalSFTTrainer  # noqa: E402
+
+
 VARIANTS = {
     "rcft (the recipe)": {},
     "cft": {"objective": "cft"},
     "cft, memorising": {"objective": "cft", "learning_rate": 1e-3, "num_train_epochs": 12},
     "rcft, memorising": {"learning_rate": 1e-3, "num_train_epochs": 12},
     "paper preset": {"em_preset": "paper"},
-    "E-step on the training questions": {"em_estep_set": "train"},
+    "E-step on the training questions": {"em_holdout": 0},
     "E-step every 50 steps": {"em_refresh": 50},
     "E-step once": {"em_refresh": "once"},
     "bins": {"em_estimator": "bins"},
@@ -36,18 +42,17 @@ VARIANTS = {
     "squared error, lambda 5": {"em_loss": "brier", "lambda_ece": 5.0},
     "lambda 0.5": {"lambda_ece": 0.5},
     "lambda 2": {"lambda_ece": 2.0},
-    "likelihood of the question too": {"likelihood": "sequence"},
+    "likelihood of the question too": {"trainer": RivalSFTTrainer, "likelihood": "sequence"},
     "option cross-entropy added": {"option_loss_weight": 1.0},
-    "warm start": {"warm_start": True},
-    "kernel": {"em_estimator": "kernel"},
     "label smoothing .1 beside it": {
+        "trainer": RivalSFTTrainer,
         "option_loss_weight": 1.0,
         "likelihood_weight": 0.0,
         "option_label_smoothing": 0.1,
     },
     "Venn-Abers": {"trainer": VennAbers},
     "targets for every option": {"trainer": ClasswiseTargets},
-    "E-step on a moving window": {"trainer": MovingWindow, "em_estep_set": "train"},
+    "E-step on a moving window": {"trainer": MovingWindow, "em_holdout": 0},
     "weight by dual ascent": {"trainer": DualWeight},
     "mixup over options beside it": {"trainer": Mixup},
     "stopped on refinement": {"trainer": StopOnRefinement},
@@ -60,11 +65,12 @@ def run(folder: Path, seed: int, changes: dict) -> dict[str, float]:
     trainer_class = (changes := dict(changes)).pop("trainer", CalibratedSFTTrainer)
     recipe = yaml.safe_load(recipe_path("quickstart/rcft.yaml").read_text())
     settings = {name: value for name, value in recipe.items() if name in CalibratedSFTConfig.__dataclass_fields__}
+    config_class = RivalSFTConfig if trainer_class is RivalSFTTrainer else CalibratedSFTConfig
     with tempfile.TemporaryDirectory() as output_dir:
         settings |= {"output_dir": output_dir, "seed": seed, "use_cpu": True, "disable_tqdm": True, **changes}
         trainer = trainer_class(
             str(folder / "dpo"),
-            CalibratedSFTConfig(**settings),
+            config_class(**settings),
             train_dataset=load_questions(folder / "world" / "train.parquet"),
         )
         trainer.train()

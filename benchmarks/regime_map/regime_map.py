@@ -56,7 +56,7 @@ def train_far(what: str, name: str, model: str, folder: Path, seed: int, sizes: 
     out.mkdir()
     recipes, far, _, measurements = FAR[what]
     recipe = yaml.safe_load(recipe_path(f"{recipes}/{name}.yaml").read_text())
-    for key in ("dataset_config", "num_train_examples"):
+    for key in ("dataset_config", "limit"):
         recipe.pop(key, None)
     recipe |= {
         **far,
@@ -65,9 +65,9 @@ def train_far(what: str, name: str, model: str, folder: Path, seed: int, sizes: 
         "dataset_name": str(folder / "train.parquet"),
         "seed": seed,
     }
-    trained = sizes[0] * (1 - recipe.get("em_holdout_fraction", 0))
+    trained = sizes[0] * (1 - recipe.get("em_holdout", 0))
     steps = trained * recipe["num_train_epochs"] / recipe["per_device_train_batch_size"]
-    recipe |= {"collapse_dataset_name": str(folder / "asked.parquet"), "num_collapse_examples": sum(sizes)}
+    recipe |= {"collapse_dataset_name": str(folder / "asked.parquet"), "collapse_limit": sum(sizes)}
     train({**recipe, "collapse_steps": round(steps / measurements)}, out)
 
 

@@ -49,7 +49,7 @@ def main() -> None:
         return load_questions(name, config, split, limit=limit, seed=seed)
 
     test = questions(args.test, "test", args.num_test_questions, seed=0)
-    train = questions(args.train, "train", recipe["num_train_examples"], args.seed)
+    train = questions(args.train, "train", recipe["limit"], args.seed)
 
     def predict(folder: str, asked, option_normalization: str, name: str):
         model, tokenizer = load_model(folder, dtype="float32")
@@ -88,7 +88,7 @@ def main() -> None:
     title = f"SmolLM2-135M-Instruct on ARC-Easy, {args.scoring} mode"
     notes = (
         f"{len(test)} test questions; {len(train)} labelled training questions (seed {args.seed}) for every method: RCFT "
-        f"holds {recipe['em_holdout_fraction']:.0%} of them out for its E-step."
+        f"holds {recipe['em_holdout']:.0%} of them out for its E-step."
     )
     write_stage_report(args.output_dir, stages, predictions, title, notes)
     print_table(stages, title)

@@ -36,22 +36,24 @@ from hf_calib.paths import recipe_path
 from hf_calib.trainers.preference import NORMALIZED_LOSSES, as_two_options, preference_scale
 
 
-sys.path.append(str(Path(__file__).parents[1] / "headline"))  # shared with the headline
+BENCHMARKS = Path(__file__).parents[1]
+sys.path += [str(BENCHMARKS / "headline"), str(BENCHMARKS / "rivals")]
 
 from headline_cells import mean_and_interval  # noqa: E402
 from headline_report import markdown, print_rows  # noqa: E402
+from rival_trainers import register_rivals  # noqa: E402
 
 
-ON_PAIRS_ALONE = {"trainer": "calibrated_dpo", "lambda_pref": 0}
+RIVAL = {"trainer": "rival_dpo"}
 # Recipe of each method, and what it changes there.
 METHODS = {
     "DPO": ("dpo", {}),
     "calibrated DPO": ("dpo_calibrated", {}),
-    "cDPO": ("dpo", {**ON_PAIRS_ALONE, "cdpo_smoothing": 0.1}),
+    "cDPO": ("dpo", {**RIVAL, "cdpo_smoothing": 0.1}),
     "robust DPO": ("dpo", {"loss_type": "robust", "label_smoothing": 0.1}),
     "IPO": ("dpo", {"loss_type": "ipo"}),
-    "CATTO term": ("dpo", {**ON_PAIRS_ALONE, "catto_weight": 1.0}),
-    "entropy bonus": ("dpo", {**ON_PAIRS_ALONE, "entropy_weight": 0.1}),
+    "CATTO term": ("dpo", {**RIVAL, "catto_weight": 1.0}),
+    "entropy bonus": ("dpo", {**RIVAL, "entropy_weight": 0.1}),
 }
 BASE = "before"
 COLUMNS = ["id", "question", "choices", "answer"]
@@ -88,10 +90,10 @@ def train(method: str, args: argparse.Namespace, seed: int, folder: Path) -> Non
     recipe, changes = METHODS[method]
     data, count = str(folder.parent / "train.parquet"), str(args.num_train)
     call = ["train", "--config", str(recipe_path(f"smollm2-135m/{recipe}.yaml")), "--model_name_or_path", args.model]
-    call += ["--dataset_name", data, "--num_train_examples", count, "--seed", str(seed), "--output_dir", str(folder)]
+    call += ["--dataset_name", data, "--limit", count, "--seed", str(seed), "--output_dir", str(folder)]
     call += ["--beta", str(beta_of(method, args))]
     if recipe == "dpo_calibrated":
-        call += ["--option_dataset_name", data, "--num_option_examples", count]
+        call += ["--option_dataset_name", data, "--option_limit", count]
     for name, value in changes.items():
         call += [f"--{name}", str(value)]
     if status := hf_calib([*call, *args.change]):
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("--evaluate_on", choices=["test", "validation"], default="test")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--output_dir", type=Path, required=True)
+    register_rivals()
     args, args.change = parser.parse_known_args()  # what is left goes to every recipe
 
     # What is there already goes into the report as it is: it must have been made in the same way.

@@ -68,7 +68,7 @@ def build(args: argparse.Namespace, output_dir: str) -> dict[str, DPOTrainer]:
     made = {}
     for name, config_class, trainer_class, more in (
         ("trl", DPOConfig, DPOTrainer, {}),
-        ("calibrated", CalibratedDPOConfig, CalibratedDPOTrainer, {"em_holdout_fraction": 0.2}),
+        ("calibrated", CalibratedDPOConfig, CalibratedDPOTrainer, {"em_holdout": 0.2}),
     ):
         made[name] = trainer_class(
             str(folder),

@@ -20,7 +20,7 @@ _EXAMPLES = """\
 examples:
   # every label trains, and every label calibrates: five trainings, each without another fifth of the questions
   for fold in 0 1 2 3 4; do
-      accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml --em_holdout_fraction 0.2 --em_fold $fold \\
+      accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml --em_holdout 0.2 --em_fold $fold \\
           --output_dir fold-$fold
   done
   hf-calib average --models fold-0 fold-1 fold-2 fold-3 fold-4 --output_dir averaged

@@ -1,1 +1,1 @@
-"""EM-ECE (E-step calibrator, M-step loss) and losses over option logits."""
+"""EM-ECE (calibration map and loss), and the cross-entropy over options."""

@@ -1,8 +1,4 @@
-"""EM-ECE: the E-step's calibration map, the target distributions it implies, and the M-step's loss.
-
-Xiao et al., "Restoring Calibration for Aligned Large Language Models" (ICML 2025, arXiv 2505.01997), section 5. Where this
-goes beyond the paper (estimators, shrinkage, KL), docs/method.md says so.
-"""
+"""The E-step of EM-ECE: a calibration map, and the target distributions that follow from it."""
 
 from __future__ import annotations
 
@@ -14,33 +10,33 @@ import torch
 from ..measures.binning import reliability_bins
 
 
-LINES = ("isotonic", "kernel")  # maps that are a broken line; the others are steps
-ESTIMATORS = (*LINES, "bins", "equal_mass")
-# Points between which a kernel estimate is linear.
-KERNEL_POINTS = 65
+ESTIMATORS = ("isotonic", "bins", "equal_mass")
 
 
 class EMCalibrator:
-    """
-    The E-step: a calibration map a(c) = P(correct | confidence c), and the targets t(.|x) it implies.
+    r"""
+    Calibration map a(c) = P(correct | confidence c), and the target distributions t(. | x) that follow from it.
 
     Args:
         estimator (`str`, *optional*, defaults to `"isotonic"`):
-            How the map is estimated:
+            Estimator of the map:
 
             - `"isotonic"`: the best non-decreasing map, linear between the centres of its blocks.
-            - `"kernel"`: mean accuracy of the neighbours in logit confidence (Nadaraya-Watson), weighted by a Gaussian of
-              width 1.06 * standard deviation * N^(-1/5); smooth, and not bound to rise.
-            - `"bins"`: accuracy in equal-width bins, the paper's.
+            - `"bins"`: accuracy in equal-width bins, as in the paper.
             - `"equal_mass"`: accuracy in bins of equally many questions.
         n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of the two binned estimators.
+            Number of bins of the two binned estimators; at least 1.
         pseudo_count (`float`, *optional*, defaults to `2.0`):
-            Every bin (block, neighbourhood) is shrunk towards its mean confidence as if this many questions more had been
-            seen in it, perfectly calibrated. 0 takes the raw accuracies, the paper's. An empty bin is neutral whatever
-            this value: its target is its own confidence.
+            Number of perfectly calibrated pseudo-questions added to every bin (or block), which shrinks its accuracy
+            towards its mean confidence. At least 0; 0 takes the raw accuracies, as in the paper. The target of an empty
+            bin is the confidence itself, whatever the pseudo-count.
+
+    References:
+        Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning Approach",
+        ICML 2025, https://huggingface.co/papers/2505.01997, section 5. The isotonic map and the shrinkage are ours.
 
     Example:
+
     ```python
     >>> import numpy as np
     >>> from hf_calib import EMCalibrator
@@ -56,7 +52,7 @@ class EMCalibrator:
 
     def __init__(
         self,
-        estimator: Literal["isotonic", "kernel", "bins", "equal_mass"] = "isotonic",
+        estimator: Literal["isotonic", "bins", "equal_mass"] = "isotonic",
         n_bins: int = 10,
         pseudo_count: float = 2.0,
     ):
@@ -65,23 +61,24 @@ class EMCalibrator:
         if n_bins < 1:
             raise ValueError(f"n_bins must be at least 1, got {n_bins}.")
         if not pseudo_count >= 0:
-            raise ValueError(f"pseudo_count must not be negative, got {pseudo_count}.")
+            raise ValueError(f"pseudo_count must be at least 0, got {pseudo_count}.")
         self.estimator = estimator
         self.n_bins = n_bins
         self.pseudo_count = pseudo_count
-        # `LINES`: abscissae and ordinates of a broken line. Binned: inner edges, and a value per bin (NaN: neutral).
+        # Isotonic: points of a piecewise linear map. Binned: inner edges, and a value per bin (NaN: empty bin).
         self._abscissae: np.ndarray | None = None
         self._ordinates: np.ndarray | None = None
 
     def fit(self, probabilities, labels) -> EMCalibrator:
         """
-        Estimate the map on the E-step set, the model being frozen.
+        Estimate the map on the E-step questions.
 
         Args:
             probabilities (`np.ndarray` or `torch.Tensor` of shape `(N, K)`):
-                Option probabilities; columns beyond a question's options hold 0.
+                Option probabilities; 0 in the columns beyond a question's options.
             labels (`np.ndarray` or `torch.Tensor` of shape `(N,)` or `(N, K)`):
-                Index of the right option, or how probable each option is to be right (annotators' agreement, say).
+                Index of the right option, or the probability of each option to be right (such as the agreement of
+                annotators).
 
         Returns:
             `EMCalibrator`: itself.
@@ -97,18 +94,18 @@ class EMCalibrator:
                 f"{labels.shape}."
             )
         if not len(labels):
-            raise ValueError("The E-step set is empty: raise em_holdout_fraction, or give more questions.")
-        if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
-            row = int(np.argmin(((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all(axis=1)))
-            raise ValueError(f"Row {row} of the E-step set is not a probability distribution: {probabilities[row]}.")
-        confidences = probabilities.max(axis=1)
-        predictions = probabilities.argmax(axis=1)
+            raise ValueError("The E-step has no questions: raise em_holdout, or give more questions.")
+        valid = ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all(axis=1)
+        if not valid.all():
+            row = int(np.argmin(valid))
+            raise ValueError(f"Row {row} of the E-step is not a probability distribution: {probabilities[row]}.")
+        confidences, predictions = probabilities.max(axis=1), probabilities.argmax(axis=1)
         if labels.ndim == 2:
             correct = np.take_along_axis(labels.astype(np.float64), predictions[:, None], axis=1)[:, 0]
         else:
             correct = (predictions == labels).astype(np.float64)
-        fits = {"isotonic": self._fit_isotonic, "kernel": self._fit_kernel}
-        self._abscissae, self._ordinates = fits.get(self.estimator, self._fit_bins)(confidences, correct)
+        fit = self._fit_isotonic if self.estimator == "isotonic" else self._fit_bins
+        self._abscissae, self._ordinates = fit(confidences, correct)
         return self
 
     def _fit_isotonic(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,25 +120,14 @@ class EMCalibrator:
         centres = np.bincount(block, counts * abscissae) / mass
         accuracies = np.bincount(block, counts * fitted) / mass
         values = (mass * accuracies + self.pseudo_count * centres) / (mass + self.pseudo_count)
-        # Blocks of different size are shrunk by different amounts, which may undo the order; restore it.
+        # Blocks of different sizes are shrunk by different amounts, which may break the order; restore it.
         return centres, isotonic_regression(values, sample_weight=mass + self.pseudo_count)
-
-    def _fit_kernel(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        clipped = confidences.clip(1e-6, 1 - 1e-6)
-        logits = np.log(clipped / (1 - clipped))
-        width = 1.06 * logits.std() * len(logits) ** -0.2
-        # At observations, so that no neighbourhood is empty.
-        centres = np.unique(np.quantile(logits, np.linspace(0, 1, KERNEL_POINTS), method="nearest"))
-        weights = np.exp(-0.5 * ((centres[:, None] - logits) / max(width, 1e-6)) ** 2)
-        abscissae = 1 / (1 + np.exp(-centres))
-        values = (weights @ correct + self.pseudo_count * abscissae) / (weights.sum(axis=1) + self.pseudo_count)
-        return abscissae, values
 
     def _fit_bins(self, confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         binning = "equal_width" if self.estimator == "bins" else "equal_mass"
         bins = reliability_bins(confidences, correct, self.n_bins, binning)
         with np.errstate(invalid="ignore"):
-            # An empty bin has neither mean nor accuracy: NaN, which stands for "neutral".
+            # An empty bin has neither mean nor accuracy; it becomes NaN.
             values = (bins.counts * bins.accuracy + self.pseudo_count * bins.confidence) / (
                 bins.counts + self.pseudo_count
             )
@@ -149,55 +135,65 @@ class EMCalibrator:
 
     @property
     def fitted(self) -> bool:
-        """Whether there is a map yet."""
+        """Whether the map has been estimated."""
         return self._abscissae is not None
 
     def accuracy(self, confidences):
         """
-        The map a(c), before it is clipped to what a distribution of targets allows.
+        Evaluate the map a(c), before it is clipped to the range of possible targets.
 
         Args:
             confidences (`np.ndarray` or `torch.Tensor`):
                 Confidences in [0, 1], of any shape.
 
         Returns:
-            Estimated P(correct | confidence), of the kind and shape given.
+            Estimated P(correct | confidence), of the type and shape of `confidences`.
+
+        Raises:
+            `RuntimeError`: if the map has not been fitted.
         """
         if not self.fitted:
-            raise RuntimeError("The calibration map is not fitted yet: call fit (the E-step) first.")
+            raise RuntimeError("The calibration map is not fitted: call fit (the E-step) first.")
         c = torch.as_tensor(confidences)
         x, y = (torch.as_tensor(array, dtype=c.dtype, device=c.device) for array in (self._abscissae, self._ordinates))
-        if self.estimator in LINES:
-            if len(x) == 1:
-                a = y.expand_as(c)
-            else:
-                right = torch.searchsorted(x, c.contiguous()).clamp(1, len(x) - 1)
-                left = right - 1
-                share = ((c - x[left]) / (x[right] - x[left])).clamp(0, 1)
-                a = y[left] + share * (y[right] - y[left])
-        else:
-            # The bins of the calibration errors: a border belongs to the bin above it, 1.0 to the last.
+        if self.estimator != "isotonic":
+            # As in the calibration errors: an edge belongs to the bin above it, 1.0 to the last bin.
             a = y[torch.searchsorted(x, c.contiguous(), right=True)]
             a = torch.where(a.isnan(), c, a)
+        elif len(x) == 1:
+            a = y.expand_as(c)
+        else:
+            right = torch.searchsorted(x, c.contiguous()).clamp(1, len(x) - 1)
+            left = right - 1
+            share = ((c - x[left]) / (x[right] - x[left])).clamp(0, 1)
+            a = y[left] + share * (y[right] - y[left])
         return a if isinstance(confidences, torch.Tensor) else a.numpy()
 
     def targets(self, probabilities, mask=None):
-        """
-        Target distributions t(.|x): the top probability becomes a(q_(1)), the rest keep their order.
+        r"""
+        Compute the target distributions t(. | x).
 
-        With q_(1) >= q_(2) >= ... the sorted probabilities and a = a(q_(1)), t_(1) = a and for j >= 2
-        t_(j) = alpha * tanh(gamma * q_(j)) + beta, alpha = beta = (1 - a) / (sum_j tanh(gamma * q_(j)) + K - 1) and
-        gamma = ln(max(K - 1, 2)) / (q_(2) * (1 - a)). The map is clipped to [1/K, 1] and raised where t_(1) >= t_(2) asks for
-        it, so the ranking never changes; a = 1 gives a one-hot target.
+        The top probability becomes the value of the map; the other options share the rest and keep their order. With
+        the sorted probabilities :math:`q_{(1)} \ge q_{(2)} \ge \dots` and :math:`a = a(q_{(1)})`
+
+        .. math::
+
+            t_{(1)} &= a, \qquad t_{(j)} = \alpha \tanh(\gamma q_{(j)}) + \beta \quad (j \ge 2), \\
+            \alpha &= \beta = \frac{1 - a}{\sum_{j \ge 2} \tanh(\gamma q_{(j)}) + K - 1}, \qquad
+            \gamma = \frac{\ln \max(K - 1, 2)}{q_{(2)} (1 - a)}.
+
+        The value of the map is clipped to [1/K, 1], and raised where the second target would exceed it, so that the
+        ranking of the options never changes. a = 1 gives a one-hot target.
 
         Args:
             probabilities (`np.ndarray` or `torch.Tensor` of shape `(N, K)`):
                 Option probabilities.
             mask (`np.ndarray` or `torch.Tensor` of shape `(N, K)`, *optional*):
-                True where there is an option; by default everywhere. Columns beyond get target 0.
+                True where there is an option; by default everywhere. The targets of all other columns are 0.
 
         Returns:
-            Targets of shape `(N, K)`, of the kind given; each row sums to 1. No gradient flows through them.
+            Targets of shape `(N, K)`, of the type of `probabilities`; each row sums to 1. No gradient flows through
+            them.
         """
         q = torch.as_tensor(probabilities).detach()
         if not q.is_floating_point() or q.dtype in (torch.float16, torch.bfloat16):
@@ -217,7 +213,7 @@ class EMCalibrator:
 
     @staticmethod
     def _order_preserving(a, ranked, rest, k):
-        """The least a' >= a at which the top target is not below the second, by bisection (a' = 1 always qualifies)."""
+        """Smallest a' >= a with which the top target is not below the second (a' = 1 always qualifies), by bisection."""
         low, high = a, torch.ones_like(a)
         fits = a >= _tail(a, ranked, rest, k).amax(-1)
         if fits.all():
@@ -229,7 +225,7 @@ class EMCalibrator:
         return torch.where(fits, a, high)
 
     def state_dict(self) -> dict[str, Any]:
-        """The fitted map as plain numbers and lists, fit for JSON (an empty bin is `None`)."""
+        """Return the settings and the fitted map as plain numbers and lists, for JSON (an empty bin is `None`)."""
         state = {"estimator": self.estimator, "n_bins": self.n_bins, "pseudo_count": self.pseudo_count}
         for name, array in (("abscissae", self._abscissae), ("ordinates", self._ordinates)):
             state[name] = None if array is None else [None if np.isnan(v) else float(v) for v in array]
@@ -237,7 +233,7 @@ class EMCalibrator:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> EMCalibrator:
-        """Rebuild a calibrator from [`EMCalibrator.state_dict`]."""
+        """Rebuild a calibrator from the result of [`EMCalibrator.state_dict`]."""
         calibrator = cls(state["estimator"], state["n_bins"], state["pseudo_count"])
         if state["abscissae"] is not None:
             calibrator._abscissae = np.array(state["abscissae"], dtype=np.float64)
@@ -246,11 +242,11 @@ class EMCalibrator:
 
 
 def _tail(a, ranked, rest, k):
-    """Targets of the options after the first, `(N, K)` in ranked order, for top targets `a` `(N,)`."""
+    """Targets of the options after the first, `(N, K)` in ranked order, given the top targets `a` `(N,)`."""
     if ranked.size(-1) < 2:
         return torch.zeros_like(ranked)
     second = ranked[:, 1:2]
-    # gamma * q_(j): the ratio first, so that q_(2) = 0 (all equal to it) and a = 1 (gamma infinite) have their limits.
+    # gamma * q_(j) as a ratio times a scale: q_(2) = 0 (all others equal it) and a = 1 (gamma infinite) have limits.
     ratio = torch.where(second > 0, ranked / second.clamp(min=torch.finfo(ranked.dtype).tiny), torch.ones_like(ranked))
     scale = torch.log((k - 1).clamp(min=2).to(ranked.dtype)) / (1 - a)
     saturation = torch.where(rest, torch.tanh(scale[:, None] * ratio.clamp(min=0)).nan_to_num(1.0), 0.0)

@@ -1,4 +1,4 @@
-"""Configuration of calibrated DPO and of the baselines that stand beside it."""
+"""Configuration of calibrated DPO."""
 
 from __future__ import annotations
 
@@ -9,93 +9,93 @@ from trl import DPOConfig
 from ..data.preference_pairs import PREFERENCE_COLUMN
 from ..data.prompts import PromptArguments
 from .e_step import EMArguments, check_choices, check_weights
-from .option_loss_arguments import OptionLossArguments
 from .preference import MARGIN_LOSSES
 
 
 @dataclass
-class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPOConfig):
+class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
     r"""
     Configuration class for the [`CalibratedDPOTrainer`].
 
-    It adds to [`~trl.DPOConfig`] what keeps a model calibrated while it is aligned. With both lambdas at 0, and no
-    baseline, training is [`~trl.DPOTrainer`]'s to the last digit.
+    This class includes only the parameters that are specific to calibrated DPO. For the other training arguments see
+    [`~trl.DPOConfig`]. The loss is
+
+    .. math::
+
+        L_{\text{DPO}} + \lambda_{\text{pref}} \, L_{\text{EM-ECE}}(\text{pairs}) + \lambda_{\text{options}} \left(
+        L_{\text{EM-ECE}}(\text{questions}) + w_1 \, L_{\text{options}} + w_2 \, L_{\text{likelihood}} \right)
+
+    with :math:`w_1` = `option_loss_weight` and :math:`w_2` = `option_likelihood_weight`. With both lambdas at 0 the
+    training is that of [`~trl.DPOTrainer`].
 
     Parameters:
         > Parameters that control the objective
 
         lambda_pref (`float`, *optional*, defaults to `1.0`):
-            Weight of EM-ECE on the pairs: q = sigmoid(beta * margin), the preference probability that the policy implies,
-            against how often held-out pairs of this confidence are decided rightly; at least 0. The margin is that of
-            the loss: under its f-divergence, and of means over tokens for `"ipo"` and `"sigmoid_norm"`. IPO and SPPO, which
-            regress it, are read with 4 * beta and 2 * beta; see [`~hf_calib.trainers.preference.preference_scale`].
+            Weight of EM-ECE on the pairs; at least 0. A pair is a question of two options with the probabilities
+            (q, 1 - q), where q = sigmoid(beta * margin) is the preference probability that the policy implies. The margin
+            is that of the loss (its f-divergence; for `"ipo"` and `"sigmoid_norm"` a mean over tokens), and beta is
+            scaled for `"ipo"` and `"sppo_hard"`; see [`~hf_calib.trainers.preference.preference_scale`].
         lambda_options (`float`, *optional*, defaults to `0.0`):
-            Weight of the loss on option questions (`option_dataset`), which are interleaved with the pairs; at least 0.
-            That loss is EM-ECE plus, by the two weights below, what teaches the answers.
+            Weight of the loss on option questions (`option_dataset`); at least 0.
         option_ratio (`float`, *optional*, defaults to `1.0`):
-            Option questions for each pair. Every optimizer step takes so many, at least one on each process.
+            Option questions per pair, above 0. Every optimizer step takes so many, at least one on each process.
         option_loss_weight (`float`, *optional*, defaults to `0.0`):
-            Within that loss, weight of the cross-entropy over the options; see
-            [`~hf_calib.trainers.option_loss_arguments.OptionLossArguments`], with `option_label_smoothing` and `option_focal_gamma`.
+            Weight of the cross-entropy over the options, within the loss on option questions; at least 0.
         option_likelihood_weight (`float`, *optional*, defaults to `0.0`):
-            Within that loss, weight of the answer's negative log-likelihood (that of CFT), in nats a question; at least 0.
+            Weight of the answer's negative log-likelihood (as in CFT), within the loss on option questions; at least 0.
         preference_probability_column (`str`, *optional*, defaults to `"preference_probability"`):
             Column with the probability that the chosen completion is preferred, such as the share of annotators who
-            agree. Training pairs that have it need no E-step: it is the target of q. Where only the pairs of the E-step
-            have it, it takes the place of "the chosen one wins".
-
-        > Parameters of baselines (for robust DPO and IPO see `loss_type="robust"`, with `label_smoothing`, and `"ipo"`)
-
-        cdpo_smoothing (`float`, *optional*, defaults to `0.0`):
-            Conservative DPO (Mitchell 2023, https://ericmitchell.ai/cdpo.pdf): probability in [0, .5) that a pair is
-            labelled the wrong way round. TRL's `label_smoothing` has no effect on its loss `"sigmoid"`.
-        catto_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of a token-level calibration term in the manner of CATTO; see
-            [`~hf_calib.trainers.baselines.catto_loss`].
-        entropy_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of an entropy bonus; see [`~hf_calib.trainers.baselines.entropy_bonus`].
-
-        > Parameters of option scoring and of the E- and M-step
-
+            agree. It is the target of q for the training pairs, which then need no E-step. Where only the pairs of the
+            E-step have the column, it replaces the label "the chosen completion wins".
         chat_template_path (`str`, *optional*):
-            Jinja file with the chat template of a model whose tokenizer has none; it is saved with the tokenizer. (CFT and RCFT
-            have TRL's argument of that name.)
+            Jinja file with the chat template of a tokenizer that has none; it is saved with the tokenizer. Same argument
+            as in [`~trl.SFTConfig`].
 
-        Those of [`~hf_calib.data.prompts.PromptArguments`] and of [`~hf_calib.trainers.e_step.EMArguments`].
+        > Parameters that control option scoring
+
+        scoring, option_normalization, prompt_template, use_chat_template, system_prompt:
+            See [`~hf_calib.data.prompts.PromptArguments`].
+
+        > Parameters that control the E-step and the M-step
+
+        em_estimator, em_n_bins, em_pseudo_count, em_holdout, em_fold, em_refresh, em_loss, em_preset:
+            See [`~hf_calib.trainers.e_step.EMArguments`].
 
     > [!NOTE]
     > These parameters have default values different from [`~hf_calib.trainers.e_step.EMArguments`]:
-    > - `em_holdout_fraction`: Defaults to `0.1` instead of `0.2`.
-    > - `em_max_rows`: Defaults to `512` instead of none.
-    > - `em_refresh`: Defaults to `"25"` steps instead of `"epoch"`. Before training the policy is its reference and every
-    >   pair a tie, so that the first map is taken after as many steps. `"once"` takes it as soon as there are no longer
-    >   ties alone, of a policy that has hardly moved: seldom what one wants for pairs.
+    > - `em_holdout`: Defaults to a tenth of the rows, at most 512, instead of `0.2`.
+    > - `em_refresh`: Defaults to `"25"` steps instead of `"epoch"`. Before training, the policy equals its reference and
+    >   every pair is a tie, so the first map of the pairs is estimated after 25 steps. `"once"` would estimate it of a
+    >   policy that has hardly moved.
     """
 
     lambda_pref: float = field(default=1.0, metadata={"help": "Weight of EM-ECE on the pairs, at least 0."})
     lambda_options: float = field(
-        default=0.0, metadata={"help": "Weight of the loss on option questions among the pairs, at least 0."}
+        default=0.0, metadata={"help": "Weight of the loss on option questions, at least 0."}
     )
-    option_ratio: float = field(default=1.0, metadata={"help": "Option questions for each pair."})
+    option_ratio: float = field(default=1.0, metadata={"help": "Option questions per pair, above 0."})
+    option_loss_weight: float = field(
+        default=0.0,
+        metadata={"help": "In the loss on option questions: weight of the cross-entropy over the options."},
+    )
     option_likelihood_weight: float = field(
-        default=0.0, metadata={"help": "Within the loss on questions: weight of the answer's likelihood (CFT)."}
+        default=0.0, metadata={"help": "In the loss on option questions: weight of the answer's likelihood (CFT)."}
+    )
+    preference_probability_column: str = field(
+        default=PREFERENCE_COLUMN,
+        metadata={"help": "Column with the probability that the chosen completion is preferred."},
     )
     chat_template_path: str | None = field(
         default=None, metadata={"help": "Jinja file with the chat template of a tokenizer that has none."}
     )
-    preference_probability_column: str = field(
-        default=PREFERENCE_COLUMN, metadata={"help": "Column with the probability that the chosen one is preferred."}
+    em_holdout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Rows held out for the E-step: a fraction in (0, 1), a number of rows, or 0 for the training rows "
+            "(default: a tenth, at most 512 rows)."
+        },
     )
-    cdpo_smoothing: float = field(
-        default=0.0, metadata={"help": "Conservative DPO: probability in [0, .5) that a pair is labelled wrongly."}
-    )
-    catto_weight: float = field(default=0.0, metadata={"help": "Weight of a calibration term like CATTO's."})
-    entropy_weight: float = field(default=0.0, metadata={"help": "Weight of the entropy of the chosen tokens."})
-
-    em_holdout_fraction: float = field(
-        default=0.1, metadata={"help": "Part of the training rows held out for the E-step, in (0, 1)."}
-    )
-    em_max_rows: int | None = field(default=512, metadata={"help": "Hold out no more rows than so many."})
     em_refresh: str = field(
         default="25", metadata={"help": "E-step every 'epoch', 'once', or every given number of optimizer steps."}
     )
@@ -103,23 +103,10 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, OptionLossArguments, DPO
     def __post_init__(self):
         super().__post_init__()
         self._set_up_em()
-        self._check_option_loss()
         check_choices(self, scoring=("letter", "text"), option_normalization=("sum", "mean"))
-        check_weights(
-            self,
-            "lambda_pref",
-            "lambda_options",
-            "option_likelihood_weight",
-            "cdpo_smoothing",
-            "catto_weight",
-            "entropy_weight",
-        )
+        check_weights(self, "lambda_pref", "lambda_options", "option_loss_weight", "option_likelihood_weight")
         if not 0 < self.option_ratio < float("inf"):
             raise ValueError(f"option_ratio must be above 0, got {self.option_ratio}.")
-        if self.cdpo_smoothing >= 0.5:
-            raise ValueError(f"cdpo_smoothing must be below 0.5, got {self.cdpo_smoothing}.")
-        if self.cdpo_smoothing and self.loss_type != ["sigmoid"]:
-            raise ValueError(f"cdpo_smoothing is for loss_type='sigmoid', not {', '.join(self.loss_type)}.")
         if self.lambda_pref and not set(self.loss_type) & set(MARGIN_LOSSES):
             raise ValueError(
                 f"loss_type={', '.join(self.loss_type)} compares no chosen completion with its rejected one: set "

@@ -16,10 +16,8 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data.preference_pairs import PREFERENCE_COLUMN, check_pairs
 from ..data.questions import adapt_questions
-from ..inference.option_head import logit_transform, unwrap_causal_lm
 from ..losses.em_ece_loss import em_ece_loss
 from ..measures.calibration_error import calibration_report
-from .baselines import catto_loss, entropy_bonus, token_statistics
 from .collators import DataCollatorForCalibratedPreference, DataCollatorForOptions
 from .dpo_config import CalibratedDPOConfig
 from .e_step import hold_out
@@ -32,15 +30,18 @@ logger = logging.getLogger(__name__)
 
 class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
     """
-    Trainer for direct preference optimization that keeps the model calibrated.
+    Trainer for Direct Preference Optimization (DPO) that keeps the model calibrated.
 
-    The loss is TRL's, plus `lambda_pref` times EM-ECE on the implied preference probabilities sigmoid(beta * margin), plus
-    `lambda_options` times the loss on option questions. The margins come out of the forward passes that TRL makes anyway;
-    the questions take one more. Everything else is [`~trl.DPOTrainer`]'s: losses, PEFT, reference model, precomputed
-    reference log-probabilities, gradient accumulation, DeepSpeed, checkpoints.
+    The loss is that of [`~trl.DPOTrainer`], plus `lambda_pref` times EM-ECE on the implied preference probabilities
+    `sigmoid(beta * margin)`, plus `lambda_options` times the loss on option questions. The margins come from TRL's own
+    forward passes; the option questions take one more. Losses, PEFT, the reference model, precomputed reference
+    log-probabilities, gradient accumulation, DeepSpeed and checkpoints work as in [`~trl.DPOTrainer`].
 
-    Evaluation adds every measure of [`calibration_report`], over all rows at once: of the pairs as `eval_pair_ece`,
-    `eval_pair_accuracy`, ... and of the questions as `eval_option_ece`, ...
+    Evaluation adds every measure of [`calibration_report`]: of the pairs as `eval_pair_ece`, `eval_pair_accuracy`, ...,
+    and of the questions as `eval_option_ece`, ...
+
+    To add or replace a loss over the pairs, override [`~CalibratedDPOTrainer.compute_pair_loss`]; over the options,
+    [`~hf_calib.trainers.option_mixin.OptionTrainingMixin.compute_option_loss`].
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -50,7 +51,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         args ([`CalibratedDPOConfig`], *optional*):
             Configuration.
         train_dataset ([`~datasets.Dataset`]):
-            Preference pairs in any layout of [`~trl.DPOTrainer`], perhaps with a column `preference_probability`.
+            Preference pairs in any format of [`~trl.DPOTrainer`], optionally with a column `preference_probability`.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Pairs to evaluate on.
         option_dataset ([`~datasets.Dataset`], *optional*):
@@ -59,13 +60,14 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
             Option questions to evaluate on, whenever the pairs are.
         estep_dataset ([`~datasets.Dataset`], *optional*):
             Pairs for the E-step. By default a part of `train_dataset` is held out, unless it has the column
-            `preference_probability`, which leaves nothing to estimate.
+            `preference_probability`: then there is nothing to estimate.
         estep_option_dataset ([`~datasets.Dataset`], *optional*):
             Questions for the E-step. By default a part of `option_dataset` is held out.
         kwargs:
             Further arguments of [`~trl.DPOTrainer`].
 
     Example:
+
     ```python
     >>> from datasets import load_dataset
     >>> from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer, load_questions
@@ -97,7 +99,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         **kwargs,
     ):
         if kwargs.get("compute_metrics") is not None:
-            raise ValueError("CalibratedDPOTrainer measures calibration itself; leave compute_metrics out.")
+            raise ValueError("CalibratedDPOTrainer computes its own metrics; leave compute_metrics out.")
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = CalibratedDPOConfig(f"{name.split('/')[-1]}-calibrated-dpo")
@@ -107,13 +109,11 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
             )
         if args.lambda_options and option_dataset is None:
             raise ValueError(
-                f"lambda_options={args.lambda_options} wants option questions to train on: give option_dataset (columns "
-                "question, choices, answer), or set lambda_options=0."
+                f"lambda_options={args.lambda_options} needs option questions to train on: give option_dataset "
+                "(columns question, choices, answer), or set lambda_options=0."
             )
         if option_dataset is not None and not args.lambda_options:
-            logger.warning(
-                "option_dataset is left out: lambda_options=0 gives the loss on option questions no weight."
-            )
+            logger.warning("option_dataset is not used: lambda_options=0.")
         self._init_options()
         super().__init__(
             model=model,
@@ -124,27 +124,13 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
             **kwargs,
         )
         self._preference_logits = None
-        estep_datasets = {}
-        # Where the training pairs tell how probable they are, their targets are no latent variable to estimate.
-        if args.lambda_pref and PREFERENCE_COLUMN not in self.train_dataset.column_names:
-            if estep_dataset is None:
-                # Held out when all is tokenized and the reference log-probabilities are there.
-                asked = comparisons(self.train_dataset)
-                self.train_dataset, estep_datasets["pairs"] = hold_out(self.train_dataset, asked, args, "pairs")
-            else:
-                estep_datasets["pairs"] = self._prepare_estep_pairs(estep_dataset)
         self.option_dataset, self.eval_option_dataset, self.held_out_questions = None, None, None
+        estep_datasets = {}
+        # Where the training pairs have a preference probability, it is their target, and there is nothing to estimate.
+        if args.lambda_pref and PREFERENCE_COLUMN not in self.train_dataset.column_names:
+            estep_datasets["pairs"] = self._prepare_estep_pairs(estep_dataset)
         if args.lambda_options:
-            option_dataset = adapt_questions(option_dataset)
-            if estep_option_dataset is None:
-                asked = option_dataset["question"]
-                option_dataset, estep_option_dataset = hold_out(option_dataset, asked, args, "questions")
-            likelihood = "completion" if args.option_likelihood_weight else None
-            self.option_dataset = self._encode_options(option_dataset, "training", likelihood)
-            estep_option_dataset = adapt_questions(estep_option_dataset)
-            estep_datasets["options"] = self._encode_options(estep_option_dataset, "E-step")
-            if args.em_estep_set == "holdout":  # as CalibratedSFTTrainer keeps them
-                self.held_out_questions = estep_option_dataset
+            estep_datasets["options"] = self._prepare_options(option_dataset, estep_option_dataset)
         if eval_option_dataset is not None:
             self.eval_option_dataset = self._encode_options(adapt_questions(eval_option_dataset), "evaluation")
         if self._option_shape["max_options"]:
@@ -167,13 +153,30 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
             check_pairs(dataset, f"{dataset_name} pairs")
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
-    def _prepare_estep_pairs(self, dataset: Dataset) -> Dataset:
+    def _prepare_estep_pairs(self, dataset: Dataset | None) -> Dataset:
+        """Tokenize the pairs of the E-step, or hold out a part of the training pairs, which are tokenized already."""
         args = self.args
+        if dataset is None:
+            keys = comparisons(self.train_dataset)
+            self.train_dataset, dataset = hold_out(self.train_dataset, keys, args, "pairs")
+            return dataset
         dataset = self._prepare_dataset(dataset, self.processing_class, args, "E-step")
         if not self.precompute_ref_logps:
             return dataset
         batch_size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
         return self._precompute_ref_logps(dataset, "E-step", batch_size)
+
+    def _prepare_options(self, questions: Dataset, estep_questions: Dataset | None) -> Dataset:
+        """Encode the option questions of the training; return those of the E-step."""
+        questions = adapt_questions(questions)
+        if estep_questions is None:
+            questions, estep_questions = hold_out(questions, questions["question"], self.args, "questions")
+        estep_questions = adapt_questions(estep_questions)
+        if self.args.holds_out:  # no gradient sees them, as in CalibratedSFTTrainer
+            self.held_out_questions = estep_questions
+        likelihood = "completion" if self.args.option_likelihood_weight else None
+        self.option_dataset = self._encode_options(questions, "training", likelihood)
+        return self._encode_options(estep_questions, "E-step")
 
     def _encode_options(self, questions: Dataset, name: str, likelihood: str | None = None) -> Dataset:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -191,8 +194,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.option_dataset is not None and batches:
-            # As many questions in every optimizer step, on every process, whatever the micro-batches: 8x1 and 2x4 (batch x
-            # accumulation) then train alike.
+            # The number of questions in an optimizer step does not depend on its division into micro-batches.
             questions = self._draw_questions()
             parts = np.array_split(questions, min(len(batches), len(questions)))
             for batch, part in zip(batches, parts, strict=False):
@@ -201,12 +203,12 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
 
     @property
     def _questions_per_step(self) -> int:
-        """Option questions of an optimizer step, on each process."""
+        """Number of option questions of an optimizer step, on each process."""
         args = self.args
         return max(1, round(args.option_ratio * args.per_device_train_batch_size * args.gradient_accumulation_steps))
 
     def _draw_questions(self) -> np.ndarray:
-        """The questions of this optimizer step on this process: a function of seed and step, so that a run can resume."""
+        """Draw the questions of this step and process, as a function of seed and step, so that a run can resume."""
         processes, size = self.accelerator.num_processes, len(self.option_dataset)
         count = self._questions_per_step * processes
         numbers = self.state.global_step * count + np.arange(self.accelerator.process_index, count, processes)
@@ -215,58 +217,31 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
 
     # Loss
 
-    def _compute_loss(self, model, inputs, return_outputs):
-        if return_outputs:
-            raise ValueError("CalibratedDPOTrainer keeps no logits; evaluation reads the margins instead.")
-        args, training = self.args, self.model.training
-        truth = inputs.get(PREFERENCE_COLUMN)
-        inputs = {name: value for name, value in inputs.items() if name not in (PREFERENCE_COLUMN, "options")}
-        on_tokens = training and (args.catto_weight or args.entropy_weight)
-        if training and not (args.lambda_pref or args.cdpo_smoothing or on_tokens):
-            return super()._compute_loss(model, inputs, return_outputs)
+    def compute_pair_loss(
+        self, preference_logits: torch.Tensor, preference_probability: torch.Tensor | None = None
+    ) -> torch.Tensor | float:
+        """
+        Compute the loss on a micro-batch of pairs that is added to DPO's: `lambda_pref` times EM-ECE.
 
-        policy, reference, hidden_states = [], [], []
+        EM-ECE is 0 while there is neither a preference probability nor a calibration map. Override this method to add or
+        replace a loss over the pairs.
 
-        def forward(**kwargs):
-            outputs = model(**kwargs)
-            policy.append(outputs.log_probs)
-            return outputs
+        Args:
+            preference_logits (`torch.Tensor` of shape `(batch,)`):
+                Logits of the probability that the chosen completion is preferred: `beta * margin`, scaled by
+                [`~hf_calib.trainers.preference.preference_scale`].
+            preference_probability (`torch.Tensor` of shape `(batch,)`, *optional*):
+                That probability according to the annotators, where the data have it.
 
-        backbone = unwrap_causal_lm(self.model).base_model if on_tokens else None
-        with (
-            _keeping(self.ref_model or self.model, reference, "log_probs"),
-            _keeping(backbone, hidden_states, "last_hidden_state"),
-        ):
-            loss = super()._compute_loss(forward, inputs, return_outputs)
-        # The policy's pass is the first; where it is its own reference (PEFT), the other pass is the last.
-        scale = self.beta * preference_scale(self.loss_types)
-        self._preference_logits = scale * self._margins(policy[0], reference[-1:], inputs)
-        if training and args.lambda_pref:
-            loss = loss + args.lambda_pref * self._pair_loss(truth)
-        if training and args.cdpo_smoothing:
-            # -(1 - e) log s(x) - e log s(-x) = -log s(x) + e x
-            loss = loss + args.cdpo_smoothing * self._preference_logits.mean()
-        if on_tokens:
-            loss = loss + self._token_loss(hidden_states[0], inputs)
-        return loss
-
-    def _margins(self, policy: torch.Tensor, reference: list[torch.Tensor], inputs: dict) -> torch.Tensor:
-        mask = inputs["completion_mask"]
-        width = mask.size(1) - 1  # prompt-learning adapters put virtual tokens before the others
-        if self.precompute_ref_logps:
-            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        else:
-            reference = sequence_log_probs(reference[0][:, -width:], mask[:, 1:], self.ld_alpha)
-        policy = sequence_log_probs(policy[:, -width:], mask[:, 1:], self.ld_alpha)
-        divergence = self.f_divergence_type, self.f_alpha_divergence_coef
-        return preference_margins(policy, reference, mask, self.loss_types, *divergence)
-
-    def _pair_loss(self, truth: torch.Tensor | None) -> torch.Tensor:
-        """EM-ECE of the micro-batch's pairs, as questions of two options; 0 while there is neither truth nor map."""
-        logits = torch.stack([self._preference_logits, torch.zeros_like(self._preference_logits)], dim=-1)
+        Returns:
+            `torch.Tensor` or `float`: a scalar, the mean over the pairs.
+        """
+        if not self.args.lambda_pref:
+            return 0.0
+        logits = torch.stack([preference_logits, torch.zeros_like(preference_logits)], dim=-1)
         probabilities = logits.detach().float().softmax(-1)
-        if truth is not None:
-            targets = torch.stack([truth, 1 - truth], dim=-1)
+        if preference_probability is not None:
+            targets = torch.stack([preference_probability, 1 - preference_probability], dim=-1)
         elif self.calibrators["pairs"].fitted:
             targets = self.calibrators["pairs"].targets(probabilities)
         else:
@@ -274,22 +249,39 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         loss = em_ece_loss(logits, targets, loss_type=self.args.em_loss)
         confidence, count = probabilities.amax(-1).sum(), len(logits)
         self._log_means({"pair_em_ece": loss * count, "pair_confidence": confidence}, count)
+        return self.args.lambda_pref * loss
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        if return_outputs:
+            raise ValueError("CalibratedDPOTrainer keeps no logits of the vocabulary: return_outputs must be False.")
+        preference_probability = inputs.get(PREFERENCE_COLUMN)
+        inputs = {name: value for name, value in inputs.items() if name not in (PREFERENCE_COLUMN, "options")}
+        policy, reference = [], []
+
+        def forward(**kwargs):
+            outputs = model(**kwargs)
+            policy.append(outputs.log_probs)
+            return outputs
+
+        with _keep_outputs(self.ref_model or self.model, reference, "log_probs"):
+            loss = super()._compute_loss(forward, inputs, return_outputs)
+        # The policy's pass is the first one. Where the model is its own reference (PEFT), that pass is the last one.
+        scale = self.beta * preference_scale(self.loss_types)
+        self._preference_logits = scale * self._margins(policy[0], reference[-1:], inputs)
+        if self.model.training:
+            loss = loss + self.compute_pair_loss(self._preference_logits, preference_probability)
         return loss
 
-    def _token_loss(self, hidden_states: torch.Tensor, inputs: dict) -> torch.Tensor:
-        chosen = inputs["completion_mask"][:, 1:].bool().clone()
-        chosen[len(chosen) // 2 :] = False
-        hidden_states = hidden_states[:, -chosen.size(1) - 1 : -1][chosen]
-        model = unwrap_causal_lm(self.model)
-        statistics = token_statistics(
-            model.get_output_embeddings(),
-            hidden_states,
-            inputs["input_ids"][:, 1:][chosen],
-            logit_transform(model.config),
-        )
-        losses = {"catto": catto_loss(statistics), "entropy_bonus": entropy_bonus(statistics)}
-        self._log_means(losses, 1)
-        return self.args.catto_weight * losses["catto"] + self.args.entropy_weight * losses["entropy_bonus"]
+    def _margins(self, policy: torch.Tensor, reference: list[torch.Tensor], inputs: dict) -> torch.Tensor:
+        mask = inputs["completion_mask"]
+        width = mask.size(1) - 1  # prompt-learning adapters prepend virtual tokens
+        if self.precompute_ref_logps:
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        else:
+            reference = sequence_log_probs(reference[0][:, -width:], mask[:, 1:], self.ld_alpha)
+        policy = sequence_log_probs(policy[:, -width:], mask[:, 1:], self.ld_alpha)
+        divergence = self.f_divergence_type, self.f_alpha_divergence_coef
+        return preference_margins(policy, reference, mask, self.loss_types, *divergence)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -304,7 +296,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         else:
             likelihood = -model(**options, labels=labels, fused_lm_head=True).log_probs.sum()
             option_logits = self.option_head.pop()
-        losses = self._option_loss(
+        losses = self._option_losses(
             option_logits, options["option_label"], options["option_mask"], calibration_weight=1.0
         )
         loss = sum(losses) + args.option_likelihood_weight * likelihood
@@ -316,7 +308,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
     def _score_rows(self, kind, inputs):
         if kind == "options":
             return super()._score_rows(kind, inputs)
-        # TRL logs what its loss sees; the E-step is no evaluation.
+        # TRL logs metrics in its loss; those of the E-step are discarded.
         metrics, self._metrics = self._metrics, {"eval": defaultdict(list)}
         self._compute_loss(self.model_wrapped, inputs, False)
         self._metrics = metrics
@@ -327,7 +319,9 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         if kind == "pairs":
             probabilities, truth = as_two_options(probabilities), as_two_options(truth)
             if probabilities.max() < 0.51:
-                logger.info("The policy still is its reference, every pair a tie: no calibration map of pairs yet.")
+                logger.info(
+                    "The policy equals its reference, and every pair is a tie: no calibration map of the pairs."
+                )
                 return
         super()._fit_map(kind, probabilities, truth)
 
@@ -344,7 +338,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
 
     @staticmethod
     def _pair_metrics(predictions) -> dict[str, float]:
-        """Measures of the pairs, as questions of two options."""
+        """Compute the measures of the pairs, as questions of two options."""
         probabilities, labels = as_two_options(predictions.predictions), np.arange(len(predictions.predictions)) % 2
         truth = None if np.isnan(predictions.label_ids).any() else as_two_options(predictions.label_ids)
         return {f"pair_{name}": v for name, v in calibration_report(probabilities, labels, truth).items()}
@@ -361,11 +355,8 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
 
 
 @contextmanager
-def _keeping(module: torch.nn.Module | None, kept: list[torch.Tensor], name: str) -> Iterator[None]:
-    """Append the output of that name of every forward pass of the module to a list."""
-    if module is None:
-        yield
-        return
+def _keep_outputs(module: torch.nn.Module, kept: list[torch.Tensor], name: str) -> Iterator[None]:
+    """Append the output of that name, of every forward pass of the module, to a list."""
     handle = module.register_forward_hook(lambda module, args, outputs: kept.append(getattr(outputs, name)))
     try:
         yield

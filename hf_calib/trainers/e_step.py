@@ -1,4 +1,4 @@
-"""The E-step of the calibrated trainers: its arguments, the rows it is taken on, its schedule, its state in checkpoints."""
+"""The E-step of the calibrated trainers: arguments, held-out rows, schedule and state in checkpoints."""
 
 from __future__ import annotations
 
@@ -20,164 +20,171 @@ from ..losses.em_calibrator import ESTIMATORS, EMCalibrator
 
 EM_STATE_NAME = "em_state.json"
 
-# `em_preset: paper` is the authors' setting: Xiao et al. 2025, sections 5 and 6.
+# `em_preset="paper"`: Xiao et al. 2025, sections 5 and 6.
 EM_PRESETS = {
     "paper": {
         "em_estimator": "bins",
         "em_n_bins": 10,
         "em_pseudo_count": 0.0,
-        "em_estep_set": "train",
+        "em_holdout": 0.0,
         "em_refresh": "once",
         "em_loss": "brier",
     }
 }
 
+# `em_holdout=None`: this fraction of the rows, and at most so many.
+DEFAULT_FRACTION, DEFAULT_LIMIT = 0.1, 512
+
 
 @dataclass(kw_only=True)
 class EMArguments:
     """
-    How the E- and the M-step of EM-ECE are taken, as arguments of a trainer.
+    Arguments of the E-step and the M-step of EM-ECE.
 
     Args:
         em_estimator (`str`, *optional*, defaults to `"isotonic"`):
-            Estimator of the calibration map: `"isotonic"`, `"kernel"`, `"bins"` (equal-width) or `"equal_mass"`; see [`EMCalibrator`].
+            Estimator of the calibration map: `"isotonic"`, `"bins"` (equal-width) or `"equal_mass"`; see
+            [`EMCalibrator`].
         em_n_bins (`int`, *optional*, defaults to `10`):
             Number of bins of a binned estimator.
         em_pseudo_count (`float`, *optional*, defaults to `2.0`):
-            Shrinkage of small bins, in rows; see [`EMCalibrator`].
-        em_estep_set (`str`, *optional*, defaults to `"holdout"`):
-            `"holdout"`: a part of the training rows that no gradient sees, nor any row of the same question (the same text, or
-            the same two completions of a prompt). `"train"`: the training rows, the paper's choice; memorisation then looks
-            like calibration.
-        em_holdout_fraction (`float`, *optional*, defaults to `0.2`):
-            Part of the training rows held out for the E-step, in (0, 1).
-        em_max_rows (`int`, *optional*):
-            Hold out no more rows than so many, whatever the fraction.
+            Shrinkage of the map, in pseudo-questions; see [`EMCalibrator`].
+        em_holdout (`float`, *optional*, defaults to `0.2`):
+            Training rows that are held out for the E-step: a fraction in (0, 1), or a number of rows (as `test_size` of
+            scikit-learn's `train_test_split`). Rows of the same question (the same text, or the same two completions of a
+            prompt) are held out together. 0 takes the E-step on the training rows, as in the paper; memorisation then
+            looks like calibration. `None` (the default of DPO) holds out a tenth of the rows, at most 512.
         em_fold (`int`, *optional*, defaults to `0`):
-            Which part is held out: with a fraction of 1/K, each of the parts 0 to K - 1 holds out other rows. `hf-calib average`
-            makes one of the K models trained so. Above 0 with `em_estep_set="train"`, which holds out nothing, it is an error.
+            Which rows are held out: with `em_holdout` = 1/K, the folds 0 to K - 1 hold out disjoint rows. `hf-calib
+            average` averages the K models. Only for `em_holdout` > 0.
         em_refresh (`str`, *optional*, defaults to `"epoch"`):
-            When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps. A map that cannot be estimated
-            yet, as that of pairs while the policy is its reference, is with `"once"` tried again after 1, 2, 4, 8, ... steps.
+            When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps. With `"once"`, a map that cannot
+            be estimated yet (pairs, while the policy equals its reference) is tried again after 1, 2, 4, 8, ... steps.
         em_loss (`str`, *optional*, defaults to `"kl"`):
-            M-step: `"kl"`, or `"brier"`, the paper's squared error; see [`em_ece_loss`].
+            Loss of the M-step: `"kl"`, or `"brier"`, the squared error of the paper; see [`em_ece_loss`].
         em_preset (`str`, *optional*):
-            `"paper"`: the authors' setting. It overrides the above fields, all but `em_holdout_fraction`, which it leaves
-            without effect.
+            `"paper"`: the setting of the paper. It sets all fields above but `em_fold`, and the likelihood of RCFT to
+            that of question and answer (L_SFT2).
     """
 
     em_estimator: str = field(
         default="isotonic", metadata={"help": "Estimator of the calibration map.", "choices": list(ESTIMATORS)}
     )
     em_n_bins: int = field(default=10, metadata={"help": "Number of bins of a binned estimator."})
-    em_pseudo_count: float = field(default=2.0, metadata={"help": "Shrinkage of small bins, in rows."})
-    em_estep_set: str = field(
-        default="holdout",
-        metadata={"help": "E-step on 'holdout' rows or on the 'train' set.", "choices": ["holdout", "train"]},
+    em_pseudo_count: float = field(default=2.0, metadata={"help": "Shrinkage of the map, in pseudo-questions."})
+    em_holdout: float | None = field(
+        default=0.2,
+        metadata={
+            "help": "Rows held out for the E-step: a fraction in (0, 1), a number of rows, or 0 for the training rows."
+        },
     )
-    em_holdout_fraction: float = field(
-        default=0.2, metadata={"help": "Part of the training rows held out for the E-step, in (0, 1)."}
-    )
-    em_max_rows: int | None = field(default=None, metadata={"help": "Hold out no more rows than so many."})
     em_fold: int = field(
-        default=0, metadata={"help": "Which part is held out: of a fraction of 1/K there are the parts 0 to K - 1."}
+        default=0, metadata={"help": "Which rows are held out: with em_holdout = 1/K, the folds 0 to K - 1."}
     )
     em_refresh: str = field(
         default="epoch", metadata={"help": "E-step every 'epoch', 'once', or every given number of optimizer steps."}
     )
     em_loss: str = field(
-        default="kl", metadata={"help": "M-step: 'kl', or 'brier' (the paper's).", "choices": ["kl", "brier"]}
+        default="kl",
+        metadata={"help": "Loss of the M-step: 'kl', or 'brier' (the paper's).", "choices": ["kl", "brier"]},
     )
     em_preset: str | None = field(
-        default=None, metadata={"help": "'paper': the authors' setting.", "choices": list(EM_PRESETS)}
+        default=None, metadata={"help": "'paper': the setting of the paper.", "choices": list(EM_PRESETS)}
     )
 
     def _set_up_em(self) -> None:
         """Apply the preset and check the fields."""
         if self.em_preset is not None:
             if self.em_preset not in EM_PRESETS:
-                raise ValueError(f"Unknown em_preset {self.em_preset!r}; there is {', '.join(EM_PRESETS)}.")
+                raise ValueError(f"Unknown em_preset {self.em_preset!r}; choose one of {', '.join(EM_PRESETS)}.")
             for name, value in EM_PRESETS[self.em_preset].items():
                 setattr(self, name, value)
-        check_choices(self, em_estimator=ESTIMATORS, em_estep_set=("holdout", "train"), em_loss=("kl", "brier"))
-        check_weights(self, "em_pseudo_count")
-        if not 0 < self.em_holdout_fraction < 1:
-            raise ValueError(f"em_holdout_fraction must lie between 0 and 1, got {self.em_holdout_fraction}.")
-        if self.em_max_rows is not None and self.em_max_rows < 1:
-            raise ValueError(f"em_max_rows must be at least 1, got {self.em_max_rows}.")
-        if self.em_fold < 0:
-            raise ValueError(f"em_fold must be at least 0, got {self.em_fold}.")
-        if self.em_fold and self.em_estep_set == "train":
-            raise ValueError(
-                f"em_fold={self.em_fold}: an E-step on the training rows holds out nothing, so there are no folds."
-            )
+        check_choices(self, em_estimator=ESTIMATORS, em_loss=("kl", "brier"))
+        check_weights(self, "em_pseudo_count", "em_fold")
+        size = self.em_holdout
+        if size is not None and not (0 <= size < 1 or (math.isfinite(size) and size >= 1 and size == int(size))):
+            raise ValueError(f"em_holdout must be a fraction in [0, 1) or a whole number of rows, got {size}.")
+        if self.em_fold and not self.holds_out:
+            raise ValueError(f"em_fold={self.em_fold}: em_holdout=0 holds out no rows, so there are no folds.")
         if self.em_n_bins < 1:
             raise ValueError(f"em_n_bins must be at least 1, got {self.em_n_bins}.")
-        if self.em_refresh not in ("epoch", "once") and not (
-            str(self.em_refresh).isdigit() and int(self.em_refresh) > 0
-        ):
+        refresh = str(self.em_refresh)
+        if refresh not in ("epoch", "once") and not (refresh.isdigit() and int(refresh) > 0):
             raise ValueError(f"em_refresh must be 'epoch', 'once' or a number of steps, got {self.em_refresh!r}.")
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the E-step has rows of its own, which are not trained on."""
+        return self.em_holdout != 0
+
+    def num_held_out(self, num_rows: int) -> int:
+        """Number of rows, of `num_rows`, that are held out for the E-step."""
+        if self.em_holdout is None:
+            return min(round(num_rows * DEFAULT_FRACTION), DEFAULT_LIMIT)
+        return round(num_rows * self.em_holdout) if self.em_holdout < 1 else int(self.em_holdout)
 
 
 def check_choices(config, **choices: tuple[str, ...]) -> None:
-    """Raise a `ValueError` for a field of `config` that holds none of its choices."""
+    """Raise a `ValueError` for a field of `config` with a value that is none of its choices."""
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name}={getattr(config, name)!r} is none of {', '.join(allowed)}.")
 
 
 def check_weights(config, *names: str) -> None:
-    """Raise a `ValueError` for a field of `config` that is negative or no number."""
+    """Raise a `ValueError` for a field of `config` that is negative or not finite."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
 
 
-def hold_out(rows: Dataset, asked: Iterable[Hashable], args: EMArguments, what: str) -> tuple[Dataset, Dataset]:
+def hold_out(rows: Dataset, keys: Iterable[Hashable], args: EMArguments, what: str) -> tuple[Dataset, Dataset]:
     """
-    Training rows, and those of the E-step: the same ones with `em_estep_set="train"`.
+    Divide rows into those that are trained on and those of the E-step.
 
-    Rows that ask the same are held out together: of a question whose twin was trained on the model is too sure.
+    Rows with the same key go to the same side: a model that was trained on a question is overconfident on it.
 
     Args:
         rows ([`~datasets.Dataset`]):
             All rows.
-        asked (`Iterable[Hashable]`):
-            What each row asks, e.g. the text of its question.
+        keys (`Iterable[Hashable]`):
+            Key of each row, such as the text of its question.
         args ([`EMArguments`] and [`~transformers.TrainingArguments`]):
-            Where the E-step is taken, and the seed.
+            `em_holdout`, `em_fold` and `seed`.
         what (`str`):
-            What the rows are, in messages.
+            Name of the rows in messages, such as `"questions"`.
+
+    Returns:
+        `tuple[Dataset, Dataset]`: training rows and E-step rows; all rows twice if `em_holdout` is 0.
 
     Raises:
-        `ValueError`: if the fraction leaves one of the two without rows.
+        `ValueError`: if one side would be empty.
     """
-    if args.em_estep_set == "train":
+    if not args.holds_out:
         return rows, rows
-    size = round(len(rows) * args.em_holdout_fraction)
-    if args.em_max_rows is not None:
-        size = min(size, args.em_max_rows)
+    size = args.num_held_out(len(rows))
     groups = {}
-    for row, question in enumerate(asked):
-        groups.setdefault(question, []).append(row)
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
     groups, held_out = list(groups.values()), set()
-    # Every group goes to the first part that has room for it; one that none has room for is always trained on.
-    room = [size] * (args.em_fold + 1)
+    # Each group goes to the first fold that it fits in; a group that fits in none is trained on in every fold.
+    free = [size] * (args.em_fold + 1)
     for number in np.random.default_rng(args.seed).permutation(len(groups)):
-        part = next((part for part, left in enumerate(room) if len(groups[number]) <= left), None)
-        if part is not None:
-            room[part] -= len(groups[number])
-        if part == args.em_fold:
+        fold = next((fold for fold, left in enumerate(free) if len(groups[number]) <= left), None)
+        if fold is not None:
+            free[fold] -= len(groups[number])
+        if fold == args.em_fold:
             held_out.update(groups[number])
     if args.em_fold and size and not held_out:
         raise ValueError(
-            f"em_fold={args.em_fold} of {len(rows)} {what} ({len(groups)} different) leaves 0 for the E-step: with {size} "
-            f"held out by each, the folds are 0 to {math.ceil(len(rows) / size) - 1}."
+            f"em_fold={args.em_fold} of {len(rows)} {what} ({len(groups)} different) leaves 0 for the E-step: with "
+            f"{size} held out by each, the folds are 0 to {math.ceil(len(rows) / size) - 1}."
         )
     if not 0 < len(held_out) < len(rows):
         raise ValueError(
-            f"em_holdout_fraction={args.em_holdout_fraction} of {len(rows)} {what} leaves {len(held_out)} for the E-step and "
-            f"{len(rows) - len(held_out)} for training ({len(groups)} different {what}); give more {what} or another fraction."
+            f"em_holdout={args.em_holdout} of {len(rows)} {what} leaves {len(held_out)} for the E-step and "
+            f"{len(rows) - len(held_out)} for training ({len(groups)} different {what}); give more {what} or another "
+            "em_holdout."
         )
     return rows.select([row for row in range(len(rows)) if row not in held_out]), rows.select(sorted(held_out))
 
@@ -186,42 +193,42 @@ class EMTrainerMixin:
     """
     E-steps for a [`~transformers.Trainer`].
 
-    There is one calibration map for each kind of row that the trainer regularises: `calibrators` and `estep_datasets`,
-    by kind (`"options"`, `"pairs"`). The trainer says with `_score_rows(kind, inputs)` what the model makes of a batch.
+    There is one calibration map for each kind of row (`"options"`, `"pairs"`): `calibrators` and `estep_datasets` are
+    dictionaries by kind. The trainer implements `_score_rows`.
     """
 
     def _init_em(self, estep_datasets: dict[str, Dataset]) -> None:
-        """Called once the data sets are prepared; without any there is no E-step."""
+        """Set up the E-steps once the data sets are prepared; without data sets there are none."""
         args = self.args
         self.estep_datasets = estep_datasets
         self.calibrators = {
             kind: EMCalibrator(args.em_estimator, args.em_n_bins, args.em_pseudo_count) for kind in estep_datasets
         }
-        self._last_estep = None  # epoch ("epoch") or step at which the calibration maps were estimated
+        self._last_estep = None  # epoch (em_refresh="epoch") or step of the last E-step
         self._scoring_dataloaders = {}
         if estep_datasets:
             self.add_callback(_EStepCallback(self))
 
     def _score_rows(self, kind: str, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities `(batch, K)`, and the right columns `(batch,)` or how probable each is to be right `(batch, K)`."""
+        """Compute probabilities `(batch, K)`, and labels `(batch,)` or label probabilities `(batch, K)`, of a batch."""
         raise NotImplementedError
 
     def _score_dataset(self, kind: str, dataset: Dataset, key: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """`_score_rows` of a whole data set, with the model frozen, gathered from all processes."""
+        """Apply `_score_rows` to a data set, with the model frozen, and gather the results of all processes."""
         if key not in self._scoring_dataloaders:
             if "input_ids" in dataset.column_names:
-                # Questions of one length together are padded least, and the longest first show at once whether they fit.
+                # Sorted by length there is little padding; longest first, a lack of memory shows in the first batch.
                 lengths = [len(row) for row in dataset["input_ids"]]
                 dataset = dataset.select(np.argsort(lengths, kind="stable")[::-1])
-            # Under a key of its own: `get_eval_dataloader` would hand persistent workers on to the evaluation.
+            # `get_eval_dataloader` would share persistent workers with the evaluation.
             self._scoring_dataloaders[key] = self._get_dataloader(
                 dataset, key, self.args.eval_batch_size, self._get_eval_sampler, dataloader_key=key
             )
         training = self.model.training
         self.model_wrapped.eval()
         batches = []
-        # The data loader draws a seed, which may not move the random state that training, and a resumed run, rely on. It
-        # does so on the CPU; to fork the state of every accelerator would have each process open them all.
+        # The data loader draws a seed on the CPU, which must not change the random state of training. Forking the state
+        # of accelerators too would have each process open all of them.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
             for inputs in self._scoring_dataloaders[key]:
                 scored = self._score_rows(kind, self._prepare_inputs(inputs))
@@ -231,12 +238,12 @@ class EMTrainerMixin:
         return probabilities, truth
 
     def e_step(self, kinds: Iterable[str] | None = None) -> None:
-        """Estimate the calibration maps (of these kinds) with the model frozen, on the E-step rows of all processes."""
+        """Estimate the calibration maps (of these kinds; by default all), with the model frozen."""
         for kind in self.estep_datasets if kinds is None else kinds:
             dataset = self.estep_datasets[kind]
             probabilities, truth = self._score_dataset(kind, dataset, f"E-step {kind}")
             if probabilities.isnan().any():
-                raise FloatingPointError(f"The E-step's probabilities of {kind} hold NaN: the model has diverged.")
+                raise FloatingPointError(f"The E-step's probabilities of {kind} contain NaN: the model has diverged.")
             self._fit_map(kind, probabilities, truth)
 
     def _fit_map(self, kind: str, probabilities: torch.Tensor, truth: torch.Tensor) -> None:
@@ -245,11 +252,11 @@ class EMTrainerMixin:
     def _estep_due(self) -> bool:
         refresh, last, step = self.args.em_refresh, self._last_estep, self.state.global_step
         if refresh == "once":
-            return last is None and step & (step - 1) == 0  # 0, and the powers of two
+            return last is None and step & (step - 1) == 0  # 0 and powers of two
         if last is None:
             return True
         if refresh == "epoch":
-            # At the first step of an epoch `state.epoch` may lack a rounding error to the whole number.
+            # At the first step of an epoch, `state.epoch` may be a rounding error below the whole number.
             return math.floor(self.state.epoch + 1e-6) > last
         return step >= last + int(refresh)
 
@@ -277,8 +284,8 @@ class EMTrainerMixin:
         state = json.loads(path.read_text()) if path.exists() else {"calibrators": {}}
         if state["calibrators"].keys() != self.calibrators.keys():
             raise FileNotFoundError(
-                f"{path.parent} holds no {EM_STATE_NAME} with the calibration maps of {', '.join(self.calibrators)}: it "
-                "is no checkpoint of a run with these objectives."
+                f"{path.parent} has no {EM_STATE_NAME} with the calibration maps of {', '.join(self.calibrators)}: it is "
+                "not a checkpoint of a run with this objective."
             )
         self.calibrators = {kind: EMCalibrator.from_state_dict(s) for kind, s in state["calibrators"].items()}
         self._last_estep = state["last_estep"]
@@ -286,7 +293,7 @@ class EMTrainerMixin:
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            # Written last, it says that the rest is there: one from an earlier run may not say it of this.
+            # Written last, this file marks a complete checkpoint; one from an earlier run must not.
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         if self.calibrators and self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
@@ -297,7 +304,7 @@ class EMTrainerMixin:
 
 
 class _EStepCallback(TrainerCallback):
-    """Takes the E-step where an optimizer step begins."""
+    """Take the E-step at the beginning of an optimizer step."""
 
     def __init__(self, trainer: EMTrainerMixin):
         self.trainer = trainer

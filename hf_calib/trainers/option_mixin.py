@@ -1,4 +1,4 @@
-"""Option questions in a trainer: encoded, scored in the model's own forward pass, and their losses."""
+"""Option questions in a trainer: encoding, scoring in the model's own forward pass, and losses."""
 
 from __future__ import annotations
 
@@ -13,18 +13,40 @@ from ..inference.encoding import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder
 from ..inference.option_head import OptionHead, unwrap_causal_lm
 from ..inference.option_scorer import OptionScorer
 from ..losses.em_ece_loss import em_ece_loss
-from ..losses.option_losses import BATCH_CALIBRATION_LOSSES, option_cross_entropy
+from ..losses.option_losses import option_cross_entropy
 from .data import encode_questions
 from .e_step import EMTrainerMixin
 from .reference import REFERENCE_COLUMN
 
 
 class OptionTrainingMixin(EMTrainerMixin):
-    """Questions, their losses and their E-step, for a trainer of TRL whose configuration has [`PromptArguments`]."""
+    """Option questions, their losses and their E-step, for a TRL trainer whose configuration has [`PromptArguments`]."""
+
+    def compute_option_loss(
+        self, option_logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Compute the supervised loss over the options of a micro-batch: `option_loss_weight` times the cross-entropy.
+
+        Override this method to add or replace a loss over the options.
+
+        Args:
+            option_logits (`torch.Tensor` of shape `(batch, num_options)`):
+                Option logits of the labelled questions; -inf where there is no option. The batch may be empty.
+            labels (`torch.Tensor` of shape `(batch,)`):
+                Index of the right option.
+            mask (`torch.Tensor` of shape `(batch, num_options)`):
+                True where there is an option.
+
+        Returns:
+            `torch.Tensor`: a scalar, the sum over the questions. The trainer divides it by the number of labelled
+            questions of the optimizer step.
+        """
+        return self.args.option_loss_weight * option_cross_entropy(option_logits, labels, mask)
 
     def _init_options(self) -> None:
-        """Called before any data set is encoded."""
-        # Filled in while the data sets are encoded: every batch, on every process, then has the same columns.
+        """Call this before any data set is encoded."""
+        # Updated while the data sets are encoded, so that every batch has the same columns on every process.
         self._option_shape = {"max_options": 0, "branched": False}
 
     def _encode(
@@ -43,9 +65,9 @@ class OptionTrainingMixin(EMTrainerMixin):
         self.option_head = OptionHead(self.model, self.args.option_normalization, gather=maybe_gather_lm_head_ctx)
 
     def _check_branches(self, datasets: list[Dataset | None]) -> None:
-        """Refuse, before any training, an architecture that scores an option otherwise when the others stand beside it."""
+        """Raise a `ValueError` if the architecture does not score options of several tokens in one forward pass."""
         if not self._option_shape["branched"] or is_deepspeed_zero3_enabled():
-            return  # under ZeRO-3 the parameters are spread already, and only the engine brings them together
+            return  # under ZeRO-3 the parameters are partitioned already, and only the engine gathers them
         rows = [
             row for dataset in datasets if dataset is not None for row in dataset.select(range(min(len(dataset), 32)))
         ]
@@ -71,7 +93,7 @@ class OptionTrainingMixin(EMTrainerMixin):
         option_logits = self.model_wrapped(**inputs, options_only=True).logits
         return option_logits.softmax(-1), inputs["option_label"]
 
-    def _option_loss(
+    def _option_losses(
         self,
         option_logits: torch.Tensor,
         labels: torch.Tensor,
@@ -79,42 +101,30 @@ class OptionTrainingMixin(EMTrainerMixin):
         calibration_weight: float,
         reference_logits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Weighted sums of the losses over options: over the questions with an answer, of those that ask for one, and over all
-        questions, of the others. Each loss is logged as a mean over all processes.
-        """
-        args, probabilities = self.args, option_logits.detach().softmax(-1)
-        answered = labels != IGNORE_INDEX
-        known_logits, known_labels = option_logits[answered], labels[answered]
+        """Compute two weighted sums: the loss of the labelled questions, and the losses of all (EM-ECE, reference)."""
+        probabilities = option_logits.detach().softmax(-1)
         confidence, prediction = probabilities.max(-1)
-        smoothing = args.option_label_smoothing, args.option_focal_gamma
-        asking = {"option_loss": option_cross_entropy(known_logits, known_labels, mask[answered], *smoothing)}
-        supervised = args.option_loss_weight * asking["option_loss"]
-        others, unsupervised = (
-            {"option_confidence": confidence.sum()},
-            option_logits.new_zeros((), dtype=torch.float32),
-        )
+        labelled = labels != IGNORE_INDEX
+        known = option_logits[labelled], labels[labelled], mask[labelled]
+        supervised, unsupervised = self.compute_option_loss(*known), option_logits.new_zeros((), dtype=torch.float32)
+        logged = {"option_confidence": confidence.sum()}
         if calibration_weight and "options" in self.calibrators:
             targets = self.calibrators["options"].targets(probabilities, mask)
-            others["em_ece"] = em_ece_loss(option_logits, targets, mask, args.em_loss, reduction="sum")
-            unsupervised = unsupervised + calibration_weight * others["em_ece"]
-        elif calibration_weight:
-            name = args.calibration_loss
-            asking[name] = BATCH_CALIBRATION_LOSSES[name](known_logits, known_labels) * len(known_labels)
-            supervised = supervised + calibration_weight * asking[name]
+            logged["em_ece"] = em_ece_loss(option_logits, targets, mask, self.args.em_loss, reduction="sum")
+            unsupervised = unsupervised + calibration_weight * logged["em_ece"]
         if reference_logits is not None:
             targets = reference_logits.softmax(-1)
-            others["reference_kl"] = em_ece_loss(option_logits, targets, mask, "kl", reduction="sum")
-            unsupervised = unsupervised + args.reference_weight * others["reference_kl"]
-        asking["option_accuracy"] = (prediction == labels).sum()
-        self._log_means(asking, len(known_labels))
-        self._log_means(others, len(labels))
+            logged["reference_kl"] = em_ece_loss(option_logits, targets, mask, "kl", reduction="sum")
+            unsupervised = unsupervised + self.args.reference_weight * logged["reference_kl"]
+        correct = (prediction == labels).sum()
+        self._log_means({"option_loss": option_cross_entropy(*known), "option_accuracy": correct}, len(known[1]))
+        self._log_means(logged, len(labels))
         return supervised, unsupervised
 
     def _log_means(self, sums: dict[str, torch.Tensor], count: int) -> None:
-        """Log sums over the rows of a micro-batch as means over those of all processes."""
+        """Log sums over the rows of a micro-batch as means over the rows of all processes."""
         values = torch.stack([value.detach().float() for value in sums.values()])
-        # Every process gathers, even one whose micro-batch held no row.
+        # A collective operation: every process takes part, even with an empty micro-batch.
         totals = self.accelerator.gather(torch.cat([values, values.new_tensor([count])])[None]).sum(0).tolist()
         if totals[-1]:
             for name, total in zip(sums, totals, strict=False):

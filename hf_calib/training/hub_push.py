@@ -46,9 +46,9 @@ _OBJECTIVES = {
 }
 # Settings that a card shows, where the configuration of the trainer has them and they are not None.
 _SETTINGS = (
-    "objective", "scoring", "option_normalization", "lambda_ece", "calibration_loss", "likelihood", "likelihood_weight",
-    "option_loss_weight", "reference_model_name_or_path", "reference_weight", "warm_start", "beta", "loss_type", "lambda_pref",
-    "lambda_options", "em_estimator", "em_estep_set", "em_holdout_fraction", "em_refresh", "em_loss", "em_preset",
+    "objective", "scoring", "option_normalization", "lambda_ece", "likelihood_weight",
+    "option_loss_weight", "reference_model_name_or_path", "reference_weight", "beta", "loss_type", "lambda_pref",
+    "lambda_options", "em_estimator", "em_holdout", "em_refresh", "em_loss", "em_preset",
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "max_length", "seed",
 )  # fmt: skip
 
@@ -105,7 +105,7 @@ def training_record(
     settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name, None) is not None}
     if settings.get("max_steps", 0) <= 0:
         settings.pop("max_steps", None)
-    if not getattr(args, "takes_e_steps", True):
+    if not getattr(args, "calibration_weight", True):
         settings = {name: value for name, value in settings.items() if not name.startswith("em_")}
     if not getattr(args, "has_reference", True):
         settings.pop("reference_weight", None)
@@ -125,7 +125,7 @@ def training_record(
     return {
         "base_model": model_args.model_name_or_path,
         "hub_datasets": list(dict.fromkeys(on_hub)),
-        "objective": _OBJECTIVES[getattr(args, "objective", trainer)],
+        "objective": _OBJECTIVES.get(getattr(args, "objective", trainer), f"Training with the trainer `{trainer}`."),
         "settings": settings,
         "budget": _budget(datasets, names, held_out),
         "hf_calib": __version__,
@@ -164,12 +164,12 @@ def published_questions(
     collapse_questions: Dataset | None,
 ) -> tuple[EvaluationProtocol | None, Dataset | None]:
     """Option questions that show on a card what the training did, and how they are asked: as the trainer asks its own."""
-    names, limit, questions = script_args.collapse_dataset_name, script_args.num_collapse_examples, collapse_questions
+    names, limit, questions = script_args.collapse_dataset_name, script_args.collapse_limit, collapse_questions
     if script_args.trainer == "calibrated_sft" and "eval_dataset" in datasets:
-        names, limit = script_args.eval_dataset_name or script_args.dataset_name, script_args.num_eval_examples
+        names, limit = script_args.eval_dataset_name or script_args.dataset_name, script_args.eval_limit
         questions = datasets["eval_dataset"]
     elif "eval_option_dataset" in datasets:
-        names, limit = script_args.eval_option_dataset_name, script_args.num_eval_option_examples
+        names, limit = script_args.eval_option_dataset_name, script_args.eval_limit
         questions = datasets["eval_option_dataset"]
     if questions is None:
         return None, None

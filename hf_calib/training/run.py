@@ -48,7 +48,7 @@ class RecipeDPOConfig(PromptArguments, DPOConfig):
     """TRL's [`~trl.DPOConfig`], and how questions are asked: those made into pairs, and those of `collapse_dataset_name`."""
 
 
-# Name in a recipe: configuration, trainer, and what it trains on.
+# By name in a recipe: configuration, trainer, and kind of training data. A program may add its own.
 TRAINERS = {
     "calibrated_sft": (CalibratedSFTConfig, CalibratedSFTTrainer, "questions"),
     "calibrated_dpo": (CalibratedDPOConfig, CalibratedDPOTrainer, "pairs"),
@@ -60,104 +60,106 @@ TRAINERS = {
 @dataclass
 class TrainArguments(ScriptArguments):
     """
-    What `hf-calib train` trains on, beside [`~trl.ScriptArguments`].
+    Arguments of `hf-calib train` for the trainer and its data, beside [`~trl.ScriptArguments`].
 
-    Every `..._dataset_name`, and `dataset_name` itself, takes one name or several: files, folders, or data sets on the Hub,
-    these perhaps with their configuration, as in `allenai/ai2_arc:ARC-Easy`. Several are mixed; a split such as
-    `train[:2000]` takes so many rows of each.
+    `dataset_name` and every `..._dataset_name` take one name or several: files, folders, or data sets on the Hub, with
+    their configuration after a colon, as in `allenai/ai2_arc:ARC-Easy`. Several data sets are mixed. A split such as
+    `train[:2000]` takes that many rows of each.
 
     Args:
         trainer (`str`, *optional*, defaults to `"calibrated_sft"`):
-            `"calibrated_sft"` (CFT and RCFT), `"calibrated_dpo"`, or TRL's own `"sft"` and `"dpo"`.
+            `"calibrated_sft"` (CFT and RCFT), `"calibrated_dpo"`, or TRL's `"sft"` and `"dpo"`.
         dataset_name (`list[str]`):
             Training data. For DPO preference pairs, or option questions, which become pairs: the right option is chosen,
             another one rejected; see [`~hf_calib.data.preference_pairs.pairs_from_questions`].
-        num_train_examples (`int`, *optional*):
-            Train on so many examples, drawn by `data_seed` (or `seed`); all by default.
+        limit (`int`, *optional*):
+            Train on so many examples, drawn by `data_seed` (or `seed`); by default on all.
         eval_dataset_name (`list[str]`, *optional*):
-            Evaluation data, if they are not the `dataset_test_split` of `dataset_name`.
-        num_eval_examples (`int`, *optional*):
-            Evaluate on so many examples.
+            Evaluation data; by default the `dataset_test_split` of `dataset_name`.
         text_dataset_name (`list[str]`, *optional*):
-            Texts or instruction pairs to mix into the training questions; they count in the likelihood only.
-        unlabelled_dataset_name (`list[str]`, *optional*), num_unlabelled_examples (`int`, *optional*):
-            For `"calibrated_sft"`: questions to train on without their answers, which need not be there; see
-            [`CalibratedSFTTrainer`].
-        option_dataset_name (`list[str]`, *optional*), num_option_examples (`int`, *optional*):
-            For `"calibrated_dpo"`: option questions to interleave with the pairs, and how many of them.
-        eval_option_dataset_name (`list[str]`, *optional*), num_eval_option_examples (`int`, *optional*):
-            For `"calibrated_dpo"`: option questions to evaluate on beside the pairs, and how many of them.
-        collapse_dataset_name (`list[str]`, *optional*), num_collapse_examples (`int`, *optional*, defaults to `500`):
-            For every trainer: option questions on which preference collapse is measured during training, and how many of
-            them; of the split `dataset_test_split`. They are asked as the trainer asks its own; see
-            [`~hf_calib.trainers.callbacks.CollapseCallback`].
+            Texts or instruction pairs to mix into the training data; they count in the likelihood only.
+        unlabelled_dataset_name (`list[str]`, *optional*):
+            For `"calibrated_sft"`: questions to train on without their answers; see [`CalibratedSFTTrainer`].
+        unlabelled_limit (`int`, *optional*):
+            Take so many unlabelled questions; by default all.
+        option_dataset_name (`list[str]`, *optional*):
+            For `"calibrated_dpo"`: option questions to interleave with the pairs.
+        option_limit (`int`, *optional*):
+            Take so many of these option questions; by default all.
+        eval_option_dataset_name (`list[str]`, *optional*):
+            For `"calibrated_dpo"`: option questions to evaluate on beside the pairs.
+        eval_limit (`int`, *optional*):
+            Evaluate on so many examples of `eval_dataset_name`, and of `eval_option_dataset_name`; by default on all.
+        collapse_dataset_name (`list[str]`, *optional*):
+            Option questions, of the split `dataset_test_split`, on which preference collapse is measured during training,
+            with any trainer; see [`~hf_calib.trainers.callbacks.CollapseCallback`].
+        collapse_limit (`int`, *optional*, defaults to `500`):
+            Measure preference collapse on so many of them.
         collapse_steps (`int`, *optional*, defaults to `100`):
             Measure it every so many optimizer steps, before the first and after the last.
         drop_invalid (`bool`, *optional*, defaults to `False`):
-            Leave out malformed questions and pairs instead of stopping at the first.
+            Drop malformed questions and pairs instead of stopping at the first.
     """
 
     trainer: str = field(
         default="calibrated_sft",
         metadata={
             "help": "'calibrated_sft' (CFT, RCFT), 'calibrated_dpo', or TRL's 'sft' or 'dpo'.",
-            "choices": list(TRAINERS),
+            "choices": TRAINERS,
         },
     )
     dataset_name: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training data, one name or several: files, folders, or data sets on the Hub (ID or ID:CONFIGURATION). "
-            "For DPO preference pairs, or option questions, which become pairs."
+            "help": "Training data, one name or several: files, folders, or data sets on the Hub (ID or "
+            "ID:CONFIGURATION). For DPO preference pairs, or option questions, which become pairs."
         },
     )
-    num_train_examples: int | None = field(
-        default=None, metadata={"help": "Train on so many examples (default: all)."}
-    )
+    limit: int | None = field(default=None, metadata={"help": "Train on so many examples (default: all)."})
     eval_dataset_name: list[str] | None = field(
-        default=None, metadata={"help": "Evaluation data, if not the test split of dataset_name."}
+        default=None, metadata={"help": "Evaluation data (default: the test split of dataset_name)."}
     )
-    num_eval_examples: int | None = field(default=None, metadata={"help": "Evaluate on so many examples."})
     text_dataset_name: list[str] | None = field(
-        default=None, metadata={"help": "Texts to mix into the training questions, for their likelihood only."}
+        default=None, metadata={"help": "Texts to mix into the training data, for their likelihood only."}
     )
     unlabelled_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "calibrated_sft: questions to train on without their answers."}
     )
-    num_unlabelled_examples: int | None = field(
-        default=None, metadata={"help": "Take so many of them (default: all)."}
+    unlabelled_limit: int | None = field(
+        default=None, metadata={"help": "Take so many unlabelled questions (default: all)."}
     )
     option_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "calibrated_dpo: option questions to interleave with the pairs."}
     )
-    num_option_examples: int | None = field(default=None, metadata={"help": "Take so many of them (default: all)."})
+    option_limit: int | None = field(default=None, metadata={"help": "Take so many option questions (default: all)."})
     eval_option_dataset_name: list[str] | None = field(
         default=None, metadata={"help": "calibrated_dpo: option questions to evaluate on beside the pairs."}
     )
-    num_eval_option_examples: int | None = field(default=None, metadata={"help": "Evaluate on so many of them."})
+    eval_limit: int | None = field(
+        default=None, metadata={"help": "Evaluate on so many examples of each evaluation data set (default: all)."}
+    )
     collapse_dataset_name: list[str] | None = field(
         default=None,
         metadata={"help": "Option questions to measure preference collapse on during training, with any trainer."},
     )
-    num_collapse_examples: int | None = field(default=500, metadata={"help": "Measure it on so many of them."})
+    collapse_limit: int | None = field(
+        default=500, metadata={"help": "Measure preference collapse on so many questions."}
+    )
     collapse_steps: int = field(default=100, metadata={"help": "Measure it every so many optimizer steps."})
     drop_invalid: bool = field(
-        default=False, metadata={"help": "Leave out malformed questions and pairs instead of stopping."}
+        default=False, metadata={"help": "Drop malformed questions and pairs instead of stopping at the first."}
     )
 
     def __post_init__(self):
-        for name in (
-            "dataset_name",
-            *(f"{k}_dataset_name" for k in ("eval", "text", "unlabelled", "option", "eval_option", "collapse")),
-        ):
-            value = getattr(self, name)
+        for prefix in ("", "eval_", "text_", "unlabelled_", "option_", "eval_option_", "collapse_"):
+            value = getattr(self, f"{prefix}dataset_name")
             # A recipe may name one data set without a list around it.
-            setattr(self, name, [value] if isinstance(value, str) else value)
+            setattr(self, f"{prefix}dataset_name", [value] if isinstance(value, str) else value)
         if self.collapse_steps < 1:
             raise ValueError(f"collapse_steps must be at least 1, got {self.collapse_steps}.")
-        for name in ("train", "eval", "unlabelled", "option", "eval_option", "collapse"):
-            if (value := getattr(self, f"num_{name}_examples")) is not None and value < 1:
-                raise ValueError(f"num_{name}_examples must be at least 1, got {value}.")
+        for name in ("limit", "eval_limit", "unlabelled_limit", "option_limit", "collapse_limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 def build_trainer(
@@ -272,7 +274,7 @@ def _load_data(
             return sources.pairs(names, split, limit, tokenizer, training_args.prompt_format())
         return getattr(sources, kind)(names, split, limit)
 
-    datasets = {"train_dataset": load(names, train_split, script_args.num_train_examples)}
+    datasets = {"train_dataset": load(names, train_split, script_args.limit)}
     if script_args.text_dataset_name:
         texts = sources.rows(script_args.text_dataset_name, "train")
         if kind == "questions":
@@ -285,29 +287,27 @@ def _load_data(
                 f"eval_strategy={training_args.eval_strategy.value!r} wants evaluation data, but dataset_name is a "
                 "file, the training data: name another file with eval_dataset_name."
             )
-        datasets["eval_dataset"] = load(
-            script_args.eval_dataset_name or names, test_split, script_args.num_eval_examples
-        )
+        datasets["eval_dataset"] = load(script_args.eval_dataset_name or names, test_split, script_args.eval_limit)
     if script_args.unlabelled_dataset_name:
-        if trainer_class is not CalibratedSFTTrainer:
+        if not issubclass(trainer_class, CalibratedSFTTrainer):
             raise ValueError(f"unlabelled_dataset_name is for trainer: calibrated_sft, not {script_args.trainer}.")
         datasets["unlabelled_dataset"] = sources.questions(
-            script_args.unlabelled_dataset_name, train_split, script_args.num_unlabelled_examples, labelled=False
+            script_args.unlabelled_dataset_name, train_split, script_args.unlabelled_limit, labelled=False
         )
     for prefix, split in (("option", train_split), ("eval_option", test_split)):
         if asked := getattr(script_args, f"{prefix}_dataset_name"):
-            if trainer_class is not CalibratedDPOTrainer:
+            if not issubclass(trainer_class, CalibratedDPOTrainer):
                 raise ValueError(f"{prefix}_dataset_name is for trainer: calibrated_dpo, not {script_args.trainer}.")
             if prefix == "eval_option" and "eval_dataset" not in datasets:
                 raise ValueError(
                     "eval_option_dataset_name is evaluated beside pairs, of which there are none: name them with "
                     "eval_dataset_name."
                 )
-            limit = getattr(script_args, f"num_{prefix}_examples")
+            limit = script_args.option_limit if prefix == "option" else script_args.eval_limit
             datasets[f"{prefix}_dataset"] = sources.questions(asked, split, limit)
     if not script_args.collapse_dataset_name:
         return datasets, None
-    questions = sources.questions(script_args.collapse_dataset_name, test_split, script_args.num_collapse_examples)
+    questions = sources.questions(script_args.collapse_dataset_name, test_split, script_args.collapse_limit)
     # Letters that are no tokens of their own show at the first question, before the model is loaded.
     OptionEncoder(tokenizer, training_args.prompt_format()).encode(questions[0])
     return datasets, questions

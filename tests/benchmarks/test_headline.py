@@ -220,7 +220,7 @@ def test_calibrator_gets_the_rows_of_the_e_step(config, tmp_path):
     labels, held_out = plan._divided(plan.config.methods["RCFT"], 3, "taste", 40)
     labels.to_parquet(tmp_path / "labels.parquet")
     questions = DataSources(3, False).questions([str(tmp_path / "labels.parquet")], "train")
-    args = CalibratedSFTConfig(str(tmp_path), em_holdout_fraction=0.2, seed=3, use_cpu=True, bf16=False)
+    args = CalibratedSFTConfig(str(tmp_path), em_holdout=0.2, seed=3, use_cpu=True, bf16=False)
     assert len(labels) == 40 and 4 <= len(held_out) <= 8
     assert CalibratedSFTTrainer._split_estep(questions, args)[1]["id"] == held_out["id"]
     # A recipe without an E-step leaves some out altogether.
@@ -293,6 +293,6 @@ def test_a_stage_that_fails_stops_only_what_builds_on_it(tmp_path, capsys):
 
 def test_recipe_loses_its_own_counts_and_takes_the_budgets_changes():
     method = Method("smollm2-135m/rcft.yaml", {"lambda_ece": 3.0}, {100: {"num_train_epochs": 4}})
-    assert "num_train_examples" not in method.arguments(100) and "dataset_config" not in method.arguments(100)
+    assert "limit" not in method.arguments(100) and "dataset_config" not in method.arguments(100)
     assert method.arguments(100)["num_train_epochs"] == 4 and method.arguments(500)["num_train_epochs"] == 1
     assert method.arguments(500, seed=7)["seed"] == 7 and method.arguments(500)["lambda_ece"] == 3.0

@@ -78,7 +78,7 @@ def test_a_run_that_was_cut_off_begins_again(tmp_path, monkeypatch):
         questions = world.questions(40).remove_columns("id")
         ids = [f"{'train' if row < 20 else 'test'}-{row}" for row in range(40)]
         questions.add_column("id", ids).to_parquet(tmp_path / f"{name}.parquet")
-    settings = {"num_train_epochs": 1, "max_steps": 2, "em_holdout_fraction": 0.2}
+    settings = {"num_train_epochs": 1, "max_steps": 2, "em_holdout": 0.2}
     monkeypatch.setitem(regime_map.FAR, "world", ("quickstart", settings, (40, 0), 1))
     (tmp_path / "rcft").mkdir()
     (tmp_path / "rcft" / "left-behind").touch()

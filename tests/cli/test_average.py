@@ -32,7 +32,7 @@ def folds(tmp_path_factory):
         recipe = [
             "--config",
             str(recipe_path("quickstart/rcft.yaml")),
-            "--em_holdout_fraction",
+            "--em_holdout",
             "0.3334",
             "--em_fold",
             str(fold),

@@ -36,7 +36,7 @@ def test_smollm2_from_end_to_end(smollm2, shared_data, tmp_path, scoring, recipe
     # The recipe for the Hub's names, with each of them replaced by what is here.
     command = ["--config_file", str(recipe_path("accelerate_configs/cpu.yaml")), str(recipe_path("train.py"))]
     command += ["--config", str(recipe_path(f"smollm2-135m/{recipe}")), "--model_name_or_path", str(smollm2)]
-    command += ["--dataset_name", str(shared_data / "arc_easy_train.parquet"), "--num_train_examples", "12"]
+    command += ["--dataset_name", str(shared_data / "arc_easy_train.parquet"), "--limit", "12"]
     command += ["--max_steps", "2", "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "rcft")]
     run("accelerate.commands.launch", "--main_process_port", "0", *command)
     assert (tmp_path / "rcft" / "adapter_model.safetensors").exists()
@@ -54,10 +54,10 @@ def test_calibrated_dpo_on_real_questions_from_end_to_end(smollm2, shared_data, 
     names = [str(shared_data / f"{name}_train.parquet") for name in ("arc_challenge", "openbookqa")]
     command = ["hf_calib.cli", "train", "--config", str(recipe_path("smollm2-135m/dpo_calibrated.yaml"))]
     command += ["--model_name_or_path", str(smollm2), "--dataset_name", *names, "--option_dataset_name", *names]
-    command += ["--num_train_examples", "8", "--num_option_examples", "8"]
+    command += ["--limit", "8", "--option_limit", "8"]
     command += ["--per_device_train_batch_size", "2", "--max_steps", "2"]
     command += ["--warmup_steps", "0", "--em_refresh", "1", "--output_dir", str(tmp_path / "out")]
-    collapse = ["--collapse_dataset_name", str(shared_data / "arc_easy_test.parquet"), "--num_collapse_examples", "6"]
+    collapse = ["--collapse_dataset_name", str(shared_data / "arc_easy_test.parquet"), "--collapse_limit", "6"]
     run(*command, *collapse)
     log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     measured = [entry for entry in log if "collapse/ece" in entry]

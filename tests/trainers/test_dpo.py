@@ -1,4 +1,4 @@
-"""Calibrated DPO with the real trainer on the synthetic world: its loss, its baselines, and how it trains."""
+"""Calibrated DPO with the real trainer on the synthetic world: its loss, and how it trains."""
 
 import json
 
@@ -96,7 +96,7 @@ def test_the_loss_is_the_sum_of_its_parts(world_model, pairs, questions, make_dp
     with torch.no_grad():
         reference.lm_head.weight.mul_(0.5)
     trainer = make_dpo_trainer(
-        pairs, ref_model=reference, option_dataset=questions, **settings, max_steps=1, em_holdout_fraction=0.5
+        pairs, ref_model=reference, option_dataset=questions, **settings, max_steps=1, em_holdout=0.5
     )
     kept = {}
 
@@ -138,7 +138,7 @@ def test_accumulation_does_not_change_the_run(pairs, questions, make_dpo_trainer
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=steps,
             em_refresh="2",
-            em_holdout_fraction=0.25,
+            em_holdout=0.25,
         )
         trainer.train()
         runs.append(weights(trainer))
@@ -149,9 +149,7 @@ def test_accumulation_does_not_change_the_run(pairs, questions, make_dpo_trainer
 def test_the_regulariser_pulls_confidence_to_the_map(pairs, make_dpo_trainer, em_loss):
     """Memorised pairs: the policy is far surer than held-out pairs bear out."""
     runs = [
-        make_dpo_trainer(
-            pairs, lambda_pref=weight, num_train_epochs=12, em_refresh="4", em_holdout_fraction=0.4, beta=1
-        )
+        make_dpo_trainer(pairs, lambda_pref=weight, num_train_epochs=12, em_refresh="4", em_holdout=0.4, beta=1)
         for weight in (0, 20)
     ]
     for trainer in runs:
@@ -162,7 +160,7 @@ def test_the_regulariser_pulls_confidence_to_the_map(pairs, make_dpo_trainer, em
 
 def test_a_killed_run_resumes_to_the_same_weights(pairs, questions, make_dpo_trainer, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 2, "em_refresh": "3"}
-    settings |= {"lambda_options": 1.0, "option_dataset": questions, "em_holdout_fraction": 0.2}
+    settings |= {"lambda_options": 1.0, "option_dataset": questions, "em_holdout": 0.2}
     whole = make_dpo_trainer(pairs, output_dir=tmp_path / "whole", **settings)
     whole.train()
     killed = make_dpo_trainer(pairs, output_dir=tmp_path / "killed", callbacks=[StopAt(9)], **settings)
@@ -192,7 +190,6 @@ def test_adapters_checkpointing_and_bf16(pairs, questions, make_dpo_trainer, pre
         bf16=True,
         eval_strategy="epoch",
         em_refresh="2",
-        catto_weight=0.1,
     )
     before = weights(trainer)
     trainer.train()
@@ -200,28 +197,3 @@ def test_adapters_checkpointing_and_bf16(pairs, questions, make_dpo_trainer, pre
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all("lora" in name for name in moved)
     assert np.isfinite(logged(trainer, "eval_pair_ece") + logged(trainer, "eval_option_ece")).all()
-
-
-def test_baselines(world_model, pairs, make_dpo_trainer):
-    reference = AutoModelForCausalLM.from_pretrained(world_model)
-    with torch.no_grad():
-        reference.lm_head.weight.mul_(0.5)
-
-    def loss(**settings):
-        trainer = make_dpo_trainer(pairs, ref_model=reference, lambda_pref=0, **settings)
-        trainer.model.train()
-        trainer.current_gradient_accumulation_steps = 1
-        return trainer.compute_loss(trainer.model, batch_of(trainer)).item(), trainer
-
-    plain, _ = loss()
-    smoothed, trainer = loss(cdpo_smoothing=0.2)
-    x = trainer._preference_logits
-    assert smoothed == pytest.approx((-0.8 * F.logsigmoid(x) - 0.2 * F.logsigmoid(-x)).mean().item(), rel=1e-5)
-    spread, trainer = loss(entropy_weight=0.3)
-    batch = batch_of(trainer)
-    logits = trainer.model(input_ids=batch["input_ids"][:16]).logits[:, :-1]
-    entropy = torch.distributions.Categorical(logits=logits).entropy()
-    assert spread == pytest.approx(
-        plain - 0.3 * entropy[batch["completion_mask"][:16, 1:] == 1].mean().item(), rel=1e-4
-    )
-    assert loss(catto_weight=0.3)[0] > plain

@@ -1,10 +1,8 @@
-"""Margins of pairs as their losses mean them, the two-option view of pairs, and the baselines' token statistics."""
+"""Margins of pairs as their losses mean them, and the two-option view of pairs."""
 
 import numpy as np
 import pytest
-import torch
 
-from hf_calib.trainers.baselines import catto_loss, entropy_bonus, token_statistics
 from hf_calib.trainers.preference import as_two_options, preference_scale
 
 
@@ -14,25 +12,6 @@ def test_every_second_pair_is_turned_round():
     labels = np.arange(4) % 2
     # A tie is decided by the order, rightly in every second pair.
     assert (columns.argmax(1) == labels).tolist() == [True, False, True, False]
-
-
-def test_token_statistics_are_those_of_the_softmax():
-    torch.manual_seed(0)
-    head, hidden = torch.nn.Linear(4, 7), torch.randn(600, 4, requires_grad=True)
-    tokens = torch.randint(7, (600,))
-    statistics = token_statistics(head, hidden, tokens, lambda logits: 2 * logits)
-    probs = (2 * head(hidden)).softmax(-1)
-    ranked = probs.sort(-1, descending=True).values
-    came = probs[torch.arange(600), tokens]
-    margin = came - torch.where(came == ranked[:, 0], ranked[:, 1], ranked[:, 0])
-    entropy = torch.distributions.Categorical(probs=probs).entropy()
-    torch.testing.assert_close(statistics, torch.stack([ranked[:, 0], margin, entropy], -1))
-    for loss in (catto_loss, entropy_bonus):
-        (gradient,) = torch.autograd.grad(loss(statistics), hidden, retain_graph=True)
-        assert gradient.abs().sum() > 0
-    # The surrogate is a target: along the gradient of CATTO's term the confidence of tokens that did not come falls.
-    (slope,) = torch.autograd.grad(catto_loss(statistics), statistics)
-    assert (slope[margin < -0.4, 0] > 0).all() and not slope[:, 1:].any()
 
 
 @pytest.mark.parametrize(

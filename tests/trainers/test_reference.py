@@ -231,7 +231,7 @@ def test_unlabelled_questions_take_the_m_step(world_model, questions, tmp_path):
 
 
 def test_unlabelled_questions_want_a_loss_without_labels(world_model, questions, tmp_path):
-    for settings in ({"objective": "cft"}, {"objective": "rcft", "calibration_loss": "mmce"}):
+    for settings in ({"objective": "cft"}, {"objective": "rcft", "lambda_ece": 0.0}):
         args = CalibratedSFTConfig(str(tmp_path), **{**SFT_RUN, **settings})
         with pytest.raises(ValueError, match="Nothing in this objective learns from unlabelled questions"):
             CalibratedSFTTrainer(world_model, args, train_dataset=questions, unlabelled_dataset=questions)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, MambaConfig, MambaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, TemperatureScaling, calibration_report, predict_options
+from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
 from hf_calib.data.questions import PromptFormat, load_questions
 from hf_calib.losses.em_calibrator import EMCalibrator
 from hf_calib.trainers.e_step import hold_out
@@ -71,7 +71,7 @@ def test_the_loss_is_the_sum_of_its_parts(world_model, questions, tmp_path):
 @pytest.mark.parametrize("em_loss", ["kl", "brier"])
 def test_the_regulariser_pulls_confidence_to_the_map(world_model, questions, tmp_path, em_loss):
     trainer = make_trainer(
-        world_model, questions, tmp_path, num_train_epochs=12, lambda_ece=30, em_loss=em_loss, em_holdout_fraction=0.3
+        world_model, questions, tmp_path, num_train_epochs=12, lambda_ece=30, em_loss=em_loss, em_holdout=0.3
     )
     _, held_out = hold_out(questions, questions["question"], trainer.args, "questions")
     before = trainer.evaluate(held_out)["eval_ece"]
@@ -163,7 +163,7 @@ def test_the_e_step_is_taken_when_due(world_model, questions, tmp_path, settings
 
 
 def test_the_e_step_sees_the_held_out_questions_and_no_gradient_does(world_model, questions, tmp_path):
-    trainer = make_trainer(world_model, questions, tmp_path, em_holdout_fraction=0.25)
+    trainer = make_trainer(world_model, questions, tmp_path, em_holdout=0.25)
     assert len(trainer.estep_dataset) == 20 and len(trainer.train_dataset) == 60
     asked = {tuple(row["input_ids"]) + tuple(row["option_tokens"]) for row in trainer.estep_dataset}
     trained = {tuple(row["input_ids"][:-2]) + tuple(row["option_tokens"]) for row in trainer.train_dataset}
@@ -178,21 +178,6 @@ def test_the_e_step_sees_the_held_out_questions_and_no_gradient_does(world_model
     on_train = make_trainer(world_model, questions, tmp_path, em_preset="paper")
     assert len(on_train.estep_dataset) == len(on_train.train_dataset) == 80
     assert on_train.args.likelihood == "sequence" and on_train.args.em_loss == "brier"
-
-
-def test_a_warm_start_begins_where_temperature_scaling_ends(world_model, world, questions, tmp_path):
-    trainer = make_trainer(world_model, questions, tmp_path, em_holdout_fraction=0.5, warm_start=True)
-    cold = make_trainer(world_model, questions, tmp_path, em_holdout_fraction=0.5)
-    settings = {"prompt_format": PromptFormat("text"), "progress": False}
-    _, held_out = hold_out(questions, questions["question"], cold.args, "questions")
-    before = predict_options(cold.model, cold.processing_class, held_out, **settings)
-    after = predict_options(trainer.model, trainer.processing_class, held_out, **settings)
-    scaled = TemperatureScaling().fit(before.option_logits, before.labels).transform(before.option_logits)
-    np.testing.assert_allclose(after.probabilities, scaled, atol=1e-4)
-    with pytest.raises(ValueError, match="full fine-tuning"):
-        make_trainer(
-            world_model, questions, tmp_path, warm_start=True, peft_config=LoraConfig(target_modules="all-linear")
-        )
 
 
 def test_texts_may_be_mixed_in(world_model, world, questions, tmp_path):
@@ -265,10 +250,9 @@ def test_the_best_checkpoint_by_ece_is_kept(world_model, world, questions, tmp_p
     [
         ({"lambda_ece": -1}, "lambda_ece"),
         ({"option_loss_weight": float("nan")}, "option_loss_weight"),
-        ({"objective": "cft", "warm_start": True}, "warm_start"),
-        ({"lambda_ece": 0, "warm_start": True}, "lambda_ece > 0"),
+        ({"likelihood_weight": 0}, "likelihood_weight=0"),
         ({"objective": "dpo"}, "objective='dpo'"),
-        ({"em_holdout_fraction": 0.0}, "em_holdout_fraction"),
+        ({"em_holdout": 7.5}, "em_holdout"),
         ({"em_refresh": "sometimes"}, "em_refresh"),
         ({"em_preset": "ours"}, "em_preset 'ours'"),
         ({"packing": True}, "packing=True"),
@@ -282,7 +266,7 @@ def test_wrong_settings_are_named(tmp_path, settings, named):
 
 def test_wrong_data_are_named(world_model, questions, tmp_path):
     with pytest.raises(ValueError, match="leaves 0 for the E-step"):
-        make_trainer(world_model, questions.select(range(3)), tmp_path, em_holdout_fraction=0.01)
+        make_trainer(world_model, questions.select(range(3)), tmp_path, em_holdout=0.01)
     with pytest.raises(ValueError, match="max_length=3"):
         make_trainer(world_model, questions, tmp_path, max_length=3)
     with pytest.raises(TypeError, match="datasets.Dataset, got list"):

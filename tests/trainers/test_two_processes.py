@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="compar
 RECIPE = {
     "scoring": "text",
     "em_refresh": "2",
-    "em_holdout_fraction": 0.25,
+    "em_holdout": 0.25,
     # Adam blows rounding errors of gradients near 0 up to whole steps, unless it is told how small is small.
     "adam_epsilon": 1e-3,
     "learning_rate": 2e-2,
@@ -33,8 +33,8 @@ RECIPE = {
     "disable_tqdm": True,
 }
 OBJECTIVES = {
-    "cft": {"objective": "cft", "num_train_examples": 48},
-    "rcft": {"objective": "rcft", "lambda_ece": 5.0, "option_loss_weight": 0.5, "num_train_examples": 64},
+    "cft": {"objective": "cft", "limit": 48},
+    "rcft": {"objective": "rcft", "lambda_ece": 5.0, "option_loss_weight": 0.5, "limit": 64},
     "dpo": {
         "trainer": "calibrated_dpo",
         "lambda_pref": 2.0,

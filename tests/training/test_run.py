@@ -45,9 +45,9 @@ def call(start, files):
 def test_a_recipe_trains_and_evaluates_pairs_and_options(call, tmp_path, capsys):
     assert main(call) == 2
     assert "train pairs, row 40:" in capsys.readouterr().err
-    assert main([*call, "--drop_invalid", "true", "--num_eval_option_examples", "20"]) == 0
+    assert main([*call, "--drop_invalid", "true", "--eval_limit", "20"]) == 0
     measured = json.loads((tmp_path / "out" / "eval_results.json").read_text())
-    assert measured["eval_pair_n"] == 40 and measured["eval_option_n"] == 20
+    assert measured["eval_pair_n"] == 20 and measured["eval_option_n"] == 20
     assert {"eval_pair_ece", "eval_pair_tce", "eval_option_ece"} <= measured.keys()
 
 
@@ -63,9 +63,9 @@ def test_a_recipe_takes_questions_without_answers(start, files, world_model, tmp
     """A few labels, many questions, and the model from before: what somebody with a folder of questions has."""
     questions = Dataset.from_parquet(files["questions"]).select_columns(["question", "choices"])
     questions.to_json(tmp_path / "questions.jsonl")
-    unlabelled = ["--unlabelled_dataset_name", str(tmp_path / "questions.jsonl"), "--num_unlabelled_examples", "20"]
+    unlabelled = ["--unlabelled_dataset_name", str(tmp_path / "questions.jsonl"), "--unlabelled_limit", "20"]
     recipe = ["train", "--config", str(recipe_path("quickstart/cft.yaml")), "--dataset_name", files["questions"]]
-    recipe += ["--num_train_examples", "10", "--logging_steps", "1", *start]
+    recipe += ["--limit", "10", "--logging_steps", "1", *start]
     assert main([*recipe, *unlabelled, "--reference_model_name_or_path", world_model]) == 0
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "reference_kl" in entry] == [1, 2]
@@ -91,7 +91,7 @@ def test_what_was_held_out_is_there_to_calibrate_on(name, start, files, tmp_path
             "--option_dataset_name",
             files["questions"],
         ]
-    assert main([*recipe, *start, "--em_holdout_fraction", "0.5"]) == 0
+    assert main([*recipe, *start, "--em_holdout", "0.5"]) == 0
     out = tmp_path / "out"
     held_out = OptionPredictions.load(out / "held_out" / "predictions.npz")
     assert len(held_out) == 15
@@ -144,17 +144,15 @@ def test_options_are_evaluated_beside_pairs(start, files, capsys):
 
 def test_questions_become_pairs_and_join_real_ones(call, files, tmp_path):
     split = ["--dataset_train_split", "train[:20]", "--dataset_test_split", "train[:20]"]
-    assert (
-        main([*call, "--dataset_name", files["questions"], files["pairs"], *split, "--num_eval_examples", "15"]) == 0
-    )
+    assert main([*call, "--dataset_name", files["questions"], files["pairs"], *split, "--eval_limit", "15"]) == 0
     measured = json.loads((tmp_path / "out" / "eval_results.json").read_text())
-    assert measured["eval_pair_n"] == 15 and measured["eval_option_n"] == 20
+    assert measured["eval_pair_n"] == 15 and measured["eval_option_n"] == 15
 
 
 def test_plain_dpo_takes_questions_and_is_watched(world, start, files, tmp_path):
     recipe = yaml.safe_load(recipe_path("quickstart/dpo.yaml").read_text())
     recipe |= {"dataset_name": [files["questions"]], "collapse_dataset_name": files["questions"], "collapse_steps": 2}
-    recipe |= {"scoring": "text", "prompt_template": world.prompt_template, "num_collapse_examples": 12}
+    recipe |= {"scoring": "text", "prompt_template": world.prompt_template, "collapse_limit": 12}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", "--config", str(tmp_path / "recipe.yaml"), *start, "--max_steps", "3"]) == 0
     log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
@@ -170,7 +168,7 @@ def test_plain_dpo_takes_questions_and_is_watched(world, start, files, tmp_path)
     ("change", "named"),
     [
         (["--collapse_steps", "0", "--collapse_dataset_name", "x.parquet"], "collapse_steps must be at least 1, got 0"),
-        (["--num_collapse_examples", "0"], "num_collapse_examples must be at least 1, got 0"),
+        (["--collapse_limit", "0"], "collapse_limit must be at least 1, got 0"),
         (["--collapse_dataset_name", "nowhere.parquet"], "nowhere.parquet: no such file"),
         (["--collapse_dataset_name", "nowhere.parquet:ARC"], "nowhere.parquet: no such file"),
         (["--dataset_name", "{questions}", "nowhere.parquet"], "nowhere.parquet: no such file"),
