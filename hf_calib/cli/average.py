@@ -28,7 +28,7 @@ examples:
 
 OUTPUT_DIR then holds the mean of the models (of LoRA adapters an adapter, whose rank is the sum of theirs), the tokenizer,
 training.json for the card, and held_out/predictions.npz: what each model made of the questions that it was not trained on,
-for calibrate and transfer. Why, and what it brings: docs/calibrate.md.
+for calibrate and transfer. Why, and what it brings: docs/research/cross-fitting.md.
 """
 
 

@@ -36,7 +36,7 @@ Vector and matrix scaling may change answers. One is chosen by cross-validated l
 
 OUTPUT_DIR then holds report.md, results.json, reliability.png / .svg, calibrators/<method>/ (for PostHocCalibrator.load),
 predictions.npz under the method chosen (for diagnose, or evaluate --reference_predictions), and with --fold_into model/. A folded temperature
-acts on all that the model writes: see docs/calibrate.md.
+acts on all that the model writes: see docs/guides/post-hoc.md.
 """
 
 

@@ -34,7 +34,7 @@ examples:
 
 OUTPUT_DIR then holds predictions.npz (the questions of --dataset under the temperature found), calibrator/ (for
 PostHocCalibrator.load), results.json (accuracy expected, what it was made of), with --dataset_is_labelled also report.md and diagrams,
-and asked/: what the models said, from where a run that was cut off goes on. How, and how far to trust it: docs/calibrate.md.
+and asked/: what the models said, from where a run that was cut off goes on. How, and how far to trust it: docs/concepts/transferred-temperature.md.
 """
 
 

@@ -207,7 +207,7 @@ _READING = """\
 - **noise floor**: the conf-ECE that a perfectly calibrated model with these confidences would show on N questions; nothing
   below it can be told from perfection.
 - **cw-ECE**: the same over every option, not the first alone. **TCE**: the same against the true distribution, where known.
-- **regime**: whether this accuracy and calibration go together (see docs/theory.md).
+- **regime**: whether this accuracy and calibration go together (see docs/concepts/theory.md).
 """
 
 

@@ -84,7 +84,7 @@ def interval_of_bins(
     bins: BinGaps, p_value: float, n_draws: int, level: float, rng: np.random.Generator
 ) -> tuple[float, float]:
     """
-    Compute the interval from the bins. Derivation: docs/theory.md, "Uncertainty of a measured ECE".
+    Compute the interval from the bins. Derivation: docs/concepts/theory.md, "The uncertainty of an ECE".
 
     Args:
         bins ([`BinGaps`]):

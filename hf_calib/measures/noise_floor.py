@@ -214,7 +214,7 @@ def bootstrap_interval(
     the ECE of a calibrated model, which is 0. Here the true gaps of the bins are drawn given the measured gaps
     (empirical Bayes), and the masses of the bins are resampled (Bayesian bootstrap). The upper end assumes that every
     bin may be miscalibrated, the lower end that only some are. The lower end is 0 where the noise-floor test does not
-    reject perfect calibration at level `1 - level`. Derivation: docs/theory.md.
+    reject perfect calibration at level `1 - level`. Derivation: docs/concepts/theory.md.
 
     Coverage at level 0.95, N = 500 and 5,000: 93 to 97% for each of eleven kinds of models, 98% for errors just above
     the noise floor, 86% for one model chosen to be hard (docs/results/coverage.md). The interval always contains the

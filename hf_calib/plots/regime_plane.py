@@ -44,7 +44,7 @@ def regime_plane(
     Draw models in the plane of accuracy (across) and conf-ECE (up).
 
     The vertical line is the critical accuracy ACC*. To its right, the slanted line is ECE = ACC - ACC*: because of
-    `ECE + TCE >= ACC - ACC*` (Proposition 3 in docs/theory.md) a model in the shaded region below it has a target
+    `ECE + TCE >= ACC - ACC*` (Proposition 3 in docs/concepts/theory.md) a model in the shaded region below it has a target
     calibration error of at least its distance up to the line, so that ECE and TCE cannot both vanish anywhere right of
     ACC*. Every point has 95% intervals both ways (Wilson's of the accuracy, on the effective number of questions where
     they have weights; that of the ECE as reported), its shape tells the regime, and it is hollow where the ECE is

@@ -90,7 +90,7 @@ def choose_method(
 
     Judged by the likelihood because it is a proper score: a constant confidence has a perfect ECE and knows nothing. The
     standard error is that of the difference, question by question. `"as is"` is chosen only where nothing is better: with a
-    handful of labels its standard error excuses any miscalibration. (Half: docs/calibrate.md.)
+    handful of labels its standard error excuses any miscalibration. (Half: docs/results/post-hoc.md.)
 
     Args:
         outcomes (`Mapping[str, np.ndarray]`):

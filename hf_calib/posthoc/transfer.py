@@ -9,7 +9,7 @@ from .scaling import TemperatureScaling
 
 
 # As much is known as is agreed on, give or take: how many labels on wholly agreed questions that guess is worth. One label tells
-# the known share to .63 (variance .4), the guess is taken to be good to .4, and .4 / .4² = 2.5 (docs/calibrate.md).
+# the known share to .63 (variance .4), the guess is taken to be good to .4, and .4 / .4² = 2.5 (docs/concepts/transferred-temperature.md).
 PSEUDO_COUNT = 2.5
 
 _LIMIT = 7.0  # log temperatures, as of temperature scaling
@@ -24,7 +24,7 @@ class TransferredTemperature(TemperatureScaling):
     information takes that out again: what both prefer, the question has told. Let g be the share of questions on which they
     agree beyond chance, and a the share that is known (accuracy beyond chance). The ratio a / g, near 1, is learnt where there
     are labels; where there are none, a follows from g, and T is the one whose mean confidence is the accuracy so expected
-    (derived in docs/calibrate.md).
+    (derived in docs/concepts/transferred-temperature.md).
 
     The questions are judged together: give all that are of one kind, some hundred at least. Of a model that was fine-tuned on the
     labels, take the votes of the model before: what it agrees on afterwards is of the fine-tuning, too.

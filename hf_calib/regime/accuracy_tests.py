@@ -1,4 +1,4 @@
-"""One-sided tests of an accuracy against a threshold, with intervals. Assumptions: docs/theory.md."""
+"""One-sided tests of an accuracy against a threshold, with intervals. Assumptions: docs/concepts/theory.md."""
 
 from __future__ import annotations
 

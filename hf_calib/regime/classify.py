@@ -1,4 +1,4 @@
-"""Test of the calibration regime: can a model be calibrated at its accuracy? Proofs: docs/theory.md."""
+"""Test of the calibration regime: can a model be calibrated at its accuracy? Proofs: docs/concepts/theory.md."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def classify_regime(
 
     References:
         Xiao et al. (2025), "Restoring Calibration for Aligned Large Language Models", arXiv 2505.01997, for the regimes.
-        docs/theory.md for the tests.
+        docs/concepts/theory.md for the tests.
 
     Example:
 
