@@ -1,9 +1,6 @@
 """`hf-calib diagnose` on two models of the synthetic world, on predictions of them, and when called wrongly."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ from hf_calib.data.synthetic_world import World
 from hf_calib.evaluation.diagnose import repair_command, summary
 from hf_calib.inference import predict
 from hf_calib.inference.predictions import OptionPredictions
-from hf_calib.paths import recipe_path
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +72,10 @@ def test_a_second_call_scores_nothing_again(report, folder, monkeypatch):
     assert json.loads((report / "results.json").read_text()) == before
 
 
-def test_two_processes_share_the_work(report, folder, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(recipe_path("accelerate_configs/ddp.yaml")), "--module", "hf_calib.cli"]
+def test_two_processes_share_the_work(launch, report, folder, tmp_path):
     arguments = ["--pairs", str(folder / "pairs.parquet"), "--pairs_limit", "40", "--order_limit", "30"]
     arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *call(folder, *arguments)], capture_output=True, text=True, env=environment, timeout=280
-    )
+    done = launch("ddp", "hf_calib.cli", *call(folder, *arguments), module=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("recommended:") == 1
     ours, theirs = (json.loads((place / "results.json").read_text()) for place in (tmp_path, report))

@@ -1,11 +1,8 @@
 """The command line as a user calls it: through `accelerate launch` on several processes, and when called wrongly."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,34 +46,30 @@ def world_dir(tmp_path_factory):
     return folder
 
 
-def test_zero3_with_options_of_every_length(tmp_path, tiny_tokenizers, tiny_llama, shared_data):
+def test_zero3_with_options_of_every_length(launch, tmp_path, tiny_tokenizers, tiny_llama, shared_data):
     """Each process reads its options at another number of positions; they still call the sharded head equally often."""
+    pytest.importorskip("deepspeed")
     tiny_llama(tiny_tokenizers["qwen"]).save_pretrained(tmp_path / "model")
     tiny_tokenizers["qwen"].save_pretrained(tmp_path / "model")
     load_questions(shared_data / "arc_easy_train.parquet", limit=16, seed=0).to_parquet(tmp_path / "train.parquet")
     script = tmp_path / "train.py"
     script.write_text(
-        "import sys, hf_calib.inference.option_head\nfrom hf_calib.cli.main import main\n"
-        "hf_calib.inference.option_head._CHUNK_SIZE = 4\nsys.exit(main(['train', *sys.argv[1:]]))\n"
+        "import sys\nfrom unittest import mock\nfrom hf_calib.cli.main import main\n"
+        "with mock.patch('hf_calib.inference.option_head._CHUNK_SIZE', 4):\n"
+        "    sys.exit(main(['train', *sys.argv[1:]]))\n"
     )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(recipe_path("accelerate_configs/deepspeed_zero3.yaml")), str(script), "--scoring", "text"]
-    command += ["--model_name_or_path", str(tmp_path / "model"), "--dataset_name", str(tmp_path / "train.parquet")]
-    command += ["--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "2", "--max_steps", "2"]
-    command += ["--report_to", "none", "--save_strategy", "no"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, cwd=tmp_path)
+    call = ["--scoring", "text", "--model_name_or_path", tmp_path / "model"]
+    call += ["--dataset_name", tmp_path / "train.parquet", "--output_dir", tmp_path / "out"]
+    call += ["--per_device_train_batch_size", "2", "--max_steps", "2", "--report_to", "none", "--save_strategy", "no"]
+    done = launch("deepspeed_zero3", script, *call, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_two_processes_evaluate_together(world_dir, tmp_path):
+def test_two_processes_evaluate_together(launch, world_dir, tmp_path):
     call = ["evaluate", "--model", str(world_dir / "model"), "--dataset", str(world_dir / "test.parquet")]
     call += ["--scoring", "text", "--output_dir", str(tmp_path), "--n_bootstrap", "50"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(recipe_path("accelerate_configs/ddp.yaml")), "--module", "hf_calib.cli", *call]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    done = launch("ddp", "hf_calib.cli", *call, module=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("recommended:") == 1 and json.loads((tmp_path / "results.json").read_text())["n"] == 101
 

@@ -175,7 +175,7 @@ def _shares(rank):
 
 
 def test_processes(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     queue = context.Queue()
     processes = [context.Process(target=_process, args=(rank, str(tmp_path), queue)) for rank in range(3)]
     for process in processes:

@@ -79,13 +79,13 @@ def test_results_of_an_interrupted_run_are_taken_up(tiny_tokenizers, tiny_llama,
 
 SCRIPT = """
 import os, signal, sys
+from unittest import mock
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_calib.inference import predict
 from hf_calib.training.distributed import leave_process_group
 
 folder, kill_after = sys.argv[1], int(sys.argv[2])
-predict.SAVE_INTERVAL = 0
 model = AutoModelForCausalLM.from_pretrained(f"{folder}/model")
 passes = 0
 
@@ -96,17 +96,18 @@ def count(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 model.base_model.register_forward_pre_hook(count)
-predictions = predict.predict_options(
-    model, AutoTokenizer.from_pretrained(f"{folder}/model"), load_from_disk(f"{folder}/questions"),
-    batch_size=1, output_path=f"{folder}/predictions.npz",
-)
+with mock.patch.object(predict, "SAVE_INTERVAL", 0):
+    predictions = predict.predict_options(
+        model, AutoTokenizer.from_pretrained(f"{folder}/model"), load_from_disk(f"{folder}/questions"),
+        batch_size=1, output_path=f"{folder}/predictions.npz",
+    )
 assert len(predictions) == 40
 print(f"rank {os.environ.get('RANK')}: {passes} passes")
 leave_process_group()
 """
 
 
-def test_a_killed_process_is_resumed_by_two(tiny_tokenizers, tiny_llama, tmp_path):
+def test_a_killed_process_is_resumed_by_two(launch, tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer, questions = tiny_tokenizers["qwen"], make_questions(40)
     model = tiny_llama(tokenizer)
     model.save_pretrained(tmp_path / "model")
@@ -121,10 +122,7 @@ def test_a_killed_process_is_resumed_by_two(tiny_tokenizers, tiny_llama, tmp_pat
     done = sum(len(np.load(shard)["index"]) for shard in (tmp_path / "predictions.npz.partial").glob("*.npz"))
     assert 0 < done < 40
 
-    # `--multi_gpu` is accelerate's word for several processes on one machine, be they on GPUs or CPUs.
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    launch = [sys.executable, *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
-    launched = subprocess.run([*launch, script, tmp_path, "0"], **settings)
+    launched = launch("ddp", script, tmp_path, "0")
     assert launched.returncode == 0, launched.stderr
     assert "rank 0" in launched.stdout and "rank 1" in launched.stdout and "rank 1: 0" not in launched.stdout
     predictions = OptionPredictions.load(tmp_path / "predictions.npz")

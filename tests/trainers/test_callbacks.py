@@ -1,8 +1,6 @@
 """CollapseCallback: what it logs is what an evaluation measures, and the training does not notice it."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +17,6 @@ from hf_calib.data.questions import PromptFormat
 from hf_calib.data.synthetic_world import World
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.measures.preference_collapse import MEANINGS, collapse_report
-from hf_calib.paths import recipe_path
 from hf_calib.trainers.callbacks import CollapseCallback
 from hf_calib.training.distributed import leave_process_group
 
@@ -110,12 +107,9 @@ def test_other_trainers(kind, tmp_path):
     assert [entry["step"] for entry in measured(trainer)] == [0, 1, 2]
 
 
-def test_two_processes_measure_together(tmp_path):
+def test_two_processes_measure_together(launch, tmp_path):
     """This file is the script that both of them run."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(recipe_path("accelerate_configs/ddp.yaml")), __file__, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    done = launch("ddp", __file__, tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     logs = [json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in range(2)]
     assert logs[0] == logs[1]

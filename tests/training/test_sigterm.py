@@ -6,13 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from launching import start_launcher
 from runs import assert_same
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -172,14 +172,6 @@ def test_what_to_resume_from(tmp_path):
 # Under `accelerate launch`
 
 
-def start(config, call, log):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(recipe_path(f"accelerate_configs/{config}.yaml")), str(recipe_path("train.py")), *call[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-
-
 def wait_for(path, process, log, seconds=240):
     end = time.monotonic() + seconds
     while not path.exists():
@@ -198,8 +190,9 @@ def workers(process):
 def test_sigterm_to_the_launcher(config, call, tmp_path):
     """The launcher of one process hands no signal on; that of several does, and waits."""
     out, log = tmp_path / "out", tmp_path / "log"
-    process = start(config, [*call, "--max_steps", "5000"], log)
+    process = start_launcher(config, recipe_path("train.py"), *call[1:], "--max_steps", "5000", log=log)
     wait_for(out / "checkpoint-5" / "trainer_state.json", process, log)
+    assert len(workers(process)) == {"cpu": 1, "ddp": 2}[config]
     (worker, *_) = workers(process)
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
@@ -215,7 +208,8 @@ def test_sigterm_to_the_launcher(config, call, tmp_path):
 @pytest.mark.skipif(shutil.which("ps") is None, reason="finds the processes with ps")
 def test_a_killed_rank_ends_the_run_and_its_last_checkpoint_is_gone_on_from(call, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    process = start("ddp", [*call, "--max_steps", "5000", "--per_device_train_batch_size", "2"], log)
+    call += ["--per_device_train_batch_size", "2"]
+    process = start_launcher("ddp", recipe_path("train.py"), *call[1:], "--max_steps", "5000", log=log)
     wait_for(out / "checkpoint-5" / "trainer_state.json", process, log)
     os.kill(workers(process)[1], signal.SIGKILL)
     assert process.wait(timeout=60) != 0
