@@ -1,15 +1,15 @@
-"""Two small models of the synthetic world, in place of models from the Hub. They are trained once, in half a minute."""
+"""Two small models of the synthetic world, in place of models from the Hub. They are trained once, in ten seconds."""
 
 from pathlib import Path
 
 from trl import SFTConfig, SFTTrainer
 
 from hf_calib import PromptFormat, calibration_report, fold_temperature, predict_options
-from hf_calib.data.synthetic_world import World
+from hf_calib.data.synthetic_world import World, WorldConfig
 from hf_calib.inference.model_loading import load_model
 
 
-WORLD = World()
+WORLD = World(WorldConfig(num_entities=24))
 PROMPT = {
     "scoring": "text",
     "prompt_template": WORLD.prompt_template,
@@ -29,8 +29,8 @@ def make_models() -> tuple[str, str]:
     base, overconfident = "outputs/base", "outputs/overconfident"
     if not Path(overconfident).exists():
         tokenizer = WORLD.tokenizer()
-        args = SFTConfig(base, per_device_train_batch_size=64, learning_rate=2e-3, num_train_epochs=1, **CPU)
-        statements = WORLD.pretraining_statements(20_000)
+        args = SFTConfig(base, per_device_train_batch_size=64, learning_rate=3e-3, num_train_epochs=1, **CPU)
+        statements = WORLD.pretraining_statements(12_000)
         trainer = SFTTrainer(WORLD.model(), args, train_dataset=statements, processing_class=tokenizer)
         trainer.train()
         trainer.save_model()
