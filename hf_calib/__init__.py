@@ -5,8 +5,8 @@ import importlib
 
 __version__ = "0.1.0"
 
-# Each public name and the module it lives in. A name is imported when it is first used, so that `import hf_calib`
-# costs nothing and the metrics, which need numpy alone, work where torch and trl are not installed.
+# Public names and their modules. A name is imported on first use, so that `import hf_calib` is fast, and the measures
+# work without torch and trl.
 _MODULE_OF = {
     "calibration_report": "measures.calibration_error",
     "classwise_calibration_error": "measures.calibration_error",
@@ -65,7 +65,7 @@ def __getattr__(name):
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # the next look-up does not come here
+    globals()[name] = value  # later look-ups skip this function
     return value
 
 

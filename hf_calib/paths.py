@@ -1,28 +1,28 @@
-"""Where the files that travel with the package are, in a clone and in an installed wheel alike."""
+"""Paths of the recipes and of the metric, in a clone and in an installed wheel."""
 
 from pathlib import Path
 
 
 def _root(folder: str) -> Path:
-    """A clone keeps `recipes/` and `metrics/` at its top; a wheel carries the same files inside `hf_calib/`."""
+    """Folder inside `hf_calib/` in a wheel, beside it in a clone."""
     package = Path(__file__).resolve().parent
     return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 def recipe_path(name: str = "") -> Path:
     """
-    Path of a recipe, wherever hf_calib is installed.
+    Return the path of a recipe.
 
     Args:
         name (`str`, *optional*, defaults to `""`):
-            File or folder below `recipes/`, e.g. `"train.py"` or `"accelerate_configs/ddp.yaml"`. The folder of all
-            recipes by default.
+            File or folder below `recipes/`, e.g. `"train.py"` or `"accelerate_configs/ddp.yaml"`. By default
+            the folder of all recipes.
 
     Returns:
-        `Path`: An absolute path that exists.
+        `Path`: an absolute path that exists.
 
     Raises:
-        FileNotFoundError: There is no such recipe. The message lists the ones there are.
+        FileNotFoundError: There is no such recipe. The message lists the existing ones.
 
     Examples:
         >>> from hf_calib import recipe_path
@@ -33,16 +33,16 @@ def recipe_path(name: str = "") -> Path:
     path = root / name
     if not path.exists():
         known = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.yaml"))
-        raise FileNotFoundError(f"no recipe {name!r} in {root}; there are: {', '.join(known) or 'none'}")
+        raise FileNotFoundError(f"No recipe {name!r} in {root}; the recipes are {', '.join(known) or 'none'}")
     return path
 
 
 def metric_path() -> str:
     """
-    Folder of the metric `ece_regime`, wherever hf_calib is installed, in the form that `evaluate.load` takes.
+    Return the folder of the metric `ece_regime`, for `evaluate.load`.
 
     Returns:
-        `str`: An absolute path.
+        `str`: an absolute path.
 
     Examples:
         >>> import evaluate

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
+from scipy.special import expit, log_softmax, softmax
 
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class World:
         own = rng.standard_normal(shape)
         utilities = np.sqrt(1 - config.individuality) * shared + np.sqrt(config.individuality) * own
         utilities *= np.array([relation.sharpness for relation in config.relations])[:, None, None]
-        self.log_probabilities = utilities - np.log(np.exp(utilities).sum(-1, keepdims=True))
+        self.log_probabilities = log_softmax(utilities, axis=-1)
         # Drawn anew for every relation: the test asks about pairs of entity and relation that no label has shown, of
         # types that labels have shown.
         num_train = min(max(round(config.train_fraction * config.num_entities), 1), config.num_entities - 1)
@@ -226,7 +227,7 @@ class World:
         agreement = np.array([relation.agreement for relation in self.config.relations])[relations]
         log_p = self.log_probabilities[relations, entities]
         rows = np.arange(n)
-        probability = 1 / (1 + np.exp(-agreement * (log_p[rows, first] - log_p[rows, second])))
+        probability = expit(agreement * (log_p[rows, first] - log_p[rows, second]))
         wins = rng.random(n) < probability
         chosen, rejected = np.where(wins, first, second), np.where(wins, second, first)
         return Dataset.from_dict(
@@ -340,12 +341,12 @@ class World:
         return (log_p + rng.gumbel(size=log_p.shape)).argmax(axis=1)
 
     def _question(self, id: str, relation: int, entity: int, answer: int, options: np.ndarray) -> dict:
-        weights = np.exp(self.log_probabilities[relation, entity, options])
+        target = softmax(self.log_probabilities[relation, entity, options])
         return {
             "id": id,
             "question": self._prompt(relation, entity),
             "choices": [self.values[relation][v] for v in options],
             "answer": int(np.flatnonzero(options == answer)[0]),
             "subject": self.relations[relation],
-            "target_probabilities": (weights / weights.sum()).tolist(),
+            "target_probabilities": target.tolist(),
         }

@@ -64,8 +64,9 @@ def evaluate_probabilities(
 
     Args:
         probabilities (array-like of shape `(N, K)`):
-            Option probabilities, rows summing to 1. Where questions differ in K, a list of rows of different lengths; a
-            row of a padded array counts as a question with K options, see [`~hf_calib.regime.classify.classify_regime`].
+            Option probabilities, rows summing to 1. Where questions differ in K, a list of rows of different lengths;
+            a row of a padded array counts as a question with K options, see
+            [`~hf_calib.regime.classify.classify_regime`].
         labels (array-like of shape `(N,)`):
             Index of the right option, in `[0, K)`.
         target_probabilities (array-like of shape `(N, K)`, *optional*):
@@ -120,8 +121,8 @@ def evaluate_confidences(
             `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha` and `critical_accuracy`, see [`EvaluationOptions`].
 
     Returns:
-        `dict`: as [`evaluate_probabilities`], without the measures that need every option (`cw_ece`, `nll`, `brier` and
-        its parts).
+        `dict`: as [`evaluate_probabilities`], without the measures that need every option (`cw_ece`, `nll`, `brier`
+        and its parts).
 
     Raises:
         TypeError: An option is unknown.
@@ -140,7 +141,8 @@ def group_results(confidences, correct, groups, sample_weight=None, **options) -
 
     Among G groups of a calibrated model, about G / 20 have a p-value below .05. `ece_p_value_holm` is corrected for
     this: with probability `1 - alpha` no calibrated group has a corrected p-value below `alpha`. If a p-value is as
-    small as the number of simulations permits, up to 100,000 simulations are made, enough for the correction to reject.
+    small as the number of simulations permits, up to 100,000 simulations are made, enough for the correction to
+    reject.
 
     Args:
         confidences (array-like of shape `(N,)`):
@@ -155,8 +157,8 @@ def group_results(confidences, correct, groups, sample_weight=None, **options) -
             `n_bins`, `binning`, `n_bootstrap`, `seed` and `alpha`, see [`EvaluationOptions`].
 
     Returns:
-        `dict`: `n_groups`; `n_groups_miscalibrated` (corrected p-value below `alpha`); for every group, in the order of
-        their names, `group/<name>/<key>` for the keys `n`, `accuracy`, `confidence`, `overconfidence`, `ece`,
+        `dict`: `n_groups`; `n_groups_miscalibrated` (corrected p-value below `alpha`); for every group, in the order
+        of their names, `group/<name>/<key>` for the keys `n`, `accuracy`, `confidence`, `overconfidence`, `ece`,
         `ece_low`, `ece_high`, `debiased_ece`, `ece_noise_floor`, `ece_p_value` and `ece_p_value_holm`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`evaluate.load("ece_regime")` from every folder: put the metric where `evaluate` looks for names it has once loaded."""
+"""Register the metric, so that `evaluate.load("ece_regime")` works in every folder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _HUB_NAME = f"evaluate-metric/{NAME}"
 @dataclass(frozen=True)
 class Registration:
     """
-    What `evaluate.load("ece_regime")` finds, from [`resolve`].
+    Result of [`resolve`]: what `evaluate.load("ece_regime")` loads.
 
     Attributes:
-        resolves_to (`str`): `"folder"` (a script in the current folder), `"hub"` (a Space of that name), `"registered"`,
-            `"cached"` (a script that evaluate once downloaded) or `"nothing"`.
-        ours (`bool`): Whether that is the metric of this package.
-        path (`str`): File or address that it comes from, or would come from.
-        reason (`str`): Why, in a sentence.
+        resolves_to (`str`): `"folder"` (a script in the current folder), `"hub"` (a Space of that name),
+            `"registered"`, `"cached"` (a script that evaluate has downloaded) or `"nothing"`.
+        ours (`bool`): Whether it is the metric of this package.
+        path (`str`): File or address from which it is loaded.
+        reason (`str`): Explanation in a sentence.
     """
 
     resolves_to: str
@@ -46,15 +46,15 @@ def register() -> Path:
     """
     Make `evaluate.load("ece_regime")` work from every folder, online and offline.
 
-    `evaluate` looks a bare name up in the current folder, then among the Spaces of the Hub, then in its cache of
-    modules. A script of a few lines is put into that cache; it imports the metric from the installed package, so it
-    need not be renewed when the package is upgraded. Doing it again changes nothing.
+    `evaluate` searches a bare name in the current folder, then among the Spaces of the Hub, then in its cache of
+    modules. This function writes a short script into that cache. The script imports the metric from the installed
+    package, so it stays valid when the package is upgraded. A second call changes nothing.
 
     Returns:
-        `Path`: of the script, below `$HF_MODULES_CACHE` or `$HF_HOME/modules`.
+        `Path`: path of the script, below `$HF_MODULES_CACHE` or `$HF_HOME/modules`.
 
     Raises:
-        OSError: The cache cannot be written to.
+        OSError: The cache is not writable.
 
     Examples:
         >>> import evaluate
@@ -65,17 +65,17 @@ def register() -> Path:
     """
     content = (Path(metric_path()) / f"{NAME}.py").read_bytes()
     folder = _cache_folder()
-    script = folder / hashlib.sha256(content).hexdigest() / f"{NAME}.py"  # evaluate wants 64 characters
+    script = folder / hashlib.sha256(content).hexdigest() / f"{NAME}.py"  # evaluate requires 64 characters
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock():
-            # packages, down from the folder that evaluate adds to the import path
+            # evaluate imports the script as a module of nested packages
             for package in (folder, folder.parent, folder.parent.parent):
                 package.mkdir(exist_ok=True)
                 (package / "__init__.py").touch()
             for stale in {older.parent for older in _scripts() if _is_ours(older) and older != script}:
                 shutil.rmtree(stale)
-            # One folder without a script hides all the others from evaluate, so ours appears with its script in it.
+            # a folder without a script hides all others from evaluate, so both appear together
             for broken in _broken_folders():
                 shutil.rmtree(broken)
             if not script.is_file():
@@ -84,11 +84,11 @@ def register() -> Path:
                     (Path(unfinished) / "new" / "__init__.py").touch()
                     (Path(unfinished) / "new" / script.name).write_bytes(content)
                     (Path(unfinished) / "new").rename(script.parent)
-            script.touch()  # the newest script is the one that evaluate takes
+            script.touch()  # evaluate takes the newest script
     except OSError as error:
         raise OSError(
-            f"{folder} cannot be written to ({error.strerror}). Set HF_MODULES_CACHE to a folder that can, here and "
-            "where the metric is loaded."
+            f"{folder} is not writable ({error.strerror}). Set HF_MODULES_CACHE to a writable folder, here and where "
+            "the metric is loaded."
         ) from None
     return script
 
@@ -98,8 +98,7 @@ def unregister() -> list[Path]:
     Undo [`register`].
 
     Returns:
-        `list[Path]`: the scripts that were removed; empty if there were none. Scripts that evaluate has downloaded
-        stay.
+        `list[Path]`: the removed scripts. Scripts that evaluate has downloaded are kept.
     """
     if not _cache_folder().is_dir():
         return []
@@ -114,7 +113,7 @@ def unregister() -> list[Path]:
 
 def resolve() -> Registration:
     """
-    Say what `evaluate.load("ece_regime")` finds from the current folder, and why, without running any of it.
+    Find what `evaluate.load("ece_regime")` loads in the current folder, without running it.
 
     Returns:
         [`Registration`].
@@ -122,37 +121,40 @@ def resolve() -> Registration:
     local = Path(NAME) / f"{NAME}.py"
     if local.is_file():
         return Registration(
-            "folder", _is_ours(local), str(local.resolve()), "a script in the current folder goes first"
+            "folder", _is_ours(local), str(local.resolve()), "a script in the current folder takes precedence"
         )
     status, address = _ask_hub()
     if status == "there":
-        return Registration("hub", False, address, "a Space of the Hub goes before the cache")
+        return Registration("hub", False, address, "a Space of the Hub takes precedence over the cache")
     if broken := _broken_folders():
-        reason = "a folder without a script, which hides all others from evaluate: hf-calib register removes it"
+        reason = "a folder without a script hides all others from evaluate; hf-calib register removes it"
         return Registration("nothing", False, str(broken[0]), reason)
     scripts = _scripts()
     if not scripts:
         return Registration(
-            "nothing", False, str(_cache_folder()), f"no script is registered, and the Hub {status}: hf-calib register"
+            "nothing",
+            False,
+            str(_cache_folder()),
+            f"no script is registered, and the Hub {status}; run hf-calib register",
         )
     script, ours = scripts[-1], _is_ours(scripts[-1])
     if not ours:
-        return Registration("cached", False, str(script), f"evaluate downloaded it earlier; the Hub {status}")
-    return Registration("registered", True, str(script), f"the Hub {status}, so evaluate takes it from its cache")
+        return Registration("cached", False, str(script), f"evaluate has downloaded it; the Hub {status}")
+    return Registration("registered", True, str(script), f"the Hub {status}, so evaluate loads it from its cache")
 
 
 def _lock():
-    """Against others that register or remove at the same time; it is evaluate's own lock on the folder."""
+    """Lock of evaluate on the folder, against processes that register or unregister at the same time."""
     from filelock import FileLock
 
     return FileLock(f"{_cache_folder()}.lock")
 
 
 def _scripts() -> list[Path]:
-    """Scripts of that name in the cache, the one that evaluate takes last."""
+    """Scripts of that name in the cache, from the oldest to the newest, which evaluate takes."""
     ages = {}
     for script in _cache_folder().glob(f"{64 * '?'}/{NAME}.py"):
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+        with contextlib.suppress(FileNotFoundError):  # removed by another process
             ages[script] = script.stat().st_mtime
     return sorted(ages, key=ages.__getitem__)
 
@@ -171,16 +173,16 @@ def _is_ours(script: Path) -> bool:
 
 
 def _ask_hub() -> tuple[str, str]:
-    """What the Hub says of the name, asked as evaluate asks it, and the address."""
+    """Request the script from the Hub as evaluate does. Returns the answer and the address."""
     from evaluate.utils.file_utils import OfflineModeIsEnabled, hf_hub_url, http_head
 
     address = hf_hub_url(_HUB_NAME, f"{NAME}.py", revision="main")
     try:
         status = http_head(address, timeout=10).status_code
     except OfflineModeIsEnabled:
-        return "is not asked (offline)", address
-    except OSError as error:  # no connection; the network errors of requests are of this kind
-        return f"cannot be reached ({type(error).__name__})", address
+        return "is not requested (offline)", address
+    except OSError as error:  # no connection; includes the network errors of requests
+        return f"is not reachable ({type(error).__name__})", address
     if status < 300:
         return "there", address
     return ("has no such metric" if status in (401, 404) else f"answers {status}"), address

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .chunks import Rows, iterate_outcomes, iterate_rows
 from .options import BINNINGS, check_binning
-from .validation import Rows, as_outcomes, as_weights, check_whole, iterate_outcomes, iterate_rows
+from .validation import as_outcomes, as_weights, check_whole
 
 
 __all__ = [

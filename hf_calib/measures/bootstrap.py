@@ -144,8 +144,8 @@ class ResampledMeans:
         """
         Compute the total variation distance between a vector of means and `origin`, and its noise floor.
 
-        Noise makes a distance larger, so its percentile interval is too high. The interval here contains the distances of
-        all points in a ball around the means that contains the true means with probability .95. It is conservative.
+        Noise makes a distance larger, so its percentile interval is too high. The interval here contains the distances
+        of all points in a ball around the means that contains the true means with probability .95. It is conservative.
 
         Args:
             name (`str`):

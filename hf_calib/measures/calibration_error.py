@@ -6,6 +6,7 @@ import numpy as np
 
 from .binning import BinSums, OptionBins, ReliabilityBins, bin_edges, bins_of, reliability_bins, top_label
 from .checked import Examples, Predictions, check_examples, check_predictions, target_confidence
+from .chunks import iterate_rows
 from .noise_floor import NoiseFloor, bootstrap_interval, cells_of, noise_floor
 from .options import MeasureOptions
 from .proper_scores import (
@@ -18,7 +19,7 @@ from .proper_scores import (
 )
 from .selective import TieGroups
 from .streaming import ConfidenceSums, OptionSums, SmoothGrid, StreamingCalibration
-from .validation import as_weights, iterate_rows
+from .validation import as_weights
 
 
 __all__ = [
@@ -255,8 +256,8 @@ def smooth_calibration_error(probabilities, labels, sample_weight=None) -> float
     """
     Compute the smooth ECE, which has no bins.
 
-    The residuals `correct - confidence` are smoothed over the confidence by a Gaussian kernel reflected at 0 and 1. The
-    error at a bandwidth is the integral of their absolute value. The smooth ECE is the error at the bandwidth that
+    The residuals `correct - confidence` are smoothed over the confidence by a Gaussian kernel reflected at 0 and 1.
+    The error at a bandwidth is the integral of their absolute value. The smooth ECE is the error at the bandwidth that
     equals it. The residuals are put on a grid of 4,096 cells, so that the cost after one pass does not depend on N.
     Errors as in [`expected_calibration_error`].
 

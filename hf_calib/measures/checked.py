@@ -7,16 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .validation import (
-    Rows,
-    as_labels,
-    as_matrix,
-    as_outcomes,
-    as_weights,
-    best_option,
-    iterate_columns,
-    iterate_outcomes,
-)
+from .chunks import Rows, best_option, iterate_outcomes
+from .validation import as_labels, as_matrix, as_outcomes, as_weights, iterate_columns
 
 
 @dataclass(frozen=True)
@@ -28,7 +20,8 @@ class Examples:
         confidences (`np.ndarray` of shape `(N,)`): Confidence of each prediction, float64 in [0, 1].
         correct (`np.ndarray` of shape `(N,)`): 1.0 where the prediction is right, else 0.0.
         weights (`np.ndarray` of shape `(N,)`, *optional*): Importance weights, all above 0.
-        kept (`np.ndarray` of shape `(rows,)`, *optional*): Which of the rows given have a weight above 0; `None` if all.
+        kept (`np.ndarray` of shape `(rows,)`, *optional*): Which of the rows given have a weight above 0; `None` if
+        all.
     """
 
     confidences: np.ndarray

@@ -106,7 +106,8 @@ def interval_of_bins(
     doubt = min(1.0, p_value / alpha)
     risk = alpha / 2
     debiased = max(0.0, bins.error - bins.bias)
-    # Gaps of one size but different signs are drawn too small. Above the noise floor the normal approximation is better.
+    # Gaps of one size but different signs are drawn too small. Above the noise floor the normal approximation is
+    # better.
     margin = (1 - doubt) * NormalDist().inv_cdf(1 - risk) * bins.standard_error
     upper = float(np.quantile(draw_errors(bins, n_draws, rng), 1 - risk * (1 + doubt)))
     upper = min(max(upper, debiased + margin), 1.0)

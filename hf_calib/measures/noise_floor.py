@@ -168,8 +168,8 @@ def noise_floor(
     """
     Simulate the ECE of a perfectly calibrated model with the same confidences.
 
-    Every prediction is right with a probability equal to its confidence. One binomial is drawn per cell of width 0.001,
-    so the cost of a simulation does not depend on N.
+    Every prediction is right with a probability equal to its confidence. One binomial is drawn per cell of width
+    0.001, so the cost of a simulation does not depend on N.
 
     Args:
         confidences (array-like of shape `(N,)`):

@@ -15,9 +15,9 @@ _SMALLEST_PROBABILITY = 1e-12
 
 MEANINGS = {
     "flip_rate": "Share of questions whose predicted option depends on the order of the options.",
-    "agreement": "Share of pairs of orders with the same predicted option; 0 if the prediction depends on the place alone.",
+    "agreement": "Share of pairs of orders with the same prediction; 0 if it depends on the place alone.",
     "accuracy": "Accuracy over all orders. Every place is right equally often.",
-    "position_shift": "Share of predictions that must move to another place until all places are predicted equally often.",
+    "position_shift": "Share of predictions that must move until all places are predicted equally often.",
     "averaged_accuracy": "Accuracy of the option probabilities averaged over the orders.",
     "averaged_ece": "conf-ECE of the option probabilities averaged over the orders.",
 }
@@ -55,8 +55,8 @@ def order_report(
 
     Returns:
         `dict[str, float]`: `n`, `num_options`; `flip_rate`, `agreement`, `accuracy`, `averaged_accuracy` and
-        `position_shift`, each with `_low` and `_high`; `averaged_ece`, `position_shift_noise_floor`; for every place p from
-        0 `accuracy_at/p` (where the right option is in that place, with `_low` and `_high`), `predicted_at/p` and
+        `position_shift`, each with `_low` and `_high`; `averaged_ece`, `position_shift_noise_floor`; for every place p
+        from 0 `accuracy_at/p` (where the right option is in that place, with `_low` and `_high`), `predicted_at/p` and
         `letter_prior/p`. With a reference also the same keys as `reference/<key>`, and `change/<key>` of `flip_rate`,
         `agreement`, `accuracy` and `position_shift`.
 
@@ -86,8 +86,8 @@ def order_report(
         stacks["reference/"] = _checked(reference_probabilities, "reference_probabilities")
         if stacks["reference/"].shape != stacks[""].shape:
             raise ValueError(
-                f"`reference_probabilities` has shape {stacks['reference/'].shape}, `probabilities` {stacks[''].shape}: "
-                "both must hold the same questions, options and orders."
+                f"`reference_probabilities` has shape {stacks['reference/'].shape}, `probabilities` "
+                f"{stacks[''].shape}: both must hold the same questions, options and orders."
             )
     shares = ("flip_rate", "averaged_accuracy", *(f"accuracy_at/{place}" for place in range(count)))
     means = ResampledMeans(

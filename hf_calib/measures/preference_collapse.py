@@ -24,11 +24,11 @@ MEANINGS = {
     "confidence": "Mean probability of the predicted option.",
     "overconfidence": "Confidence less accuracy.",
     "ece": "Gap between confidence and accuracy, averaged over bins of the confidence (conf-ECE).",
-    "normalized_entropy": "Mean entropy of the option probabilities over log K: 1 for equal probabilities, 0 for certainty.",
+    "normalized_entropy": "Mean entropy of the option probabilities over log K: 1 for equal ones, 0 for certainty.",
     "saturation": "Share of predictions with a confidence above .99.",
     "position_shift": (
-        "Share of predictions that must move to another place (A, B, ...) until every place is predicted as often as it "
-        "is right (total variation)."
+        "Share of predictions that must move until every place (A, B, ...) is predicted as often as it is right "
+        "(total variation)."
     ),
     "kl_to_reference": "Mean KL divergence KL(model ‖ reference) of the option probabilities, in nats.",
     "prediction_change": "Share of questions for which the reference predicts another option.",
@@ -70,8 +70,8 @@ def collapse_report(
             `n_bins`, `binning`, `n_bootstrap` and `seed`, see [`~hf_calib.measures.options.MeasureOptions`].
 
     Returns:
-        `dict[str, float]`: `n`; `<measure>`, `<measure>_low` and `<measure>_high` of every measure; `ece_noise_floor` and
-        `position_shift_noise_floor`. With a reference also the same keys as `reference/<key>`, the differences as
+        `dict[str, float]`: `n`; `<measure>`, `<measure>_low` and `<measure>_high` of every measure; `ece_noise_floor`
+        and `position_shift_noise_floor`. With a reference also the same keys as `reference/<key>`, the differences as
         `change/<measure>`, `kl_to_reference` and `prediction_change`.
 
     Raises:
@@ -185,8 +185,8 @@ def pair_report(
 
     Args:
         preference_probabilities (array-like of shape `(N,)`):
-            Probability, by the model, that the chosen answer is the better one; `sigmoid(beta * margin)` for DPO. As in
-            TRL's `rewards/accuracies`, a tie (1/2) counts as wrong.
+            Probability, by the model, that the chosen answer is the better one; `sigmoid(beta * margin)` for DPO. As
+            in TRL's `rewards/accuracies`, a tie (1/2) counts as wrong.
         target_probabilities (array-like of shape `(N,)`, *optional*):
             Probability that annotators prefer the chosen answer. Adds `tce`.
         n_bins (`int`, *optional*, defaults to `10`):
@@ -197,8 +197,8 @@ def pair_report(
             Seed of the draws.
 
     Returns:
-        `dict[str, float]`: `n`; `accuracy`, `confidence`, `overconfidence`, `saturation` and `ece`, each with `_low` and
-        `_high`; `ece_noise_floor`; with targets `tce`.
+        `dict[str, float]`: `n`; `accuracy`, `confidence`, `overconfidence`, `saturation` and `ece`, each with `_low`
+        and `_high`; `ece_noise_floor`; with targets `tce`.
 
     Raises:
         ValueError: A value is outside its range, or the shapes do not fit. The row is named.

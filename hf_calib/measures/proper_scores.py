@@ -8,8 +8,8 @@ import numpy as np
 
 from .binning import OptionBins
 from .checked import check_examples
+from .chunks import Rows, iterate_rows
 from .selective import TieGroups
-from .validation import Rows, iterate_rows
 
 
 _SMALLEST_PROBABILITY = 1e-12

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from .binning import OptionBins, ReliabilityBins, bin_edges, bins_from_sums
+from .chunks import Rows, iterate_outcomes, iterate_rows
 from .noise_floor import CellTable, floor_of_cells, interval_of_cells
 from .options import MeasureOptions
 from .proper_scores import ScoreSums, split_brier
 from .selective import FineTable, TieGroups
-from .validation import Rows, as_outcomes, as_weights, iterate_outcomes, iterate_rows
+from .validation import as_outcomes, as_weights
 
 
 _SMOOTH_GRID = 4096  # cells of [0, 1]
@@ -165,8 +166,8 @@ class StreamingCalibration:
     Compute [`calibration_report`] of predictions that arrive in batches. The state takes 7 MB for any number of them.
 
     The binned measures, the smooth ECE, the proper scores, the noise floor and the interval equal those of
-    [`calibration_report`]. The four measures that depend on the order of all confidences use 221,185 cells of confidence,
-    see [`FineTable`]. From 20,000 predictions on, the error of `auroc` and `aurc` is below 2e-5, that of
+    [`calibration_report`]. The four measures that depend on the order of all confidences use 221,185 cells of
+    confidence, see [`FineTable`]. From 20,000 predictions on, the error of `auroc` and `aurc` is below 2e-5, that of
     `ece_equal_mass` and `ece_sweep` about 1e-3. There is no `tce`.
 
     Args:

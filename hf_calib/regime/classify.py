@@ -77,18 +77,19 @@ def classify_regime(
     of the target distribution. The test depends on what is known:
 
     - `target_probabilities`, taken as the truth: ACC against ACC*, a paired t-test.
-    - `reference_probabilities` of a model that may be miscalibrated: ACC against two estimates of ACC*, the reference's
-      mean confidence (right if it is calibrated; a paired t-test) and its accuracy (right if it is calibrated by a change
-      of its confidences alone; McNemar's exact test). A decision needs both.
+    - `reference_probabilities` of a model that may be miscalibrated: ACC against two estimates of ACC*, the
+      reference's mean confidence (right if it is calibrated; a paired t-test) and its accuracy (right if it is
+      calibrated by a change of its confidences alone; McNemar's exact test). A decision needs both.
     - `critical_accuracy`: ACC against that number, an exact binomial test.
     - none of these: whether a recalibration that keeps the predictions exists. The model is non-calibratable if ACC is
       below that of guessing, 1 / K (an exact binomial test). It is calibratable if an isotonic map fitted on a random
       half of the questions leaves no more ECE on the other half than noise does. In between it is undetermined. This
       test is weak: it does not detect memorised questions.
 
-    With a target or a reference ACC is also tested against the expected accuracy, the mean probability that it gives to
-    the predictions (a paired t-test). A larger ACC means that some labels are memorised, or that the model knows more
-    than the reference. The regime stays the same, but no confidence makes both ECE and TCE 0, so RCFT is recommended.
+    With a target or a reference ACC is also tested against the expected accuracy, the mean probability that it gives
+    to the predictions (a paired t-test). A larger ACC means that some labels are memorised, or that the model knows
+    more than the reference. The regime stays the same, but no confidence makes both ECE and TCE 0, so RCFT is
+    recommended.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -118,8 +119,8 @@ def classify_regime(
         ValueError: A value is outside its range, the shapes do not fit, or both a target and a reference are given.
 
     References:
-        Xiao et al. (2025), "Restoring Calibration for Aligned Large Language Models", arXiv 2505.01997, for the regimes.
-        docs/concepts/theory.md for the tests.
+        Regimes: Xiao et al. (2025), "Restoring Calibration for Aligned Large Language Models", arXiv 2505.01997.
+        Tests: docs/concepts/theory.md.
 
     Example:
 

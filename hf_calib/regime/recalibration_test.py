@@ -36,7 +36,8 @@ def recalibration_test(
     confidences, correct, least_confidence: float = 0.0, n_bins: int = 10, seed: int = 0, sample_weight=None
 ) -> RecalibrationTest | None:
     """
-    Fit an isotonic map from confidence to accuracy on a random half of the questions and test its ECE on the other half.
+    Fit an isotonic map from confidence to accuracy on a random half of the questions and test its ECE on the other
+    half.
 
     The null distribution repeats the whole procedure on outcomes drawn from the isotonic fit to all questions, because
     a fit on N / 2 questions is not exact even if the hypothesis is true. Confidences are counted in cells of width

@@ -18,8 +18,8 @@ class RegimeReport:
         regime (`str`): `"calibratable"`, `"non-calibratable"` or `"undetermined"`.
         recommended_method (`str`): `"cft"` in the calibratable regime, else `"rcft"`. Also `"rcft"` where some of the
             labels are memorised.
-        test (`str`): Test that decides: `"target"`, `"reference"`, `"critical_accuracy"`, `"recalibration"` (empirical),
-            or `"none"` where no test is possible.
+        test (`str`): Test that decides: `"target"`, `"reference"`, `"critical_accuracy"`, `"recalibration"`
+            (empirical), or `"none"` where no test is possible.
         p_value (`float` or `None`): p-value of the hypothesis that the model is calibratable: `accuracy <= critical
             accuracy`, in the empirical test `accuracy >= 1 / K`. Below `alpha` in the non-calibratable regime.
         alpha (`float`): Significance level.
@@ -35,12 +35,12 @@ class RegimeReport:
         tce_lower_bound (`float` or `None`): `|mean confidence - expected accuracy|`.
         tce_upper_bound (`float` or `None`): Mean of `|target probability of the prediction - confidence|`.
         sum_lower_bound (`float` or `None`): Lower bound of ECE + TCE for these predictions, for any confidence:
-            `|ACC - expected accuracy|` with a target, else `max(0, ACC - ACC*)`, with a reference for the larger of its
-            two critical accuracies.
+            `|ACC - expected accuracy|` with a target, else `max(0, ACC - ACC*)`, with a reference for the larger of
+            its two critical accuracies.
         expected_accuracy (`float` or `None`): Mean probability that the target or the reference gives to the
             predictions: the expected accuracy of a model that has not seen these labels.
-        expected_accuracy_p_value (`float` or `None`): p-value of the hypothesis `accuracy <= expected accuracy`. Small:
-            labels are memorised, or the reference knows less than the model.
+        expected_accuracy_p_value (`float` or `None`): p-value of the hypothesis `accuracy <= expected accuracy`.
+            Small: labels are memorised, or the reference knows less than the model.
         recalibrated_ece (`float` or `None`): Empirical test: ECE on the second half of the questions after the
             order-preserving recalibration fitted on the first half.
         recalibrated_ece_p95 (`float` or `None`): 95th percentile of that ECE if the recalibration is right.

@@ -10,7 +10,8 @@ from hf_calib.measures.calibration_error import (
     confidence_report,
     expected_calibration_error,
 )
-from hf_calib.measures.validation import best_option, options_present, unpad
+from hf_calib.measures.chunks import best_option
+from hf_calib.measures.validation import options_present, unpad
 
 
 def test_mixed_option_counts_as_ragged_lists():
