@@ -45,6 +45,7 @@ _MODULE_OF = {
     "VectorScaling": "posthoc",
     "OptionCalibrationProcessor": "posthoc.logits_processor",
     "OptionPredictions": "inference.predictions",
+    "PredictionOptions": "inference.predict",
     "predict_options": "inference.predict",
     "RegimeReport": "regime.report",
     "classify_confidences": "regime.classify",

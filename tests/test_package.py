@@ -25,7 +25,8 @@ PACKAGE = ROOT / "hf_calib"
 # Folders from the lowest layer to the highest. A module imports from its own layer and those below.
 LAYERS = [
     ("measures", "data", "paths"),
-    ("regime", "plots", "inference", "posthoc", "losses"),
+    ("regime", "plots", "inference", "losses"),
+    ("posthoc",),
     ("evaluation",),
     ("hub",),
     ("trainers",),

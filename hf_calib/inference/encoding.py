@@ -1,16 +1,16 @@
-"""Option encoding: one question becomes one token sequence from which the logits of all its options can be read.
+"""Encode a question as one token sequence from which the logits of all its options are computed in one forward pass.
 
-The sequence is the prompt, then (for training) the right option and the end of the turn, then the remaining options as
-*branches*: each branch continues the prompt, sees the prompt and itself, and no other branch. One forward pass therefore
-scores every option, whatever their number and length, and the likelihood of the right answer comes out of the same pass.
+The sequence is the prompt, then (for training) the right option and the end of the turn, then the other options as
+*branches*. A branch continues the prompt: it attends to the prompt and to itself, and to no other branch. So one
+forward pass scores all options, and also gives the likelihood of the right answer.
 
     input_ids         [ prompt ........ | right option, turn end | option B | option C ]
     option_segments   [ 0 0 0 0 0 0 0 0 | 1 1 1 1 1              | 2 2 2    | 3 3      ]
     labels            [ -100 or prompt  | right option, turn end | -100 ............. ]
 
-Where options are single tokens (letters, say) no branch is needed: all of them are read at the end of the prompt.
-What is to be read is listed as *option tokens*: token `option_tokens[e]`, a part of option `option_index[e]`, is predicted
-by the hidden state at `option_positions[e]`. Positions are indices, carried with every example.
+Options of one token, such as letters, need no branch: all of them are predicted at the end of the prompt. The tokens
+to score are listed as *option tokens*: token `option_tokens[e]`, of option `option_index[e]`, is predicted by the
+hidden state at index `option_positions[e]`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ OPTION_COLUMNS = (
 
 
 class QuestionTooLongError(ValueError):
-    """A question whose prompt and longest option do not fit in `max_length`; its answer is never truncated away."""
+    """Raised for a question whose prompt and longest option exceed `max_length`. Questions are never truncated."""
 
 
 class OptionEncoder:
     """
-    Turns a question into the token sequence from which its options are scored.
+    Encode questions as token sequences from which their options are scored.
 
-    Option tokens are found *in context*: the prompt is tokenised together with each candidate, so that `" A"`, `"A"` and
-    `"▁A"` come out as this tokenizer writes them after this prompt. In letter mode every letter must be one token and no
-    two letters the same one.
+    Option tokens are found in context: the prompt is tokenised together with each candidate, so a letter becomes the
+    token that this tokenizer produces after this prompt, e.g. `" A"`, `"A"` or `"▁A"`. In letter mode every letter
+    must be a single token, and different from the others.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -55,13 +55,13 @@ class OptionEncoder:
         prompt_format ([`~hf_calib.data.questions.PromptFormat`]):
             How a question is written, and whether letters or texts are scored.
         max_length (`int`, *optional*):
-            Longest sequence, in tokens, of prompt and one option. A longer question raises [`QuestionTooLongError`].
+            Largest number of tokens of a prompt with one option. A longer question raises [`QuestionTooLongError`].
 
     Example:
     ```python
     >>> encoder = OptionEncoder(tokenizer, PromptFormat(scoring="letter"))
     >>> features = encoder.encode({"question": "2 + 2 =", "choices": ["3", "4"], "answer": 1})
-    >>> len(features["option_tokens"])  # two letters, both read at the end of the prompt
+    >>> len(features["option_tokens"])  # two letters, both predicted at the end of the prompt
     2
 
     ```
@@ -83,13 +83,13 @@ class OptionEncoder:
 
         Args:
             row (`Mapping`):
-                A question in the unified schema: `question`, `choices`, `answer`, optionally `id` and `subject`. Without an
-                answer (`None`) it has options to score, and no likelihood: all its `labels`, and `option_label`, are -100.
+                A question in the unified schema: `question`, `choices`, `answer`, optionally `id` and `subject`. If
+                the answer is `None`, all `labels` and `option_label` are -100: it has options but no likelihood.
             branches (`bool`, *optional*, defaults to `True`):
-                Whether the options are to be scored. Without it the result is a plain language-modelling example.
+                Encode the options for scoring. Otherwise the result is a plain language-modelling example.
             likelihood (`"completion"` or `"sequence"`, *optional*):
-                Append the right option and label it (`"completion"`, L_SFT1 of Xiao et al. 2025) or label question and
-                answer (`"sequence"`, L_SFT2). By default nothing is appended: the row is only scored.
+                Append the right option, with labels for its tokens (`"completion"`, L_SFT1 of Xiao et al., arXiv
+                2505.01997) or for prompt and option (`"sequence"`, L_SFT2). By default nothing is appended.
 
         Returns:
             `dict`: `input_ids`; `labels` if `likelihood`; with `branches` also `option_segments` (one per token),
@@ -97,7 +97,7 @@ class OptionEncoder:
 
         Raises:
             [`QuestionTooLongError`]: if the prompt and an option are longer than `max_length`.
-            `ValueError`: if letters do not come out as different single tokens.
+            `ValueError`: if letters are not different single tokens.
         """
         prompt, candidates, suffix = self.prompt_format.render(
             self.tokenizer, row["question"], row["choices"], subject=row.get("subject")
@@ -119,7 +119,7 @@ class OptionEncoder:
 
         features = {"input_ids": list(context)}
         segments = [0] * len(context)
-        # The hidden state before the first branch predicts the first token of every option.
+        # Index of the first token of each option. The end of the prompt predicts it, whatever this index is.
         starts = [None] * len(options)
         if likelihood is not None:
             features["input_ids"] += completion
@@ -134,13 +134,13 @@ class OptionEncoder:
         for k, tokens in enumerate(options):
             if starts[k] is None:
                 starts[k] = len(features["input_ids"])
-                # The last token of an option is predicted but predicts nothing, so it is not fed.
+                # The last token of an option predicts nothing, so it is not part of the input.
                 features["input_ids"] += tokens[:-1]
                 segments += [max(segments) + 1] * (len(tokens) - 1)
         if likelihood is not None:
             features["labels"] += [IGNORE_INDEX] * (len(features["input_ids"]) - len(features["labels"]))
         if all(len(tokens) == 1 for tokens in options):
-            # Every option is read at the end of the prompt: the causal mask serves.
+            # All options are predicted at the end of the prompt, so the causal mask is enough.
             segments = [0] * len(segments)
         features["option_segments"] = segments
         features["option_positions"] = [
@@ -155,7 +155,7 @@ class OptionEncoder:
         return features
 
     def _tokenize(self, prompt: str, candidates: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """Token ids of the context that all candidates share with the prompt, and of each candidate after it."""
+        """Token ids of the context, the prefix that prompt and candidates share, and of each candidate after it."""
         special = self.prompt_format.add_special_tokens(self.tokenizer)
         encoded = self.tokenizer(
             [prompt, *(prompt + candidate for candidate in candidates)], add_special_tokens=special
@@ -163,20 +163,20 @@ class OptionEncoder:
         eos = self.tokenizer.eos_token_id
         sequences = []
         for text, ids in zip([prompt, *(prompt + c for c in candidates)], encoded["input_ids"], strict=True):
-            # Tokenizers that close every text with EOS (`add_eos_token=True`) would end the prompt before its answer.
+            # Tokenizers with `add_eos_token=True` would end the prompt before its answer.
             if special and ids and ids[-1] == eos and not text.endswith(self.tokenizer.eos_token):
                 ids = ids[:-1]
             sequences.append(list(ids))
-        # A token may merge across the end of the prompt: the context ends where the first candidate departs.
+        # A token may span the end of the prompt, so the context ends where the first candidate differs from it.
         length = min(_common_prefix(sequences[0], ids) for ids in sequences[1:])
         if length == 0:
-            raise ValueError(f"The prompt {prompt!r} comes out as no token of its own; write a longer template.")
+            raise ValueError(f"The prompt {prompt!r} shares no token with its continuations; write a longer template.")
         context, options = sequences[0][:length], [ids[length:] for ids in sequences[1:]]
         for candidate, ids in zip(candidates, options, strict=True):
             if not ids:
                 raise ValueError(
-                    f"The option {candidate!r} adds no token to the prompt ending in {prompt[-20:]!r}; its text is empty "
-                    "to this tokenizer."
+                    f"The option {candidate!r} adds no token to the prompt ending in {prompt[-20:]!r}: this tokenizer "
+                    "treats its text as empty."
                 )
         return context, options
 
@@ -188,12 +188,13 @@ class OptionEncoder:
             for candidate, ids in zip(candidates, options, strict=True)
         )
         raise ValueError(
-            "Letter scoring needs every letter to be one token of its own after the prompt, but this tokenizer gives "
-            f"{shown}. Use another template (end it differently) or scoring='text'."
+            "Letter scoring needs every letter to be a different single token after the prompt, but this tokenizer "
+            f"gives {shown}. Use a template with another ending, or scoring='text'."
         )
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common prefix of two sequences."""
     for length, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return length
@@ -209,29 +210,30 @@ def collate_options(
     pad_to_multiple_of: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """
-    Pad encoded questions, and plain language-modelling examples among them, to one batch.
+    Pad encoded questions and plain language-modelling examples to one batch.
 
     Args:
         features (`Sequence[Mapping]`):
-            Results of [`OptionEncoder.encode`], or mappings with `input_ids` and `labels` alone (no options).
+            Results of [`OptionEncoder.encode`], or mappings with only `input_ids` and `labels`.
         pad_token_id (`int`):
-            Token to pad `input_ids` with.
+            Token that pads `input_ids`.
         padding_side (`"right"` or `"left"`, *optional*, defaults to `"right"`):
-            Side to pad on; option positions move along.
+            Side of the padding; option positions are shifted with it.
         max_options (`int`, *optional*):
-            Width K of `option_mask`; by default the largest number of options in the batch, and no option columns at all
-            where that is 0.
+            Width K of `option_mask`. Defaults to the largest number of options in the batch. If it is 0, there are no
+            option columns.
         branched (`bool`, *optional*):
-            Whether to give `option_segments`; by default where a feature has branches. Processes that train together want
-            the same columns in every batch, hence the two arguments.
+            Whether to return `option_segments`. Defaults to whether any question has branches. Set `max_options` and
+            `branched` where all processes need the same columns in every batch.
         pad_to_multiple_of (`int`, *optional*):
             Pad the length to a multiple of this value.
 
     Returns:
-        `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` `(batch, length)`, `labels` `(batch, length)` where the
-        features have them; where there are options `option_positions`, `option_tokens` and `option_index`
-        `(batch, num_option_tokens)` padded with -1, `option_mask` `(batch, K)` (bool) and `option_label` `(batch,)` (-100
-        without options); with branches or left padding `position_ids`, and with branches `option_segments`, `(batch, length)`.
+        `dict[str, torch.Tensor]`:
+            - `input_ids` and `attention_mask`, and `labels` if the features have them, all `(batch, length)`;
+            - with options: `option_positions`, `option_tokens` and `option_index` `(batch, num_option_tokens)`, padded
+              with -1; `option_mask` `(batch, K)`, bool; `option_label` `(batch,)`, -100 for a row without options;
+            - with branches or left padding `position_ids`, with branches `option_segments`, both `(batch, length)`.
     """
     length = max(len(feature["input_ids"]) for feature in features)
     if pad_to_multiple_of:
@@ -279,7 +281,7 @@ def collate_options(
 
 
 def _branch_positions(segments: Sequence[int]) -> list[int]:
-    """Position of each token counted along its own path: every branch goes on where the prompt ended."""
+    """Position id of each token: every branch continues the positions of the prompt."""
     prompt_length = sum(segment == 0 for segment in segments)
     positions, seen = [], {}
     for segment in segments:

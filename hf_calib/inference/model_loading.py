@@ -1,4 +1,4 @@
-"""Loading a causal language model, or an adapter on one, with its tokenizer."""
+"""Load a causal language model, or a PEFT adapter on one, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .option_head import unwrap_causal_lm
 
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -29,27 +30,27 @@ def load_model(
 
     Args:
         name_or_path (`str`):
-            A local folder or a name on the Hub, of a model or of a PEFT adapter (its base model is found and loaded).
+            A local folder or a name on the Hub, of a model or of a PEFT adapter, whose base model is loaded too.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Type of the weights, `"auto"` as they were saved.
+            Type of the weights, e.g. `"bfloat16"`; `"auto"` keeps the type in which they were saved.
         attn_implementation (`str`, *optional*):
             See [`~transformers.PreTrainedModel.from_pretrained`].
         revision (`str`, *optional*, defaults to `"main"`):
             Revision on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run code that the repository brings.
+            Whether to run code of the repository.
         use_safetensors (`bool`, *optional*):
-            `True`: no pickled weights are read, of the model or of an adapter's base model. By default they are where there are
-            no others.
+            `True`: refuse pickled weights, of the model and of an adapter's base model. By default they are read where
+            there are no others.
 
     Returns:
         `tuple`: model, in evaluation mode, and tokenizer.
 
     Raises:
-        `OSError`: if there is no such model. `ValueError`: if it is no causal language model. `TypeError`: see
-            [`~hf_calib.inference.option_head.unwrap_causal_lm`].
+        `OSError`: if there is no such model.
+        `ValueError`: if it is not a causal language model.
+        `TypeError`: see [`~hf_calib.inference.option_head.unwrap_causal_lm`].
     """
-    from accelerate import PartialState
     from transformers import AutoModelForCausalLM
     from transformers.utils import find_adapter_config_file
 
@@ -66,20 +67,25 @@ def load_model(
         use_safetensors=use_safetensors,
         **options,
     )
-    unwrap_causal_lm(model)  # refuses what cannot be scored
-    # Without an accelerator, processes find each other only if told that they run on CPUs.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    return model.to(state.device).eval(), tokenizer
+    unwrap_causal_lm(model)  # raises for a model that cannot be scored
+    return model.to(process_state().device).eval(), tokenizer
+
+
+def process_state() -> PartialState:
+    """State of the processes. Without an accelerator, they only find each other if told that they run on CPUs."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def load_merged(name_or_path: str, **loading) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As [`load_model`], with the same options; an adapter is merged into its base model."""
+    """Load a model as [`load_model`] does, with the same options, and merge an adapter into its base model."""
     model, tokenizer = load_model(name_or_path, **loading)
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model, tokenizer
 
 
 def merge_command(adapter: str, output_dir: str) -> str:
-    """Command line that merges an adapter into its base model and writes it, with its tokenizer, to `output_dir`."""
+    """Command line that merges an adapter into its base model and saves the result with its tokenizer."""
     code = (
         f"from hf_calib.inference.model_loading import load_model; model, tokenizer = load_model({adapter!r}); "
         f"model.merge_and_unload().save_pretrained({output_dir!r}); tokenizer.save_pretrained({output_dir!r})"
@@ -90,7 +96,7 @@ def merge_command(adapter: str, output_dir: str) -> str:
 def load_tokenizer(
     name_or_path: str, revision: str = "main", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; arguments and errors as in [`load_model`]."""
+    """Load the tokenizer of a model; arguments and errors as in [`load_model`]."""
     from transformers import AutoTokenizer
 
     check_model_name(name_or_path)
@@ -98,12 +104,19 @@ def load_tokenizer(
 
 
 def check_model_name(name_or_path: str) -> None:
-    """Raise an `OSError` for a folder that is not there or holds no model. What may be a name on the Hub passes."""
+    """
+    Check the name of a model without loading it.
+
+    Raises:
+        `OSError`: for a folder without a saved model, and for what is neither a folder nor a valid name on the Hub.
+    """
     path = Path(name_or_path)
     if path.exists() and not any(path.glob("*config.json")):
-        raise OSError(f"{name_or_path} holds neither config.json nor adapter_config.json: it is no saved model.")
+        raise OSError(f"{name_or_path} holds neither config.json nor adapter_config.json: it is not a saved model.")
     if not path.exists():
         try:
             validate_repo_id(name_or_path)
         except HFValidationError:
-            raise OSError(f"there is no folder {name_or_path}, and no model on the Hub can bear that name.") from None
+            raise OSError(
+                f"there is no folder {name_or_path}, and it is not a valid name of a model on the Hub."
+            ) from None

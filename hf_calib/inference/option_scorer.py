@@ -1,4 +1,9 @@
-"""Option scoring without gradients: encoded questions in, the log-likelihood of every option out."""
+"""
+Compute the log-likelihoods of the options of encoded questions, without gradients.
+
+Two things make it fast, and both are checked on the model at hand before they are used: all options of a question are
+scored in one forward pass under a branch mask, and a prefix that all questions share is read once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import DynamicCache
 
 from .encoding import collate_options
-from .option_head import branch_attention_mask, logit_transform, score_options, unwrap_causal_lm
+from .option_head import HeadOptions, branch_attention_mask, logit_transform, score_options, unwrap_causal_lm
 
 
 if TYPE_CHECKING:
@@ -22,34 +27,43 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of fewer tokens the keys and values are not worth copying.
+# Shortest shared prefix, in tokens, whose keys and values are reused.
 MIN_PREFIX = 8
 
 
 class OptionScorer:
     """
-    Log-likelihoods of all options of a few encoded questions; the vocabulary is only seen where an option is read.
+    Score all options of a batch of encoded questions with a causal language model.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A causal language model, wrapped or not.
+            A causal language model, wrapped for distribution or not.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         option_normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
-            See [`~hf_calib.inference.option_head.score_options`].
+            Log-likelihood of an option: sum over its tokens, or mean.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, option_normalization: str = "sum"):
         self.model = unwrap_causal_lm(extract_model_from_parallel(model))
-        self.transform = logit_transform(self.model.config)
-        self.option_normalization = option_normalization
-        # Padding is masked, so that any token serves.
+        transform = logit_transform(self.model.config)
+        self.options = HeadOptions(option_normalization, transform, over_vocabulary=True)
+        # Padding is masked, so any token can pad.
         self.pad_token_id = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
         self.branches = True
         self._prefix, self._prefix_length = None, 0
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
-        """Log-likelihoods `(num_options,)` of each question that [`~hf_calib.inference.encoding.OptionEncoder`] encoded."""
+        """
+        Score the options of a batch of questions.
+
+        Args:
+            features (`Sequence[Mapping]`):
+                Results of [`~hf_calib.inference.encoding.OptionEncoder.encode`].
+
+        Returns:
+            `list[np.ndarray]`: log-likelihoods `(num_options,)` of each question, in nats, float32.
+        """
         if self.branches:
             return self._forward(features)
         single = [option for feature in features for option in _single_options(feature)]
@@ -75,31 +89,29 @@ class OptionScorer:
             )
             inputs["attention_mask"] = mask[:, :, start:]
         if start:
-            inputs["past_key_values"] = copy.deepcopy(self._prefix)  # a pass adds its own to it
+            inputs["past_key_values"] = copy.deepcopy(self._prefix)  # a pass extends it
             inputs["past_key_values"].batch_repeat_interleave(len(features))
             batch["option_positions"] = batch["option_positions"] - start
         hidden_states = self.model.base_model(**inputs, use_cache=bool(start)).last_hidden_state
-        option_logits = score_options(
-            self.model.get_output_embeddings(),
-            hidden_states,
-            batch,
-            self.option_normalization,
-            self.transform,
-            over_vocabulary=True,
-        )
+        option_logits = score_options(self.model.get_output_embeddings(), hidden_states, batch, self.options)
         counts = [feature["num_options"] for feature in features]
         return [row[:count] for row, count in zip(option_logits.cpu().numpy(), counts, strict=True)]
 
     @torch.no_grad()
     def share_prefix(self, features: Sequence[Mapping[str, Any]]) -> None:
         """
-        Read what all these questions begin with (a system message, the opening of a chat template, worked examples) once, and
-        score each from there on. A model whose cache gives other log-likelihoods, or is none of keys and values alone,
-        goes on reading everything.
+        Read the tokens with which all these questions begin once, and reuse their keys and values for each question.
+
+        Such tokens are a system message, the opening of a chat template, or worked examples. Nothing is reused if the
+        model's cache holds something else than keys and values, or gives other scores for the shortest question.
+
+        Args:
+            features (`Sequence[Mapping]`):
+                All questions that will be scored.
         """
         self._prefix, self._prefix_length = None, 0
         common = len(os.path.commonprefix([feature["input_ids"] for feature in features]))
-        # The first option token is predicted at a position of the question's own part.
+        # Every question keeps the position that predicts its first option token.
         length = min(common, *(min(feature["option_positions"]) for feature in features))
         if length < MIN_PREFIX or len(features) < 2:
             return
@@ -119,22 +131,28 @@ class OptionScorer:
 
     @property
     def _tolerance(self) -> dict[str, float]:
-        """How far the same log-likelihood, computed in another way, may be off."""
+        """Tolerance for one log-likelihood computed in two ways, as arguments of `np.allclose`."""
         exact = self.model.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
         return {"rtol": 1e-3, "atol": 1e-3} if exact else {"rtol": 0.05, "atol": 0.1}
 
     def check_branches(self, features: Sequence[Mapping[str, Any]]) -> None:
         """
-        Scores the last long option of the longest question among all options and by itself. An architecture that does
-        not follow the branch mask (a recurrent one, a window shorter than the question) gives itself away: no option has
-        more foreign tokens before it.
+        Check that the model follows the branch mask, and score options one by one if it does not.
+
+        The last option of several tokens of the longest question is scored among all options and alone. The option
+        with the most foreign tokens before it differs most if the mask is ignored, as by a recurrent model, or by an
+        attention window shorter than the question.
+
+        Args:
+            features (`Sequence[Mapping]`):
+                All questions that will be scored.
         """
         branched = [feature for feature in features if any(feature["option_segments"])]
         if not branched:
             return
         longest = max(branched, key=lambda feature: len(feature["input_ids"]))
         alone = _single_options(longest)
-        # Options need not stand in their own order: training puts the right one first.
+        # For training, the right option is encoded first.
         places = zip(longest["option_positions"], longest["option_index"], strict=True)
         _, last = max(place for place in places if len(alone[place[1]]["option_tokens"]) > 1)
         expected = self._forward([alone[last]])[0][0]
@@ -152,7 +170,7 @@ class OptionScorer:
 
 
 def _single_options(feature: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """An encoded question as one plain sequence per option."""
+    """Split an encoded question into one plain sequence for each option."""
     context = feature["input_ids"][: min(feature["option_positions"]) + 1]
     options = [[] for _ in range(feature["num_options"])]
     for token, k in zip(feature["option_tokens"], feature["option_index"], strict=True):
@@ -171,7 +189,7 @@ def _single_options(feature: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def pad_rows(rows: Sequence[Sequence[float]], width: int, value: float) -> np.ndarray:
-    """Rows of different length as one float32 array `(len(rows), width)`, filled up with `value`."""
+    """Stack rows of different lengths in one float32 array `(len(rows), width)`, padded with `value`."""
     padded = np.full((len(rows), width), value, dtype=np.float32)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row

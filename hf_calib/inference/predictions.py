@@ -1,4 +1,4 @@
-"""Option predictions: log-likelihoods of the options of many questions, with labels, on disk and in memory."""
+"""Option log-likelihoods of N questions, with labels, in memory and as an `.npz` file."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
+from scipy.special import logsumexp, softmax
 
 from ..measures.validation import options_present, unpad
 
-
-if TYPE_CHECKING:
-    from ..posthoc import PostHocCalibrator
 
 _OPTIONAL = ("target_probabilities", "subjects", "votes")
 _PADDING = {"option_logits": -np.inf, "target_probabilities": 0.0}  # beyond the options of a question
@@ -27,23 +24,24 @@ _PADDING = {"option_logits": -np.inf, "target_probabilities": 0.0}  # beyond the
 @dataclass(eq=False)
 class OptionPredictions:
     """
-    What a model thinks of the options of N questions of up to K options each.
+    Option log-likelihoods of N questions with up to K options each.
 
     Args:
         option_logits (`np.ndarray` of shape `(N, K)`):
-            Log-likelihood of each option; -inf at the end of the row of a question with fewer than K options.
+            Log-likelihood of each option, in nats; -inf at the end of a row with fewer than K options.
         labels (`np.ndarray` of shape `(N,)`):
-            Index of the right option; -100 where it was not asked for.
+            Index of the right option, from 0; -100 where it is not known.
         ids (`np.ndarray` of shape `(N,)`):
-            Ids of the questions (text), in the order of the data set.
+            Ids of the questions, as text, in the order of the data set.
         target_probabilities (`np.ndarray` of shape `(N, K)`, *optional*):
-            Target distribution, where the questions carry one; 0 beyond their options.
+            Target distribution of each question, if they have one; 0 beyond its options.
         subjects (`np.ndarray` of shape `(N,)`, *optional*):
-            Subject of each question (text), where the questions have one.
+            Subject of each question, as text, if they have one.
         votes (`np.ndarray` of shape `(N, 2)`, *optional*):
-            Index of the option that each of two readings of the log-likelihoods prefers, see [`~hf_calib.inference.predict.predict_options`].
+            Index of the likeliest option by each of two scores; see `votes` of
+            [`~hf_calib.inference.predict.PredictionOptions`].
         metadata (`dict`, *optional*):
-            How the predictions came about, for the record: model, prompt format, number of questions left out, ...
+            How the predictions were made: model, prompt format, number of questions left out, ...
     """
 
     option_logits: np.ndarray
@@ -59,8 +57,8 @@ class OptionPredictions:
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Softmax over the options, `(N, K)`; 0 where there is no option."""
-        return torch.from_numpy(self.option_logits).float().softmax(-1).numpy()
+        """Softmax over the options, `(N, K)`, float32; 0 where there is no option."""
+        return softmax(self.option_logits.astype(np.float32), axis=1)
 
     @property
     def num_options(self) -> np.ndarray:
@@ -69,12 +67,15 @@ class OptionPredictions:
 
     def unpadded(self, num_options: np.ndarray | None = None) -> tuple:
         """
-        What the measures take: probabilities, labels, target probabilities or `None`. Questions that differ in their
-        number of options are rows of their own length, by which chance is 1/2 for one and 1/4 for another.
+        Arguments of the measures, without padding, so that each question has its own number of options.
 
         Args:
             num_options (`np.ndarray` of shape `(N,)`, *optional*):
-                Number of options of each question, where it is known from elsewhere.
+                Number of options of each question. Defaults to the number of finite logits.
+
+        Returns:
+            `tuple`: probabilities, labels, and target probabilities or `None`. Where questions differ in their number
+            of options, probabilities are a list of rows of different lengths.
         """
         lengths = self.num_options if num_options is None else num_options
         target = self.target_probabilities
@@ -83,23 +84,37 @@ class OptionPredictions:
     @cached_property
     def option_mass(self) -> np.ndarray:
         """
-        Probability of all options together under the full vocabulary, `(N,)`. Small values say that the model wants to
-        write something else than an option. NaN where options are scored by their mean log-likelihood.
+        Probability of all options together under the full vocabulary, `(N,)`, in [0, 1].
+
+        A small value means that the model would write something else than an option. NaN where options are scored by
+        their mean log-likelihood.
         """
         if self.metadata.get("option_normalization") == "mean":
             return np.full(len(self), np.nan, dtype=np.float32)
-        # The head's own precision (bfloat16, say) may lift the sum a little above 1.
-        return torch.from_numpy(self.option_logits).float().logsumexp(-1).exp().clamp(max=1).numpy()
+        # In half precision the sum may exceed 1 a little.
+        return np.exp(np.minimum(logsumexp(self.option_logits.astype(np.float32), axis=1), 0))
 
-    def recalibrated(self, calibrator: PostHocCalibrator) -> OptionPredictions:
-        """The same questions under a fitted post-hoc calibrator."""
+    def recalibrated(self, calibrator) -> OptionPredictions:
+        """
+        Predictions for the same questions with calibrated probabilities.
+
+        Args:
+            calibrator ([`~hf_calib.PostHocCalibrator`]):
+                A fitted calibrator: `transform` takes option logits `(N, K)` and returns probabilities `(N, K)`.
+        """
         return self.with_probabilities(calibrator.transform(self.option_logits), calibrator=type(calibrator).__name__)
 
     def with_probabilities(self, probabilities: np.ndarray, **metadata) -> OptionPredictions:
         """
-        The same questions with other probabilities `(N, K)`: `option_logits` are their logarithms. An option of probability
-        0 is not one that is lacking: its logarithm is that of the least number, whose softmax is 0 again.
+        Predictions for the same questions with other probabilities, whose logarithms become the `option_logits`.
+
+        Args:
+            probabilities (`np.ndarray` of shape `(N, K)`):
+                Probabilities of the options.
+            metadata:
+                Entries to add to the metadata.
         """
+        # -inf would mark a probability of 0 as an option that does not exist.
         log_probabilities = np.log(np.maximum(np.asarray(probabilities, np.float64), np.finfo(np.float64).tiny))
         present = np.arange(log_probabilities.shape[1]) < self.num_options[:, None]
         option_logits = np.where(present, log_probabilities, -np.inf).astype(np.float32)
@@ -107,11 +122,14 @@ class OptionPredictions:
 
     def select(self, ids) -> OptionPredictions:
         """
-        Predictions for these questions, in this order, e.g. those of another model: `reference.select(aligned.ids)`.
+        Select questions by their ids, in the given order, e.g. `reference.select(aligned.ids)`.
 
         Args:
             ids (`Sequence[str]`):
                 Ids of questions.
+
+        Raises:
+            `ValueError`: if a question is not among those predicted.
         """
         row_of = {name: row for row, name in enumerate(self.ids.tolist())}
         if missing := [str(name) for name in ids if str(name) not in row_of]:
@@ -126,16 +144,17 @@ class OptionPredictions:
     @classmethod
     def join(cls, parts: Sequence[OptionPredictions]) -> OptionPredictions:
         """
-        Predictions of several models for other questions each, as one, with the metadata of the first.
+        Concatenate predictions for disjoint sets of questions.
 
         Args:
             parts (`Sequence[OptionPredictions]`):
-                At least one. Arrays that not all have are left out.
+                At least one. The metadata are those of the first, without its fingerprint. Optional arrays are kept
+                where all parts have them.
 
         Raises:
             `ValueError`: if a question is in two of them.
         """
-        # One that is twice in the data is twice in its own part.
+        # A question may be repeated within a part.
         counts = Counter(name for part in parts for name in set(part.ids.tolist()))
         if twice := [name for name, count in counts.items() if count > 1]:
             raise ValueError(f"question {twice[0]!r} was predicted twice")
@@ -156,7 +175,7 @@ class OptionPredictions:
         return cls(**arrays, metadata=metadata)
 
     def save(self, path: str | Path) -> None:
-        """Writes an `.npz` file of all arrays, `probabilities` and `option_mass` included; whole or not at all."""
+        """Write all arrays, with `probabilities` and `option_mass`, to an `.npz` file: completely or not at all."""
         arrays = {
             "option_logits": self.option_logits,
             "probabilities": self.probabilities,
@@ -171,7 +190,7 @@ class OptionPredictions:
 
     @classmethod
     def load(cls, path: str | Path) -> OptionPredictions:
-        """Reads what [`OptionPredictions.save`] wrote."""
+        """Read a file that [`OptionPredictions.save`] wrote."""
         with np.load(npz_path(path), allow_pickle=False) as arrays:
             if missing := {"option_logits", "labels", "ids"}.difference(arrays.files):
                 raise ValueError(f"{path} holds no option predictions: it lacks {', '.join(sorted(missing))}")
@@ -185,6 +204,7 @@ class OptionPredictions:
 
 
 def npz_path(path: str | Path) -> Path:
+    """The path of an `.npz` file, with `~` expanded; another ending is a `ValueError`."""
     path = Path(path).expanduser()
     if path.suffix != ".npz":
         raise ValueError(f"{path}: predictions are .npz files; name it {path.name}.npz")
@@ -192,6 +212,7 @@ def npz_path(path: str | Path) -> Path:
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to a temporary file and rename it, so that `path` is complete as soon as it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with open(unfinished, "wb") as file:

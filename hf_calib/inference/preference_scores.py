@@ -1,4 +1,4 @@
-"""Preference pairs scored by a model: the preference that two models imply, as DPO sees it."""
+"""Score preference pairs with a model, and compute the preference that DPO's implicit reward assigns to them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from accelerate import PartialState
+from scipy.special import expit
 
 from ..data.adapters import digest
 from .encoding import OptionEncoder, QuestionTooLongError
+from .model_loading import process_state
 from .option_scorer import OptionScorer
-from .predict import Results, context_length, score_features, weights_digest
+from .predict import context_length, weights_digest
 from .predictions import OptionPredictions, npz_path
+from .resumable import ResumableScores, score_features
 
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PairFormat:
     """
-    Writes a pair as TRL's DPOTrainer does: messages through the chat template, plain text closed by the EOS token.
+    Format preference pairs as TRL's DPOTrainer does: messages by the chat template, plain text with the EOS token.
+
+    It has the interface of [`~hf_calib.PromptFormat`] that [`~hf_calib.inference.encoding.OptionEncoder`] needs.
 
     Args:
         conversational (`bool`):
@@ -41,7 +44,7 @@ class PairFormat:
         return not self.conversational
 
     def render(self, tokenizer, question, choices, subject=None) -> tuple[str, list[str], str]:
-        """Prompt, its two continuations, and nothing that would still follow; see [`PromptFormat.render`]."""
+        """Prompt, its two completions, and an empty ending; see [`PromptFormat.render`]."""
         if not self.conversational:
             eos = tokenizer.eos_token or ""
             return question, [text if text.endswith(eos) else text + eos for text in choices], ""
@@ -61,8 +64,9 @@ def score_pairs(
     resume: bool = True,
 ) -> np.ndarray:
     """
-    Log-likelihood of both completions of every pair. Under `accelerate launch` the pairs are divided among the processes and
-    every process returns all of them.
+    Compute the log-likelihood of both completions of every pair.
+
+    Under `accelerate launch` the pairs are divided among the processes, and every process returns all of them.
 
     Args:
         model ([`~transformers.PreTrainedModel`]), tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -70,17 +74,19 @@ def score_pairs(
         pairs (`Dataset`):
             Pairs as [`~hf_calib.data.preference_pairs.load_pairs`] returns them.
         batch_size (`int`, *optional*, defaults to `8`):
-            Pairs in a forward pass where they are the longest of all.
+            Number of pairs in a forward pass of the longest pairs.
         max_length (`int`, *optional*):
-            Most tokens of a prompt with one completion; defaults to the context length of the model.
+            Largest number of tokens of a prompt with one completion. Defaults to the context length of the model.
         output_path (`str` or `Path`, *optional*), resume (`bool`, *optional*, defaults to `True`):
-            `.npz` file to write, and whether to go on from what is there; see [`predict_options`].
+            `.npz` file to write, and whether to reuse the scores in it; see
+            [`~hf_calib.inference.predict.PredictionOptions`].
 
     Returns:
-        `np.ndarray` of shape `(N, 2)`: of `chosen` and `rejected`, in nats; NaN for a pair that is too long.
+        `np.ndarray` of shape `(N, 2)`: log-likelihoods of `chosen` and `rejected`, in nats; NaN for a pair that is
+        longer than `max_length`.
 
     Raises:
-        `ValueError`: for results of something else at `output_path`, and for a log-likelihood that is NaN.
+        `ValueError`: for scores of another model or other pairs at `output_path`, and for a NaN log-likelihood.
     """
     pair_format = PairFormat(conversational=not isinstance(pairs[0]["prompt"], str))
     encoder = OptionEncoder(tokenizer, pair_format, max_length or context_length(model))
@@ -96,9 +102,8 @@ def score_pairs(
     if not kept:
         return scores
     fingerprint = {"weights": weights_digest(model), "pairs": digest(json.dumps(features))}
-    # Without an accelerator, processes find each other only if told that they run on CPUs.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    results = Results(None if output_path is None else npz_path(output_path), fingerprint, resume, state)
+    path = None if output_path is None else npz_path(output_path)
+    results = ResumableScores(path, fingerprint, resume, process_state())
     if results.finished is None:
         score_features(
             OptionScorer(model, tokenizer),
@@ -119,20 +124,25 @@ def score_pairs(
 
 def preference_probabilities(scores: np.ndarray, reference_scores: np.ndarray, beta: float = 0.1) -> np.ndarray:
     """
-    Probability that the chosen completion is the better one, as DPO's implied reward has it (Rafailov et al., arXiv
-    2305.18290, eq. 6): `sigmoid(beta * margin)`, where the margin is how much more the model has raised the chosen one over
-    its reference than the rejected one.
+    Compute the probability that the chosen completion is preferred, under DPO's implicit reward.
+
+    .. math::
+        p = \\sigma\\left(\\beta \\left(\\log\\frac{\\pi(y_w | x)}{\\pi_{ref}(y_w | x)}
+            - \\log\\frac{\\pi(y_l | x)}{\\pi_{ref}(y_l | x)}\\right)\\right)
 
     Args:
         scores (`np.ndarray` of shape `(N, 2)`):
-            Log-likelihoods by the aligned model, from [`score_pairs`].
+            Log-likelihoods of chosen and rejected under the aligned model, from [`score_pairs`].
         reference_scores (`np.ndarray` of shape `(N, 2)`):
-            Those by the model before.
+            Log-likelihoods under the reference model.
         beta (`float`, *optional*, defaults to `0.1`):
-            Temperature of the alignment, as it was trained with.
+            `beta` of the DPO training.
 
     Returns:
-        `np.ndarray` of shape `(N,)`.
+        `np.ndarray` of shape `(N,)`: probabilities in [0, 1].
+
+    References:
+        Rafailov et al., "Direct Preference Optimization", arXiv 2305.18290, equation 6.
     """
     margin = (scores - reference_scores) @ [1.0, -1.0]
-    return 0.5 * (1 + np.tanh(0.5 * beta * margin))
+    return expit(beta * margin)

@@ -19,7 +19,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from ..inference.encoding import IGNORE_INDEX
 from ..inference.model_loading import load_model, load_tokenizer
 from ..inference.option_scorer import OptionScorer, pad_rows
-from ..inference.predict import Results, score_features
+from ..inference.resumable import ResumableScores, score_features
 
 
 REFERENCE_COLUMN = "reference_logits"
@@ -110,7 +110,7 @@ def add_reference(
     calibrates = held_out is not None and not math.isinf(reference.pseudo_count)
     questions = concatenate_datasets([dataset, held_out]) if calibrates else dataset
     rows = [row for row, count in enumerate(questions["num_options"]) if count]
-    results = Results(None, {}, resume=False, state=PartialState())
+    results = ResumableScores(None, {}, resume=False, state=PartialState())
     features = list(questions.select(rows))
     score_features(
         scorer,

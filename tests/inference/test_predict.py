@@ -10,10 +10,10 @@ from samples import Counter, make_questions
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
 from hf_calib.data.questions import PromptFormat, load_questions
-from hf_calib.inference import predict
 from hf_calib.inference.encoding import OptionEncoder, QuestionTooLongError
 from hf_calib.inference.predict import predict_options
 from hf_calib.inference.predictions import OptionPredictions
+from hf_calib.inference.resumable import make_batches
 
 
 TOKENIZERS = ["llama", "llama_eos", "gpt2", "gpt2_eos", "qwen"]
@@ -250,7 +250,7 @@ def test_wrong_calls_are_refused_before_the_model_runs(tiny_tokenizers, tiny_lla
 
 def test_batches_hold_every_question_once_and_about_as_many_tokens():
     features = [{"input_ids": [0] * length} for length in [5, 40, 10, 10, 3, 20, 7, 7, 7]]
-    batches = predict.make_batches(features, [0, 1, 2, 3, 5, 6, 7, 8], batch_size=1)
+    batches = make_batches(features, [0, 1, 2, 3, 5, 6, 7, 8], batch_size=1)
     assert sorted(index for batch in batches for index in batch) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert batches[0] == [1]
     assert all(len(batch) * len(features[batch[0]]["input_ids"]) <= 40 for batch in batches)
@@ -258,7 +258,7 @@ def test_batches_hold_every_question_once_and_about_as_many_tokens():
 
 def test_a_long_question_does_not_stretch_the_short_ones():
     lengths = [100, 98, 50, 49, 48, 10, 10, 10, 9]
-    batches = predict.make_batches([{"input_ids": [0] * n} for n in lengths], range(len(lengths)), batch_size=16)
+    batches = make_batches([{"input_ids": [0] * n} for n in lengths], range(len(lengths)), batch_size=16)
     assert batches == [[0, 1], [2, 3, 4], [5, 6, 7, 8]]
     for batch in batches:
         padded = len(batch) * lengths[batch[0]]

@@ -82,7 +82,7 @@ import os, signal, sys
 from unittest import mock
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from hf_calib.inference import predict
+from hf_calib.inference import predict, resumable
 from hf_calib.training.distributed import leave_process_group
 
 folder, kill_after = sys.argv[1], int(sys.argv[2])
@@ -96,7 +96,7 @@ def count(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 model.base_model.register_forward_pre_hook(count)
-with mock.patch.object(predict, "SAVE_INTERVAL", 0):
+with mock.patch.object(resumable, "SAVE_INTERVAL", 0):
     predictions = predict.predict_options(
         model, AutoTokenizer.from_pretrained(f"{folder}/model"), load_from_disk(f"{folder}/questions"),
         batch_size=1, output_path=f"{folder}/predictions.npz",

@@ -7,8 +7,8 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from hf_calib.data.preference_pairs import load_pairs
-from hf_calib.inference.predict import Results
 from hf_calib.inference.preference_scores import preference_probabilities, score_pairs
+from hf_calib.inference.resumable import ResumableScores
 
 
 TEXTS = {
@@ -57,17 +57,17 @@ def test_what_is_scored_is_kept(tiny_tokenizers, tiny_llama, tmp_path, monkeypat
     Dataset.from_dict({**TEXTS, "chosen": [" blue", " water " * 40, " x"]}).to_json(tmp_path / "pairs.jsonl")
     model, pairs, path = tiny_llama(tokenizer), load_pairs(tmp_path / "pairs.jsonl"), tmp_path / "pairs.npz"
     expected = score_pairs(model, tokenizer, pairs, max_length=60)
-    add, added = Results.add, []
+    add, added = ResumableScores.add, []
 
     def interrupted(results, batch, rows):
         add(results, batch, rows)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Results, "add", interrupted)
+    monkeypatch.setattr(ResumableScores, "add", interrupted)
     settings = {"batch_size": 1, "max_length": 60, "output_path": path}
     with pytest.raises(KeyboardInterrupt):
         score_pairs(model, tokenizer, pairs, **settings)
-    monkeypatch.setattr(Results, "add", lambda *call: (added.extend(call[1]), add(*call)))
+    monkeypatch.setattr(ResumableScores, "add", lambda *call: (added.extend(call[1]), add(*call)))
     for _ in range(2):  # what is left, then nothing
         np.testing.assert_allclose(score_pairs(model, tokenizer, pairs, **settings), expected, rtol=1e-5)
         assert len(added) == 1
