@@ -13,6 +13,7 @@ from .parser import CommandParser
 
 if TYPE_CHECKING:
     from ..hub.publish import Evaluation
+    from ..hub.repository import Repository
 
 _EXAMPLES = """\
 examples:
@@ -37,6 +38,10 @@ Everything is written into the folder first and sent in one commit. If the conne
 command sends the rest. Weights are published as safetensors only. The account is that of `hf auth login` or HF_TOKEN.
 A training with `push_to_hub: true` publishes the same files.
 """
+
+# Arguments that only a model, and those that only a model or predictions have a use for.
+_FOR_MODELS = ("model", "evaluation_before", "calibrator", "include_predictions", "recipe", "base_model", "merge")
+_FOR_EVALUATIONS = ("evaluation", "output_dir", "revision", "create_pr")
 
 
 @dataclass
@@ -70,7 +75,10 @@ class PushArguments:
     )
     batch_size: int = field(default=8, metadata={"help": "Batch size for --merge."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder to complete and send (default: MODEL, or MODEL-merged with --merge)."}
+        default=None,
+        metadata={
+            "help": "Folder to complete and send (default: MODEL, MODEL-merged with --merge, EVALUATION-dataset)."
+        },
     )
     dry_run: bool = field(default=False, metadata={"help": "Write and check all files, and send nothing."})
     private: bool = field(default=False, metadata={"help": "Make the repository private."})
@@ -84,15 +92,21 @@ class PushArguments:
             raise ValueError("--dataset is for --merge. Without it, the evaluation is the one of --evaluation.")
         if not self.repo_id and not self.dry_run:
             raise ValueError("--repo_id is missing: name the repository, ORG/NAME, or use --dry_run true.")
-        if self.dry_run and (self.what != "model" or self.merge):
-            raise ValueError("--dry_run is for --what model without --merge.")
+        for name in (*_FOR_MODELS, *(_FOR_EVALUATIONS if self.what == "metric" else ())):
+            if self.what != "model" and getattr(self, name):
+                raise ValueError(f"--{name} has no meaning with --what {self.what}.")
         needed = {"model": "model", "predictions": "evaluation"}.get(self.what)
         if needed and not getattr(self, needed) and not (self.dry_run and self.evaluation):
             raise ValueError(f"--{needed} is missing: --what {self.what} publishes it.")
-        if self.what == "metric" and self.repo_id.rpartition("/")[2] != "ece_regime":
+        if self.what == "metric" and self.repo_id and self.repo_id.rpartition("/")[2] != "ece_regime":
             raise ValueError(
                 f"evaluate loads the script named like its Space: use ORG/ece_regime, not {self.repo_id}."
             )
+
+    @property
+    def destination(self) -> dict[str, Any]:
+        """Options of [`~hf_calib.hub.repository.Repository`]."""
+        return {"private": self.private or None, "revision": self.revision, "create_pr": self.create_pr}
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
@@ -111,30 +125,51 @@ def _prepare_metric(args: PushArguments) -> Callable[[], None]:
 
     folder = Path(metric_path())
     files = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".py", ".md", ".txt", ".j2")]
-    repository = Repository(args.repo_id, "space", args.private or None, space_sdk="gradio")
-    repository.refuse_if_foreign("ece_regime.py", ("*.py", "Dockerfile", "*.html"), args.overwrite)
+    repository = None
+    if not args.dry_run:
+        repository = Repository(args.repo_id, "space", args.private or None, space_sdk="gradio")
+        repository.refuse_if_foreign("ece_regime.py", ("*.py", "Dockerfile", "*.html"), args.overwrite)
 
     def push() -> None:
-        commit = repository.commit(folder, files, args.commit_message or "ECE and calibration regime")
-        print(f'published: {commit.commit_url}\nevaluate.load("{repository.id}")')
+        _send(args, repository, folder, files, "ECE and calibration regime")
+        if repository is not None:
+            print(f'evaluate.load("{repository.id}")')
 
     return push
 
 
 def _prepare_predictions(args: PushArguments) -> Callable[[], None]:
-    from ..hub.prediction_dataset import METADATA, publish_predictions
+    from ..evaluation.tables import check_output_dir
+    from ..hub.prediction_dataset import METADATA, write_prediction_dataset
     from ..hub.publish import Evaluation
     from ..hub.repository import Repository
 
     evaluation = Evaluation.load(args.evaluation)
-    repository = Repository(args.repo_id, "dataset", args.private or None, args.revision, args.create_pr)
-    repository.refuse_if_foreign(METADATA, ("*.parquet", "*.csv", "*.json", "*.jsonl", "*.arrow"), args.overwrite)
+    folder = check_output_dir(args.output_dir or f"{Path(args.evaluation)}-dataset")
+    repository = None
+    if not args.dry_run:
+        repository = Repository(args.repo_id, "dataset", **args.destination)
+        repository.refuse_if_foreign(METADATA, ("*.parquet", "*.csv", "*.json", "*.jsonl", "*.arrow"), args.overwrite)
 
     def push() -> None:
-        commit = publish_predictions(evaluation, repository, args.commit_message)
-        print(f"published: {commit.pr_url or commit.commit_url}")
+        repo_id = repository.id if repository else args.repo_id or folder.resolve().name
+        files = write_prediction_dataset(folder, repo_id, evaluation)
+        _send(args, repository, folder, files, "Option predictions")
 
     return push
+
+
+def _send(args: PushArguments, repository: Repository | None, folder: Path, files: list[str], message: str) -> None:
+    """Commit the files. Without a repository, list them and check that they hold no token."""
+    from ..hub.repository import refuse_secrets
+
+    print(f"complete: {folder} ({len(files)} files)")
+    if repository is None:
+        refuse_secrets(folder, files)
+        print("\n".join(f"  {name}" for name in sorted(files)) + "\ndry run: nothing was sent")
+    else:
+        commit = repository.commit(folder, files, args.commit_message or message)
+        print(f"published: {commit.pr_url or commit.commit_url}")
 
 
 def _prepare_card(args: PushArguments) -> Callable[[], None]:
@@ -143,7 +178,7 @@ def _prepare_card(args: PushArguments) -> Callable[[], None]:
     from ..hub.publish import write_card
 
     CalibrationCard.from_file(args.evaluation)
-    return lambda: print(f"card: {write_card(Path(args.evaluation))}")
+    return lambda: print(f"card: {write_card(Path(args.evaluation))}\ndry run: nothing was sent")
 
 
 def _prepare_model(args: PushArguments) -> Callable[[], None]:
@@ -166,8 +201,7 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
     base_model = args.base_model if args.merge else _check_weights(args, folder, evaluation)
     repository = None
     if not args.dry_run:
-        options = {"private": args.private or None, "revision": args.revision, "create_pr": args.create_pr}
-        repository = publish.open_model_repository(args.repo_id, args.overwrite, **options)
+        repository = publish.open_model_repository(args.repo_id, args.overwrite, **args.destination)
 
     def push() -> None:
         nonlocal evaluation, base_model
@@ -189,10 +223,10 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
             existing_card=repository.read(publish.CARD) if repository else None,
         )
         files = publish.write_publication(target, contents)
-        print(f"complete: {target} ({len(files)} files)")
         if repository is None:
-            print("\n".join(f"  {name}" for name in sorted(files)))
+            _send(args, None, target, files, "")
             return
+        print(f"complete: {target} ({len(files)} files)")
         commit = publish.publish(target, repository, files, args.commit_message)
         print(f"published: {commit.pr_url or commit.commit_url}")
 

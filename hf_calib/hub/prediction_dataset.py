@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset, load_dataset
-from huggingface_hub.hf_api import CommitInfo
 
 from ..evaluation.protocol import is_hub_id
 from ..evaluation.tables import write_json
@@ -17,7 +15,7 @@ from ..inference.option_scorer import pad_rows
 from ..inference.predictions import OptionPredictions
 from .card import CARD, RESULTS
 from .markup import render
-from .repository import HubError, Repository, download
+from .repository import HubError, download
 
 
 if TYPE_CHECKING:
@@ -67,36 +65,33 @@ def from_dataset(rows: Dataset, metadata: dict | None = None) -> OptionPredictio
     return predictions
 
 
-def publish_predictions(evaluation: Evaluation, repository: Repository, message: str | None = None) -> CommitInfo:
+def write_prediction_dataset(folder: str | Path, repo_id: str, evaluation: Evaluation) -> list[str]:
     """
-    Publish predictions, and what they measure, as a data set; one commit.
+    Write predictions and their measures as a data set.
 
     Args:
+        folder (`str` or `Path`):
+            Folder of the data set; made if it does not exist.
+        repo_id (`str`):
+            Name of the data set on the Hub.
         evaluation ([`Evaluation`]):
-            What `hf-calib evaluate` wrote.
-        repository ([`Repository`]):
-            A data set.
-        message (`str`, *optional*):
-            Of the commit.
+            Output of `hf-calib evaluate`.
+
+    Returns:
+        `list[str]`: the files to publish, relative to the folder.
     """
-    results, metadata = evaluation.results, dict(evaluation.predictions.metadata)
+    folder, results, metadata = Path(folder), dict(evaluation.results), dict(evaluation.predictions.metadata)
     for content, key in ((results, "model"), (results, "dataset"), (metadata, "model")):
         if (name := content.get(key)) and not is_hub_id(name):
             content[key] = Path(name).name
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        (folder / DATA).parent.mkdir()
-        as_dataset(evaluation.predictions).to_parquet(folder / DATA)
-        write_json(folder / RESULTS, results)
-        write_json(folder / METADATA, metadata)
-        card = render(
-            "predictions.md.j2",
-            repo_id=repository.id,
-            results=results,
-            columns=as_dataset(evaluation.predictions).column_names,
-        )
-        (folder / CARD).write_text(card, encoding="utf-8")
-        return repository.commit(folder, [DATA, RESULTS, METADATA, CARD], message or "Option predictions")
+    rows = as_dataset(evaluation.predictions)
+    (folder / DATA).parent.mkdir(parents=True, exist_ok=True)
+    rows.to_parquet(folder / DATA)
+    write_json(folder / RESULTS, results)
+    write_json(folder / METADATA, metadata)
+    card = render("predictions.md.j2", repo_id=repo_id, results=results, columns=rows.column_names)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    return [DATA, RESULTS, METADATA, CARD]
 
 
 def load_predictions(path: str | Path, revision: str | None = None) -> OptionPredictions:

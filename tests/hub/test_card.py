@@ -186,3 +186,20 @@ def test_command(tmp_path, hub, capsys):
     (tmp_path / "README.md").unlink()
     assert main(["push", "--dry_run", "true", "--evaluation", str(tmp_path / "results.json")]) == 0
     assert_card_states(ModelCard.load(tmp_path / "README.md"), read(tmp_path / "results.json"))
+
+
+def test_a_dry_run_writes_everything_and_asks_nothing_of_the_hub(hub, example, tmp_path, capsys):
+    asked, out = len(hub.requests), tmp_path / "dry"
+    assert main(example.call("alice/dry", "--dry_run", "true", "--output_dir", str(out))) == 0
+    assert str(out) in capsys.readouterr().out and (out / "model.safetensors").is_file()
+    assert_card_states(ModelCard.load(out / "README.md"), read(out / "results.json"))
+    assert not (example.folder / "model" / "results.json").exists()
+    evaluation = str(example.folder / "after")
+    call = ["push", "--dry_run", "true", "--what", "predictions", "--evaluation", evaluation]
+    assert main(call) == 0
+    assert (example.folder / "after-dataset" / "data" / "test.parquet").is_file()
+    assert main(["push", "--dry_run", "true", "--what", "metric"]) == 0
+    assert len(hub.requests) == asked
+    for wrong in (["--merge", "true"], ["--calibrator", "x"]):
+        assert main([*call, *wrong]) == 2
+        assert wrong[0] in capsys.readouterr().err
