@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock
 from launching import Launch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -152,6 +152,15 @@ def tiny_tokenizers() -> dict[str, PreTrainedTokenizerFast]:
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2):
     return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="session")
+def shallow_smollm2(smollm2, smollm2_tokenizer, tmp_path_factory) -> Path:
+    """Folder of a model of SmolLM2's first layers, for what does not depend on how good its answers are."""
+    folder = tmp_path_factory.mktemp("smollm2") / "shallow"
+    AutoModelForCausalLM.from_pretrained(smollm2, num_hidden_layers=4).save_pretrained(folder)
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,6 @@
 import copy
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -55,15 +51,14 @@ def models(tiny_tokenizers, tmp_path_factory):
     return folder
 
 
-def test_every_recipe_runs_to_its_end_under_deepspeed(models, tmp_path):
-    """Two steps, evaluation, the saved adapter: names of data and model are replaced by what is here; pairs are conversations."""
-    pytest.importorskip("deepspeed")
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Files of questions, and of pairs that are conversations."""
+    folder = tmp_path_factory.mktemp("data")
     rows = [
         {"question": f"What colour is the sky on day {i}?", "choices": ["green", "blue", "red"], "answer": i % 3}
         for i in range(24)
     ]
-    questions = str(tmp_path / "questions.jsonl")
-    Dataset.from_list(rows).to_json(questions)
     talks = [
         {
             side: [
@@ -74,37 +69,35 @@ def test_every_recipe_runs_to_its_end_under_deepspeed(models, tmp_path):
         }
         for i, row in enumerate(rows)
     ]
-    pairs = str(tmp_path / "pairs.jsonl")
-    Dataset.from_list(talks).to_json(pairs)
-    calls = []
-    for name in STYLES:
-        for recipe in sorted(recipe_path(name).glob("*.yaml")):
-            out = tmp_path / name / recipe.stem
-            call = ["--config", str(recipe), "--model_name_or_path", str(models / name), "--output_dir", str(out)]
-            settings = yaml.safe_load(recipe.read_text())
-            rows = pairs if settings.get("trainer") == "calibrated_dpo" else questions
-            call += ["--dataset_name", rows, "--eval_dataset_name", rows, "--max_steps", "2", "--save_steps", "1"]
-            call += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1", "--dtype", "float32"]
-            call += ["--lora_r", "4", "--disable_tqdm", "true"]
-            if "option_dataset_name" in settings:
-                call += ["--option_dataset_name", questions]
-            if "chat_template_path" in settings:
-                call += ["--chat_template_path", str(recipe_path("vicuna-7b/chat_template.jinja"))]
-            calls.append(call)
-    assert len(calls) == 15
-    (tmp_path / "calls.json").write_text(json.dumps(calls))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "1"]
-    command += ["--config_file", str(recipe_path("accelerate_configs/deepspeed_zero2.yaml"))]
-    command += [str(Path(__file__).parents[1] / "helpers" / "worker.py"), str(tmp_path / "calls.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    for call in calls:
-        out = Path(call[call.index("--output_dir") + 1])
-        assert (out / "adapter_model.safetensors").exists() and (out / "README.md").exists(), out
-        assert (out / "checkpoint-2" / "trainer_state.json").exists()
-        measured = json.loads((out / "eval_results.json").read_text())
-        assert measured.get("eval_n", measured.get("eval_pair_n")) == 24
+    Dataset.from_list(rows).to_json(folder / "questions.jsonl")
+    Dataset.from_list(talks).to_json(folder / "pairs.jsonl")
+    return {"questions": str(folder / "questions.jsonl"), "pairs": str(folder / "pairs.jsonl")}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["tulu3-8b/rcft_paper", "olmo2-7b/rcft", "mistral-7b/dpo_calibrated", "vicuna-7b/dpo_calibrated", "qwen2.5-0.5b/rcft"],
+)  # fmt: skip
+def test_a_recipe_runs_to_its_end_under_deepspeed(launch, models, data, tmp_path, recipe):
+    """Two steps, evaluation, the saved adapter, with names of data and model replaced by what is here."""
+    pytest.importorskip("deepspeed")
+    path, out = recipe_path(f"{recipe}.yaml"), tmp_path / "out"
+    settings = yaml.safe_load(path.read_text())
+    rows = data["pairs" if settings.get("trainer") == "calibrated_dpo" else "questions"]
+    call = ["--config", path, "--model_name_or_path", models / recipe.split("/")[0], "--output_dir", out]
+    call += ["--dataset_name", rows, "--eval_dataset_name", rows, "--max_steps", "2", "--save_steps", "1"]
+    call += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1", "--dtype", "float32"]
+    call += ["--lora_r", "4", "--disable_tqdm", "true"]
+    if "option_dataset_name" in settings:
+        call += ["--option_dataset_name", data["questions"]]
+    if "chat_template_path" in settings:
+        call += ["--chat_template_path", recipe_path("vicuna-7b/chat_template.jinja")]
+    done = launch("deepspeed_zero2", "hf_calib.cli", "train", *call, module=True, processes=1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert (out / "adapter_model.safetensors").exists() and (out / "README.md").exists()
+    assert (out / "checkpoint-2" / "trainer_state.json").exists()
+    measured = json.loads((out / "eval_results.json").read_text())
+    assert measured.get("eval_n", measured.get("eval_pair_n")) == 24
 
 
 def test_a_recipe_asks_vicuna_as_it_was_trained_to_be_asked(models):
