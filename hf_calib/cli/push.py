@@ -265,7 +265,7 @@ def _training(args: PushArguments, folder: Path) -> dict[str, Any] | None:
     record = folder / TRAINING_RECORD
     training = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if args.recipe:
-        training["recipe"] = without_secrets(Path(args.recipe).read_text(encoding="utf-8"))
+        training["recipe"] = without_secrets(args.recipe)
     return training or None
 
 

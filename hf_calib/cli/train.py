@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import yaml
+from typing import Any
 
 from ..training.distributed import cpu_training_arguments, end_with_launcher
 from .parser import CommandParser
@@ -39,19 +37,16 @@ questions where pairs are wanted become pairs: the right option is chosen, anoth
 """
 
 
-def _trainer_name(argv: Sequence[str]) -> str:
-    """The trainer decides which arguments there are, so it is looked up before they are parsed."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--trainer")
-    peek.add_argument("--config")
-    known, _ = peek.parse_known_args(argv)
-    if known.trainer:
-        return known.trainer
-    if known.config:
-        recipe = yaml.safe_load(Path(known.config).read_text()) or {}
-        if isinstance(recipe, dict):
-            return recipe.get("trainer", "calibrated_sft")
-    return "calibrated_sft"
+def _read_recipe(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
+    """Read the recipe's path and content, and the name of the trainer, on which the further arguments depend."""
+    from ..hub.recipe import read_recipe
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--trainer")
+    first.add_argument("--config")
+    known, _ = first.parse_known_args(argv)
+    content = read_recipe(known.config) if known.config else {}
+    return known.config, content, known.trainer or content.get("trainer", "calibrated_sft")
 
 
 def _recipe_parser(dataclass_types) -> CommandParser:
@@ -73,6 +68,13 @@ def _recipe_parser(dataclass_types) -> CommandParser:
                 self.check_known(name, " in the recipe")
             return parsed
 
+        def given(self, argv):
+            """The arguments of the command line alone, by name."""
+            unset = object()
+            namespace = argparse.Namespace(**{action.dest: unset for action in self._actions})
+            known, _ = self.parse_known_args(list(argv), namespace)
+            return {name: v for name, v in vars(known).items() if v is not unset and name != "config"}
+
     parser = RecipeParser("train", dataclass_types, "--config RECIPE.yaml", _EXAMPLES)
     text = "YAML file of the arguments below; the command line overrides it."
     parser.add_argument("--config", metavar="RECIPE.yaml", default=argparse.SUPPRESS, help=text)
@@ -84,17 +86,18 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
     from trl import ModelConfig
 
-    from ..hub.recipe import effective_recipe, names_other_data, shown_command
+    from ..hub.recipe import Recipe
     from ..training.run import TRAINERS, TrainArguments, build_trainer, run_training
 
     end_with_launcher()
-    name = _trainer_name(argv)
+    path, content, name = _read_recipe(argv)
     if name not in TRAINERS:
         raise ValueError(f"There is no trainer {name!r}; choose one of {', '.join(TRAINERS)}.")
     parser = _recipe_parser((TrainArguments, TRAINERS[name][0], ModelConfig))
     script_args, *configurations = parser.parse([*cpu_training_arguments(), *argv])
-    if names_other_data(argv):
+    recipe = Recipe(path, content, parser.given(argv))
+    if recipe.names_other_data:
         script_args.dataset_config = None
     trainer = build_trainer(script_args, *configurations)
-    trainer.training_record |= {"command": shown_command(argv), "recipe": effective_recipe(argv)}
+    trainer.training_record |= {"command": recipe.command(), "recipe": recipe.effective()}
     return lambda: run_training(trainer)
