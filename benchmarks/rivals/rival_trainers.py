@@ -13,7 +13,7 @@ from token_losses import catto_loss, entropy_bonus, token_statistics
 from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer, CalibratedSFTConfig, CalibratedSFTTrainer
 from hf_calib.inference.option_head import logit_transform, unwrap_causal_lm
 from hf_calib.trainers.e_step import check_choices, check_weights
-from hf_calib.training.run import TRAINERS
+from hf_calib.training.arguments import TRAINERS
 
 
 @dataclass

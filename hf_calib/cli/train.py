@@ -87,7 +87,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from trl import ModelConfig
 
     from ..hub.recipe import Recipe
-    from ..training.run import TRAINERS, TrainArguments, build_trainer, run_training
+    from ..training.arguments import TRAINERS, TrainArguments
+    from ..training.run import build_trainer, run_training
 
     end_with_launcher()
     path, content, name = _read_recipe(argv)

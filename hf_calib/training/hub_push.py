@@ -1,4 +1,4 @@
-"""What becomes of a training on the Hub: its record, its evaluation before and after, one push at the end."""
+"""Publication of a training: its record, the evaluation before and after it, and one push at the end."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ _SETTINGS = (
 
 def prepare_push(args, model_args) -> None:
     """
-    Make sure, before anything is loaded, that the push at the end will not fail for its name, its token or its base model.
+    Check, before anything is loaded, the repository's name, the token and the base model of the push.
 
-    The token goes into the environment of this process: in the configuration it would be saved with every checkpoint. And the model
-    is pushed once, at the end, unless checkpoints are asked for (`hub_strategy`).
+    The token is moved to the environment of this process, since the configuration is saved with every checkpoint. The model
+    is pushed once, at the end, unless `hub_strategy` pushes checkpoints.
     """
     if args.hub_token:
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
@@ -66,12 +66,12 @@ def prepare_push(args, model_args) -> None:
         return
     if model_args.use_peft and not is_hub_id(model_args.model_name_or_path):
         raise ValueError(
-            f"push_to_hub: an adapter on {model_args.model_name_or_path!r}, a folder of this machine, could be loaded by nobody. Publish "
-            "that model and train on it by its name, or train without push_to_hub and publish with `hf-calib push --merge true`."
+            f"push_to_hub: an adapter of the local folder {model_args.model_name_or_path!r} cannot be loaded elsewhere. Publish "
+            "that model and train on it by its name, or train without push_to_hub and use `hf-calib push --merge true`."
         )
     if args.hub_strategy == HubStrategy.EVERY_SAVE:
         args.hub_strategy = HubStrategy.END
-    # What an earlier part of this very run has sent may be replaced.
+    # A resumed run may replace what it pushed before.
     args.hub_model_id = _open(args, overwrite=bool(args.resume_from_checkpoint)).id
 
 
@@ -81,27 +81,28 @@ def _open(args, overwrite: bool):
 
 
 def training_record(
-    trainer: str, args, model_args, datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int | None
+    script_args, args, model_args, datasets: Mapping[str, Dataset], held_out: int | None
 ) -> dict[str, Any]:
     """
-    What a card tells about a training.
+    Collect what a model card shows about a training.
 
     Args:
-        trainer (`str`):
-            Its name in a recipe.
-        args, model_args:
-            Its configuration, and TRL's [`~trl.ModelConfig`].
+        script_args ([`~hf_calib.training.arguments.TrainArguments`]):
+            Trainer and names of the data.
+        args ([`~transformers.TrainingArguments`]):
+            Configuration of the trainer.
+        model_args ([`~trl.ModelConfig`]):
+            Model and PEFT.
         datasets (`Mapping[str, Dataset]`):
-            Its data as they were loaded.
-        names (`Sequence[str]`):
-            Where they came from.
+            Data sets of the trainer, by argument.
         held_out (`int`, *optional*):
-            Questions that no gradient saw.
+            Number of questions that were held out for the E-step.
 
     Returns:
-        `dict`: `base_model`, `hub_datasets`, `objective`, `settings`, `budget` (a sentence each), `hf_calib` (the version), for
-        JSON. The command adds `command` and `recipe`.
+        `dict`: `base_model`, `hub_datasets`, `objective`, `settings`, `budget` (a list of sentences) and `hf_calib` (the
+        version). The command adds `command` and `recipe`.
     """
+    trainer, names = script_args.trainer, script_args.dataset_name
     settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name, None) is not None}
     if settings.get("max_steps", 0) <= 0:
         settings.pop("max_steps", None)
@@ -151,19 +152,17 @@ def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int
         if name in datasets:
             lines.append(f"{len(datasets[name]):,} {what}.")
     if held_out:
-        unseen = "" if "chosen" in train.column_names else ": no gradient saw them"  # pairs may be made of the same
+        unseen = (
+            "" if "chosen" in train.column_names else ": no gradient saw them"
+        )  # pairs may be made of the same questions
         lines.append(f"{held_out:,} of the labelled questions were held out for the E-step{unseen}.")
     return lines
 
 
 def published_questions(
-    script_args,
-    training_args,
-    model_args,
-    datasets: dict[str, Dataset],
-    collapse_questions: Dataset | None,
+    script_args, training_args, model_args, datasets: dict[str, Dataset], collapse_questions: Dataset | None
 ) -> tuple[EvaluationProtocol | None, Dataset | None]:
-    """Option questions that show on a card what the training did, and how they are asked: as the trainer asks its own."""
+    """Choose the questions that are evaluated for the card, and their protocol: the prompts are those of the trainer."""
     names, limit, questions = script_args.collapse_dataset_name, script_args.collapse_limit, collapse_questions
     if script_args.trainer == "calibrated_sft" and "eval_dataset" in datasets:
         names, limit = script_args.eval_dataset_name or script_args.dataset_name, script_args.eval_limit
@@ -175,8 +174,8 @@ def published_questions(
         return None, None
     if model_args.load_in_4bit or model_args.load_in_8bit:
         logger.warning(
-            "push_to_hub: the model is trained on quantised weights, and quantising moves calibration: it is published unmeasured. "
-            "`hf-calib evaluate` on the weights that users will load, and `hf-calib push`, add the evaluation."
+            "push_to_hub: the model is trained on quantized weights, and quantization changes the calibration: no evaluation "
+            "is published. `hf-calib evaluate` on the weights that users load, and `hf-calib push`, add it."
         )
         return None, None
     dataset, own_split = " + ".join(names), None
@@ -185,7 +184,7 @@ def published_questions(
     protocol = EvaluationProtocol(
         dataset=dataset,
         split=own_split or script_args.dataset_test_split,
-        # The base of an adapter is loaded as it is trained; a whole model is saved so.
+        # An adapter is evaluated in the type of its base model, a whole model as it is saved.
         dtype=str(model_args.dtype or "auto").removeprefix("torch.") if model_args.use_peft else "auto",
         limit=limit,
         seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
@@ -197,13 +196,13 @@ def published_questions(
 
 class Publication:
     """
-    The evaluation and the push that belong to a training.
+    Evaluation and push of a training.
 
     Args:
         record (`dict`):
             From [`training_record`].
         protocol ([`EvaluationProtocol`], *optional*), questions (`Dataset`, *optional*):
-            What the model is asked before and after, and how; by default nothing.
+            Questions that the model is evaluated on before and after the training, and how; by default none.
     """
 
     def __init__(
@@ -212,12 +211,12 @@ class Publication:
         self.record, self.protocol, self.questions = record, protocol, questions
         if questions is None:
             logger.warning(
-                "push_to_hub: there are no option questions to measure the calibration on, so the card will show none; name some "
-                "with eval_dataset_name (calibrated_sft), eval_option_dataset_name (calibrated_dpo) or collapse_dataset_name."
+                "push_to_hub: without option questions the card will show no calibration; name some with eval_dataset_name "
+                "(calibrated_sft), eval_option_dataset_name (calibrated_dpo) or collapse_dataset_name."
             )
 
     def measure(self, trainer: Trainer, folder: Path) -> None:
-        """Ask the model as it is now; on the main process, write what `hf-calib evaluate` would."""
+        """Evaluate the model and write the files of `hf-calib evaluate`, on the main process."""
         if self.questions is None or divides_weights(trainer):
             return
         args, tokenizer = trainer.args, trainer.processing_class
@@ -240,11 +239,11 @@ class Publication:
         args, folder = trainer.args, Path(trainer.args.output_dir)
         place, measured = folder / "evaluation", self.questions is not None and not divides_weights(trainer)
         if self.questions is not None and not measured:
-            logger.warning("push_to_hub: the weights are divided among processes, so they are published unmeasured; "
+            logger.warning("push_to_hub: the weights are partitioned among processes, so no evaluation is published; "
                            "`hf-calib evaluate` and `hf-calib push` add the evaluation.")  # fmt: skip
         if not trainer.is_world_process_zero():
             return
-        # What an earlier run left there is of other weights.
+        # Files of an earlier run belong to other weights.
         evaluation, before = (Evaluation.load(part) if measured else None for part in (place, place / "before"))
         command = ["hf-calib", "push", "--model", str(folder), "--repo_id", args.hub_model_id, "--overwrite", "true"]
         command += ["--revision", args.hub_revision] if args.hub_revision else []
@@ -264,20 +263,20 @@ class Publication:
             commit = publish(folder, repository, files)
         except (OSError, ValueError) as error:
             raise type(error)(
-                f"{error}\nThe model is trained and saved; it is published by\n{shlex.join(command)}"
+                f"{error}\nThe model is trained and saved; to publish it, run\n{shlex.join(command)}"
             ) from error
         print(f"Published: {commit.commit_url}")
 
 
 def describe(trainer: Trainer, record: Mapping[str, Any]) -> None:
-    """Leave TRL's card and the record beside the model, for `hf-calib push`."""
+    """Write TRL's card and the record to the model's folder, for `hf-calib push`."""
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
     name = trainer.args.hub_model_id or folder.absolute().name
     trainer.create_model_card(model_name=name.rpartition("/")[2])
     card = (folder / CARD).read_text(encoding="utf-8")
-    # TRL writes "None" where the base model is a local folder, and where the model is pushed to, which may be nowhere.
+    # TRL writes "None" for a base model in a local folder, and for a model that is not pushed.
     card = card.replace("[None](https://huggingface.co/None)", Path(record["base_model"]).name)
     card = card.replace('model="None"', f'model="{name}"')
     (folder / CARD).write_text(card, encoding="utf-8")

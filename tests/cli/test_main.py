@@ -229,7 +229,7 @@ def recipes() -> list[Path]:
 def test_every_recipe_is_parsed_strictly(recipe, tmp_path, monkeypatch):
     from trl import ModelConfig, TrlParser
 
-    from hf_calib.training.run import TRAINERS, TrainArguments
+    from hf_calib.training.arguments import TRAINERS, TrainArguments
 
     monkeypatch.chdir(tmp_path)
     name = yaml.safe_load(recipe.read_text()).get("trainer", "calibrated_sft")

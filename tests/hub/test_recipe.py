@@ -12,7 +12,7 @@ def recipe_of(argv):
     from trl import ModelConfig
 
     from hf_calib import CalibratedSFTConfig
-    from hf_calib.training.run import TrainArguments
+    from hf_calib.training.arguments import TrainArguments
 
     parser = _recipe_parser((TrainArguments, CalibratedSFTConfig, ModelConfig))
     parser.parse([*argv, "--output_dir", "out", "--use_cpu", "true"])

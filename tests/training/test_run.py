@@ -16,8 +16,8 @@ from hf_calib.evaluation.diagnose import repair_command
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.measures.preference_collapse import MEANINGS
 from hf_calib.paths import recipe_path
+from hf_calib.training.arguments import RecipeDPOConfig, TrainArguments
 from hf_calib.training.datasets import DataSources
-from hf_calib.training.run import RecipeDPOConfig, TrainArguments
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_options_are_evaluated_beside_pairs(start, files, capsys):
         "eval_option_dataset": files["questions"],
     }
     assert main([*recipe, *(part for name, file in names.items() for part in (f"--{name}_name", file))]) == 2
-    assert "name them with eval_dataset_name" in capsys.readouterr().err
+    assert "name these with eval_dataset_name" in capsys.readouterr().err
 
 
 def test_questions_become_pairs_and_join_real_ones(call, files, tmp_path):
