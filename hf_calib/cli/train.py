@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..training.distributed import cpu_training_arguments, end_with_launcher
+from ..training.library_warnings import ignore_library_warnings
 from .parser import CommandParser
 
 
@@ -84,13 +85,14 @@ def _recipe_parser(dataclass_types) -> CommandParser:
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
+    end_with_launcher()
+    ignore_library_warnings()
     from trl import ModelConfig
 
     from ..hub.recipe import Recipe
     from ..training.arguments import TRAINERS, TrainArguments
     from ..training.run import build_trainer, run_training
 
-    end_with_launcher()
     path, content, name = _read_recipe(argv)
     if name not in TRAINERS:
         raise ValueError(f"There is no trainer {name!r}; choose one of {', '.join(TRAINERS)}.")

@@ -28,7 +28,7 @@ def cpu_training_arguments() -> list[str]:
     if torch.accelerator.is_available():
         return []
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        return ["--ddp_backend", "gloo", "--bf16", "false"]
+        return ["--ddp_backend", "gloo", "--bf16", "false", "--dataloader_pin_memory", "false"]
     return ["--use_cpu", "true"]
 
 

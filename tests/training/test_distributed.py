@@ -1,5 +1,7 @@
 """The accelerate configurations start processes that know of each other, also where there is no GPU."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ REPORT = """
 import os, sys
 from transformers import HfArgumentParser, TrainingArguments
 from hf_calib.training.distributed import cpu_training_arguments, leave_process_group
+from hf_calib.training.library_warnings import ignore_library_warnings
 
 (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(cpu_training_arguments())
 with open(f"{sys.argv[1]}/rank-{os.environ.get('RANK', 0)}", "w") as file:
@@ -39,3 +42,14 @@ def test_a_process_leaves_its_group_once(tmp_path):
     leave_process_group()
     assert not torch.distributed.is_initialized()
     leave_process_group()
+
+
+def test_only_the_named_warnings_of_libraries_are_ignored(monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        ignore_library_warnings()
+        for message in ("`gradient_checkpointing` is deprecated and", "`logging_dir` is deprecated and"):
+            warnings.warn_explicit(message, FutureWarning, "training_args.py", 1, "transformers.training_args")
+        warnings.warn_explicit("`gradient_checkpointing` is deprecated and", FutureWarning, "mine.py", 1, "mine")
+    assert [str(warning.message)[:10] for warning in shown] == ["`logging_d", "`gradient_"]
