@@ -145,7 +145,7 @@ def test_wheel_contains_everything(wheel):
         f"hf_calib/{path.relative_to(ROOT).as_posix()}"
         for folder in ("metrics", "recipes")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".yaml", ".md", ".txt") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".yaml", ".md", ".txt", ".j2") and "__pycache__" not in path.parts
     }
     assert code | carried | {"hf_calib/py.typed"} <= held
     assert {name.split("/")[0] for name in held} == {"hf_calib", f"hf_calib-{hf_calib.__version__}.dist-info"}

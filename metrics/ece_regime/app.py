@@ -1,4 +1,4 @@
-"""The Space of `ece_regime`: paste or upload predictions, see the numbers, the reliability diagram, the regime plane."""
+"""Space of `ece_regime`: measure pasted or uploaded predictions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rendering import CSS, render, render_error
 INTRODUCTION = """
 # Is this model calibrated, and can it be?
 
-A model that says 80% should be right 80% of the time. Give this page what a model predicted on multiple-choice questions, and it
-measures how far confidence and accuracy lie apart (**expected calibration error**), how much of that is chance, and whether
-the gap can be closed at the accuracy the model has (**regime**).
+A calibrated model with a confidence of 80% is right 80% of the time. Give the predictions of a model on
+multiple-choice questions. This page measures the gap between confidence and accuracy (**expected calibration error**),
+how much of it is chance, and whether the gap can be closed at the accuracy of the model (**regime**).
 """
 
 FORMATS = """
-A row for each question. Either **option probabilities** with the right option,
+One row per question. Either **option probabilities** and the right option,
 
 ```
 p_0,p_1,p_2,p_3,label
@@ -30,9 +30,9 @@ p_0,p_1,p_2,p_3,label
 0.20,0.60,0.10,0.10,2
 ```
 
-where `label` is the number of the right option, as in its column's name (from 0, or from 1 as in `p_1` to `p_4`), or its
-letter (cells at the end of a row stay empty where a question has fewer options); or **confidence alone**, with whether the
-prediction was right:
+where `label` is the number of the right option in the names of the columns (from 0, or from 1 for `p_1` to `p_4`) or
+its letter. Leave cells at the end of a row empty where a question has fewer options. Or **confidences**, and whether
+the prediction is right:
 
 ```
 confidence,correct
@@ -40,21 +40,21 @@ confidence,correct
 0.71,0
 ```
 
-JSON works too, as records, as columns, or as JSON Lines, and takes questions with different numbers of options. A label is
-the index in the list, from 0:
+JSON may hold records, columns, or one record per line. Questions may have different numbers of options. A label is the
+index in the list, from 0:
 
 ```
 [{"probabilities": [0.7, 0.3], "label": 0},
  {"probabilities": [0.2, 0.5, 0.3], "label": 1}]
 ```
 
-Files may be CSV, TSV, JSON, JSON Lines, Parquet or the `predictions.npz` of `hf-calib evaluate`. Further columns, if you have them:
+Files may be CSV, TSV, JSON, JSON Lines, Parquet or the `predictions.npz` of `hf-calib evaluate`. Optional columns:
 
-- `target_0`, `target_1`, … (or `target_probabilities`, a list in each row): the true distribution, or what a calibrated
-  reference predicts. It decides the regime.
-- `reference_0`, … (`reference_probabilities`): the predictions of another model, calibrated or not, such as the one before its
-  alignment. It decides the regime as well.
-- `subject` (or `group`): results subject by subject.
+- `target_0`, `target_1`, … (or `target_probabilities`, a list in each row): the true option probabilities, or those of
+  a calibrated model. They decide the regime.
+- `reference_0`, … (or `reference_probabilities`): option probabilities of another model, e.g. the one before
+  alignment, that may be miscalibrated. They decide the regime too.
+- `subject` (or `group`): adds the results of each group.
 
 Probabilities of a row sum to 1: apply a softmax if you have logits.
 """
@@ -71,12 +71,12 @@ def measure_file(path: str | None, critical_accuracy: str = "", n_bins: int = 10
 
 
 def _measure(read: Callable[[], Predictions], critical_accuracy: str, n_bins: int, binning: str):
-    """The page's results and all numbers, or the message of an error."""
+    """Return the results as HTML, the visibility of the numbers and all numbers; or an error message."""
     try:
         predictions = read()
         results = compute(predictions, _fraction(critical_accuracy), n_bins, binning)
         page = render(predictions, results, n_bins, binning)
-    except ValueError as error:  # what a person can put right; all else is a defect and looks like one
+    except ValueError as error:  # wrong input; other errors are defects
         return render_error(error), gr.update(visible=False), None
     return page, gr.update(visible=True), results
 
@@ -85,11 +85,11 @@ def _fraction(text: str) -> float | None:
     try:
         return float(text) if text.strip() else None
     except ValueError:
-        raise ValueError(f"The critical accuracy {text!r} is no number: give a fraction such as 0.62.") from None
+        raise ValueError(f"The critical accuracy must be a number such as 0.62, got {text!r}.") from None
 
 
 def compute(predictions: Predictions, critical_accuracy: float | None, n_bins: int, binning: str) -> dict[str, Any]:
-    """All numbers of the metric; those that are not defined are `None`, as JSON knows no NaN."""
+    """Compute the metric. Undefined numbers are `None`, because JSON has no NaN."""
     optional = {
         "target_probs": predictions.target,
         "reference_probs": predictions.reference,
@@ -107,7 +107,7 @@ def compute(predictions: Predictions, critical_accuracy: float | None, n_bins: i
 
 
 def build() -> gr.Blocks:
-    """The page."""
+    """Build the page."""
     with gr.Blocks(title="ECE and calibration regime", analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
@@ -124,10 +124,10 @@ def build() -> gr.Blocks:
             with gr.Column(scale=2, min_width=320):
                 with gr.Accordion("What to paste or upload", open=False):
                     gr.Markdown(FORMATS, elem_id="formats")
-                # no gr.Number: that shows and sends 0 for nothing
+                # gr.Number sends 0 for an empty field
                 critical_accuracy = gr.Textbox(
-                    label="Critical accuracy (optional)", placeholder="not known", elem_id="critical-accuracy",
-                    info="The most that a calibrated model reaches on these questions; decides the regime",
+                    label="Critical accuracy (optional)", placeholder="unknown", elem_id="critical-accuracy",
+                    info="Highest accuracy of a calibrated model on these questions; decides the regime",
                 )  # fmt: skip
                 n_bins = gr.Slider(5, 30, value=10, step=1, label="Bins")
                 binning = gr.Radio(
@@ -147,7 +147,7 @@ def build() -> gr.Blocks:
             )  # fmt: skip
         measure.click(measure_text, [text, *options], outputs, api_name="measure")
         gr.on([file.upload, measure_upload.click], measure_file, [file, *options], outputs, api_name="measure_file")
-        # on a phone the results begin below what can be seen
+        # on a phone the results are below the visible part
         show = (
             "() => { if (innerWidth < 760) document.getElementById('results').scrollIntoView({behavior: 'smooth'}) }"
         )

@@ -1,6 +1,7 @@
 """
-The metric `ece_regime`. Its code is in the package, so that a registered or downloaded copy of this file never goes
-stale: https://arxiv.org/abs/2505.01997 is the method, README.md the metric card, app.py the Space.
+The metric `ece_regime`, see README.md.
+
+The code is in the package, so copies of this file stay valid when the package is upgraded.
 """
 
 from hf_calib.evaluation.ece_regime import ECERegime

@@ -1,23 +1,19 @@
-"""Predictions to try the page with, drawn from a known truth: aligned, calibrated, memorised, confidences alone."""
+"""Example predictions, drawn from a known distribution."""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
+from scipy.special import softmax
 
 
 def _questions(seed: int, n: int = 1000, options: int = 4) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
-    """True option probabilities of made-up questions, and the right options drawn from them."""
+    """Draw logits of the true option probabilities and the right options of synthetic questions."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(scale=1.6, size=(n, options))
-    truth = _softmax(logits)
+    truth = softmax(logits, axis=1)
     return logits, (truth.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1), rng
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def _csv(probabilities: np.ndarray, labels: np.ndarray) -> str:
@@ -30,19 +26,19 @@ def _csv(probabilities: np.ndarray, labels: np.ndarray) -> str:
 
 def _aligned() -> str:
     logits, labels, rng = _questions(4)
-    return _csv(_softmax(2.5 * (logits + rng.normal(scale=0.4, size=logits.shape))), labels)
+    return _csv(softmax(2.5 * (logits + rng.normal(scale=0.4, size=logits.shape)), axis=1), labels)
 
 
 def _calibrated() -> str:
     logits, labels, _ = _questions(1)
-    return _csv(_softmax(logits), labels)
+    return _csv(softmax(logits, axis=1), labels)
 
 
 def _memorised() -> str:
-    """A model that has seen the answers, with the truth beside it."""
+    """A model trained on the answers, with the true option probabilities."""
     logits, labels, rng = _questions(2, n=300)
-    model = _softmax(logits + 2.2 * np.eye(4)[labels] + rng.normal(scale=0.7, size=logits.shape))
-    rows = zip(model.round(4).tolist(), labels.tolist(), _softmax(logits).round(4).tolist(), strict=True)
+    model = softmax(logits + 2.2 * np.eye(4)[labels] + rng.normal(scale=0.7, size=logits.shape), axis=1)
+    rows = zip(model.round(4).tolist(), labels.tolist(), softmax(logits, axis=1).round(4).tolist(), strict=True)
     records = (json.dumps({"probabilities": p, "label": y, "target_probabilities": t}) for p, y, t in rows)
     return "\n".join(records)
 

@@ -1,48 +1,52 @@
-"""Predictions as people have them (CSV, JSON, parquet, npz; one column or many) made into what the metric takes."""
+"""Read predictions from CSV, JSON, Parquet or npz, and check their columns."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from reprlib import repr as shown  # of a cell as large as a book, the beginning
+from reprlib import repr as shown  # shortens long values
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from hf_calib.measures.validation import options_present, unpad
 
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".npz")
 
-# The names under which each thing is looked for, in this order. Case, and spaces for underscores, do not matter.
-PROBABILITIES = ("probabilities", "predictions", "probs", "option_probabilities", "prediction_scores")
-LABELS = ("label", "labels", "references", "answer", "answers", "gold")
-CONFIDENCE = ("confidence", "confidences", "predictions")
-CORRECT = ("correct", "is_correct", "references")
-TARGET = ("target_probabilities", "target_probs")
-REFERENCE = ("reference_probabilities", "reference_probs")
-GROUPS = ("subject", "subjects", "group", "groups", "category")
+# Accepted names of each column, in order of precedence. Case is ignored, and a space counts as an underscore.
+SCHEMA = {
+    "probabilities": ("probabilities", "predictions", "probs", "option_probabilities", "prediction_scores"),
+    "label": ("label", "labels", "references", "answer", "answers", "gold"),
+    "confidence": ("confidence", "confidences", "predictions"),
+    "correct": ("correct", "is_correct", "references"),
+    "target": ("target_probabilities", "target_probs"),
+    "reference": ("reference_probabilities", "reference_probs"),
+    "group": ("subject", "subjects", "group", "groups", "category"),
+}
+# Prefixes of columns that hold one option each, e.g. p_0, p_1.
 _PREFIXES = ("p", "prob", "probs", "probability", "probabilities", "prediction", "predictions", "option")
 _WORDS = {"true": 1, "yes": 1, "right": 1, "false": 0, "no": 0, "wrong": 0}
 
-Columns = Mapping[str, Sequence[Any]]
+Columns = Mapping[str, Any]  # name of each column and its cells: a Series, or an array of shape (N, K)
 
 
 class Predictions(NamedTuple):
     """
-    What was read.
+    Predictions for the metric.
 
     Attributes:
-        scores (`np.ndarray` of shape `(N, K)` or `(N,)`, or list of rows): Option probabilities, rows of their own length
-            where questions differ in the number of options; or confidences.
+        scores (`np.ndarray` of shape `(N, K)` or `(N,)`, or list of rows): Option probabilities, as rows of different
+            lengths where questions differ in K; or confidences.
         outcomes (`np.ndarray` of shape `(N,)`): Index of the right option; with confidences 1 (right) or 0 (wrong).
-        target (as `scores`, *optional*): Option probabilities of a calibrated reference.
+        target (as `scores`, *optional*): Option probabilities of a calibrated target.
         reference (as `scores`, *optional*): Option probabilities of another model.
         groups (`list[str]`, *optional*): Group of each question.
     """
@@ -55,33 +59,42 @@ class Predictions(NamedTuple):
 
 
 def read_text(text: str) -> Predictions:
-    """Read pasted JSON, JSON Lines or CSV. Raises `ValueError` with what is wrong and the way out."""
+    """
+    Read pasted JSON, JSON Lines or CSV.
+
+    Raises:
+        ValueError: The text cannot be read, or a column is missing or holds a wrong value.
+    """
     text = text.strip()
     if not text:
-        raise ValueError("There is nothing to measure yet: paste predictions, upload a file, or click an example.")
+        raise ValueError("No predictions: paste some, upload a file, or click an example.")
     try:
-        return _read_columns(_json_columns(text) if text[0] in "[{" else _csv_columns(text))
+        return _check_schema(_json_columns(text) if text[0] in "[{" else _csv_columns(text))
     except RecursionError:
-        raise ValueError(
-            "This JSON is nested too deeply: a list of numbers in each row is as deep as it goes."
-        ) from None
+        raise ValueError("The JSON is nested too deeply: a column holds numbers or lists of numbers.") from None
 
 
 def read_file(path: str | Path) -> Predictions:
-    """Read a file by its ending, one of `FILE_TYPES`. Raises `ValueError` with what is wrong and the way out."""
+    """
+    Read a file of one of the `FILE_TYPES`.
+
+    Raises:
+        ValueError: The file cannot be read, or a column is missing or holds a wrong value.
+    """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in FILE_TYPES:
-        raise ValueError(f"{path.name} is not one of the kinds that are read here: {', '.join(FILE_TYPES)}.")
+        raise ValueError(f"{path.name} must be one of {', '.join(FILE_TYPES)}.")
     if kind in (".parquet", ".npz"):
         try:
-            return _read_columns(_parquet_columns(path) if kind == ".parquet" else _npz_columns(path))
-        except (OSError, EOFError) as error:
+            columns = _parquet_columns(path) if kind == ".parquet" else _npz_columns(path)
+        except (OSError, EOFError, ValueError, AttributeError) as error:
             raise ValueError(f"{path.name} cannot be read as {kind[1:]}: {error}") from None
+        return _check_schema(columns)
     try:
         return read_text(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
-        raise ValueError(f"{path.name} is not text in UTF-8.") from None
+        raise ValueError(f"{path.name} is not UTF-8 text.") from None
 
 
 def _json_columns(text: str) -> Columns:
@@ -91,113 +104,104 @@ def _json_columns(text: str) -> Columns:
         try:  # JSON Lines
             content = [json.loads(line) for line in text.splitlines() if line.strip()]
         except json.JSONDecodeError:
-            raise ValueError(f"This begins like JSON but is none: {error}.") from None
-    if isinstance(content, dict) and all(isinstance(value, list) for value in content.values()):
-        return content
-    rows = [content] if isinstance(content, dict) else content
-    if not rows or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"This is not valid JSON: {error}.") from None
+    if isinstance(content, dict) and not all(isinstance(value, list) for value in content.values()):
+        content = [content]
+    if not content or not (isinstance(content, dict) or all(isinstance(row, dict) for row in content)):
         raise ValueError('JSON must be a list of records, [{"probabilities": [0.7, 0.3], "label": 0}, …], or columns.')
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}
+    if isinstance(content, dict):
+        content = {_word(name): values for name, values in content.items()}
+        lengths = {name: len(values) for name, values in content.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"The columns differ in length: {lengths}.")
+    else:
+        content = [{_word(name): value for name, value in row.items()} for row in content]
+    # dtype object keeps the values as they are
+    frame = pd.DataFrame(content, dtype=object)
+    return dict(frame.where(frame.notna(), None))
 
 
 def _csv_columns(text: str) -> Columns:
+    text = _word(text)
     header = text.splitlines()[0]
     separator = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
-        names, *rows = reader
-    except csv.Error as error:
-        raise ValueError(f"Line {reader.line_num} cannot be read as CSV: {error}. Is a quote left open?") from None
-    rows = [row for row in rows if row]
-    if not rows:
-        raise ValueError(
-            "There is one line only. CSV begins with a line of column names, then has a line per question."
-        )
-    for index, row in enumerate(rows):
-        if len(row) != len(names):
-            raise ValueError(
-                f"Row {index} has {len(row)} cells, but there are {len(names)} columns: {', '.join(names)}."
-            )
-    return dict(zip(names, zip(*rows, strict=True), strict=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with too many cells
+            # every cell stays text, also 007 and NA
+            frame = pd.read_csv(
+                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True,
+                index_col=False,
+            )  # fmt: skip
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise ValueError(f"This cannot be read as CSV: {error} Check the quotes and the number of cells.") from None
+    if frame.empty:
+        raise ValueError("CSV must have a line of column names and a line per question; only one line was found.")
+    return dict(frame)
 
 
 def _parquet_columns(path: Path) -> Columns:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path.name} cannot be read as parquet: {error}") from None
-    return {
-        name: table[name].to_pylist() if pa.types.is_nested(table[name].type) else table[name].to_numpy()
-        for name in table.column_names
-    }
+    return dict(pd.read_parquet(path))
 
 
 def _npz_columns(path: Path) -> Columns:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            columns = {name: arrays[name] for name in arrays.files if arrays[name].ndim}
-    except (ValueError, AttributeError) as error:  # not an archive of arrays, or one of pickled objects
-        raise ValueError(f"{path.name} cannot be read as npz: {error}") from None
+    with np.load(path, allow_pickle=False) as arrays:
+        columns = {name: arrays[name] for name in arrays.files if arrays[name].ndim}
     logits = columns.get("option_logits")
-    if logits is not None and logits.ndim == 2:  # a file of hf_calib, whose logits say how many options a question has
-        for name in {PROBABILITIES[0], TARGET[0]}.intersection(columns):
+    if logits is not None and logits.ndim == 2:  # a file of hf_calib, whose logits give the number of options
+        for name in {SCHEMA["probabilities"][0], SCHEMA["target"][0]}.intersection(columns):
             if columns[name].shape == logits.shape:
                 columns[name] = unpad(columns[name], options_present(logits))
     return columns
 
 
-def _read_columns(columns: Columns) -> Predictions:
-    columns = {re.sub(r"\s+", "_", _word(name).strip()): values for name, values in columns.items()}
+def _check_schema(columns: Columns) -> Predictions:
+    """Find the columns of `SCHEMA` and check their values."""
+    columns = {
+        re.sub(r"\s+", "_", _word(name).strip()): values.to_numpy() if isinstance(values, pd.Series) else values
+        for name, values in columns.items()
+    }
     by_name = {name.lower(): name for name in columns}
-
-    def find(names: Sequence[str]) -> str | None:
-        return next((by_name[name] for name in names if name in by_name), None)
-
+    names = {role: next((by_name[n] for n in accepted if n in by_name), None) for role, accepted in SCHEMA.items()}
     found = f"The columns are: {', '.join(columns)}."
-    target, reference = (_options(columns, find(names), names[0].split("_")[:1])[0] for names in (TARGET, REFERENCE))
-    groups = find(GROUPS)
-    groups = None if groups is None else [_word(group) for group in columns[groups]]
-    scores, numbers = _options(columns, find(PROBABILITIES), _PREFIXES)
+    target, reference = (_options(columns, names[role], [role])[0] for role in ("target", "reference"))
+    groups = None if names["group"] is None else [_word(group) for group in columns[names["group"]]]
+    scores, numbers = _options(columns, names["probabilities"], _PREFIXES)
     if scores is not None:
-        labels = find(LABELS)
-        if labels is None:
-            raise ValueError(f"No column says which option is right: call it `label`. {found}")
-        return Predictions(scores, _labels(columns[labels], labels, numbers, scores), target, reference, groups)
-    confidence, correct = find(CONFIDENCE), find(CORRECT)
+        if (label := names["label"]) is None:
+            raise ValueError(f"The column `label`, the right option, is missing. {found}")
+        return Predictions(scores, _labels(columns[label], label, numbers, scores), target, reference, groups)
+    confidence, correct = names["confidence"], names["correct"]
     if confidence is None:
         raise ValueError(
-            "No column holds probabilities: call it `probabilities` (a list in each row), or spread them over `p_0`, "
-            f"`p_1`, …; or give `confidence` and `correct`. {found}"
+            "No column holds probabilities: give `probabilities` (a list in each row), or `p_0`, `p_1`, …, or "
+            f"`confidence` and `correct`. {found}"
         )
     if correct is None:
-        raise ValueError(f"`{confidence}` needs a column `correct` beside it: 1 where the answer is right. {found}")
+        raise ValueError(f"`{confidence}` needs the column `correct`: 1 where the answer is right, else 0. {found}")
     if not (target is reference is None):
         raise ValueError(
-            f"`{confidence}` alone cannot be held against a target or a reference: give the probability of every option "
-            f"too, in `p_0`, `p_1`, …, or leave those columns out. {found}"
+            f"`{confidence}` cannot be compared with a target or a reference: give the probability of every option, "
+            f"`p_0`, `p_1`, …, or leave those columns out. {found}"
         )
     scores = _numbers(columns[confidence], confidence)
     return Predictions(scores, _outcomes(columns[correct], correct), None, None, groups)
 
 
 def _word(value: Any) -> str:
-    """A name that can be sent and shown: JSON may hold halves of characters."""
+    """Convert to text that can be encoded: JSON may hold unpaired surrogates."""
     return str(value).encode(errors="replace").decode()
 
 
 def _options(columns: Columns, name: str | None, prefixes: Sequence[str]) -> tuple[Any, range | None]:
-    """Option probabilities from a column of lists, or from one column per option with these columns' numbers."""
+    """Read option probabilities from a column of lists, or from one column per option with their numbers."""
     if name is not None:
         values = columns[name]
         if len(values) == 0:
-            raise ValueError(f"`{name}` is empty: there is nothing to measure.")
+            raise ValueError(f"`{name}` is empty.")
         if isinstance(values, np.ndarray) and values.ndim == 2:
             if values.dtype.kind not in "fiu":
-                raise ValueError(f"`{name}` must hold numbers, but is of type {values.dtype}.")
+                raise ValueError(f"`{name}` must hold numbers, got type {values.dtype}.")
             return values, None
         if not (isinstance(values[0], (str, list, tuple, np.ndarray)) and not _is_number(values[0])):
             return None, None  # one number a row: confidences
@@ -209,13 +213,13 @@ def _options(columns: Columns, name: str | None, prefixes: Sequence[str]) -> tup
     if len({array.shape for array in arrays}) > 1:
         raise ValueError(f"The columns {', '.join(names)} differ in length: {', '.join(str(len(a)) for a in arrays)}.")
     array = np.stack(arrays, axis=1)
-    # empty cells at the end of a row: the question has fewer options
+    # empty cells at the end of a row are missing options
     empty = np.isnan(array)[:, ::-1].cumprod(axis=1).sum(axis=1)
     return unpad(array, len(names) - empty), numbers
 
 
 def _spread(columns: Columns, prefixes: Sequence[str]) -> tuple[list[str], range]:
-    """The columns that hold one option each, in their order, and their numbers: 0, 1, …, or 1, 2, …; letters are from 0."""
+    """Find the columns that hold one option each, and their numbers: 0, 1, …, or 1, 2, …; letters count from 0."""
     for prefix in prefixes:
         for suffix, number in ((r"_?(\d+)", int), ("_([a-z])", lambda letter: ord(letter.upper()) - ord("A"))):
             matches = {name: re.fullmatch(prefix + suffix, name, re.IGNORECASE) for name in columns}
@@ -224,7 +228,7 @@ def _spread(columns: Columns, prefixes: Sequence[str]) -> tuple[list[str], range
                 names, first = [name for _, name in found], found[0][0]
                 if first > (number is int) or [k for k, _ in found] != [*range(first, first + len(found))]:
                     raise ValueError(
-                        f"The columns {', '.join(names)} leave a number out or have one twice: give one for each option, "
+                        f"The columns {', '.join(names)} skip or repeat a number: give one column per option, "
                         f"`{prefix}_0`, `{prefix}_1`, …"
                     )
                 return names, range(first, first + len(found))
@@ -241,28 +245,28 @@ def _is_number(value: Any) -> bool:
 
 
 def _list(value: Any, name: str, row: int) -> list[float]:
-    if isinstance(value, str):  # "[0.7, 0.3]", also as numpy prints it
+    if isinstance(value, str):  # "[0.7, 0.3]" or "[0.7 0.3]"
         value = re.split(r"[\s,;]+", value.strip(" []()"))
     try:
         return [float(number) for number in value]
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            f"`{name}` row {row} is {shown(value)}: a list of probabilities is needed, [0.7, 0.3]."
+            f"`{name}` row {row} is {shown(value)}, not a list of probabilities such as [0.7, 0.3]."
         ) from None
 
 
-def _numbers(values: Sequence[Any], name: str) -> np.ndarray:
+def _numbers(values: Any, name: str) -> np.ndarray:
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
         return values.astype(np.float64)
     try:
         return np.array([np.nan if value is None or value == "" else value for value in values], dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         row = next(row for row, value in enumerate(values) if not _is_number(value))
-        raise ValueError(f"`{name}` row {row} is {shown(values[row])}, which is no number.") from None
+        raise ValueError(f"`{name}` row {row} is {shown(values[row])}, not a number.") from None
 
 
-def _labels(values: Sequence[Any], name: str, numbers: range | None, scores: Sequence[Any]) -> np.ndarray:
-    """Indices of the right options, from 0, where the labels are their `numbers` or letters, in rows of `scores`."""
+def _labels(values: Any, name: str, numbers: range | None, scores: Sequence[Any]) -> np.ndarray:
+    """Convert labels, which are letters or the `numbers` of options, to indices from 0 into the rows of `scores`."""
     if numbers is None and isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         return values
     first = numbers[0] if numbers else 0
@@ -272,12 +276,12 @@ def _labels(values: Sequence[Any], name: str, numbers: range | None, scores: Seq
             return ord(value.strip().upper()) - ord("A")
         if not (_is_number(value) and float(value).is_integer()):
             raise ValueError(
-                f"`{name}` row {row} is {shown(value)}: give the index of the right option, from {first}, or its letter."
+                f"`{name}` row {row} is {shown(value)}: give the index of the right option from {first} or its letter."
             )
         number = int(float(value))
         present = numbers[: len(scores[row])] if numbers and row < len(scores) else numbers
         if present and number not in present:
-            hint = "; if the labels count from 0, let the columns' names do so too" if number == 0 else ""
+            hint = "; number the columns from 0 if the labels count from 0" if number == 0 else ""
             raise ValueError(
                 f"`{name}` row {row} is {number}, but the options are numbered from {first} to {present[-1]}{hint}."
             )
@@ -286,12 +290,12 @@ def _labels(values: Sequence[Any], name: str, numbers: range | None, scores: Seq
     return np.array([label(row, value) for row, value in enumerate(values)])
 
 
-def _outcomes(values: Sequence[Any], name: str) -> np.ndarray:
+def _outcomes(values: Any, name: str) -> np.ndarray:
     def outcome(row: int, value: Any) -> int:
         if isinstance(value, str):
             value = _WORDS.get(value.strip().lower(), value)
         if _is_number(value) and float(value) in (0, 1):
             return int(float(value))
-        raise ValueError(f"`{name}` row {row} is {shown(value)}: it must be 1 (right) or 0 (wrong).")
+        raise ValueError(f"`{name}` row {row} is {shown(value)}, not 1 (right) or 0 (wrong).")
 
     return np.array([outcome(row, value) for row, value in enumerate(values)])

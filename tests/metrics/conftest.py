@@ -1,4 +1,4 @@
-"""The Space's folder, whose modules import each other by their bare names, as they do where it runs."""
+"""The folder of the Space. Its modules import each other by their names."""
 
 import importlib
 import sys
