@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from hf_calib.training.distributed import leave_process_group
+from hf_calib.training.library_warnings import ignore_library_warnings
 
 
 REPORT = """
 import os, sys
 from transformers import HfArgumentParser, TrainingArguments
 from hf_calib.training.distributed import cpu_training_arguments, leave_process_group
-from hf_calib.training.library_warnings import ignore_library_warnings
 
 (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(cpu_training_arguments())
 with open(f"{sys.argv[1]}/rank-{os.environ.get('RANK', 0)}", "w") as file:
