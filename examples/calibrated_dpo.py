@@ -8,7 +8,7 @@ from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer
 def main():
     # Your own model before alignment, preference pairs (prompt, chosen, rejected) and load_questions("train.parquet")
     model, _ = make_models()
-    pairs, questions, test = WORLD.preference_pairs(1280), WORLD.questions(500, split="train"), WORLD.questions(2000)
+    pairs, questions, test = WORLD.preference_pairs(960), WORLD.questions(500, split="train"), WORLD.questions(2000)
 
     measure("before", model, test)
     plain = {"beta": 0.1, "lambda_pref": 0.0}

@@ -30,7 +30,7 @@ def make_models() -> tuple[str, str]:
     if not Path(overconfident).exists():
         tokenizer = WORLD.tokenizer()
         args = SFTConfig(base, per_device_train_batch_size=64, learning_rate=3e-3, num_train_epochs=1, **CPU)
-        statements = WORLD.pretraining_statements(10_000)
+        statements = WORLD.pretraining_statements(12_000)
         trainer = SFTTrainer(WORLD.model(), args, train_dataset=statements, processing_class=tokenizer)
         trainer.train()
         trainer.save_model()
