@@ -74,35 +74,46 @@ def test_bare_name(python, hub):
         "except FileNotFoundError:\n    hf_calib.register()\n"
         "else:\n    raise SystemExit('it was there before')"
     )
-    offline = {"HF_EVALUATE_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
-    for settings in ({}, {"HF_ENDPOINT": dead_address()}, offline):
-        before = len(hub.requests)
-        assert float(python(load, **settings)) == pytest.approx(0.1)
-        asked = hub.requests[before:]
-        assert bool(asked) == (not settings)  # this Hub, and only where it is online
-        assert all(status == 404 for *_, status in asked)
+    # Online first, then as if there were no Hub, then where the Hub cannot be reached: evaluate's own settings are read at each load.
+    settings = (
+        "import evaluate.config as config\n"
+        "online = config.HUB_EVALUATE_URL, config.HF_EVALUATE_OFFLINE\n"
+        "for config.HUB_EVALUATE_URL, config.HF_EVALUATE_OFFLINE in (online, (online[0], True), ({dead!r}, False)):\n"
+    )
+    settings = settings.format(dead=dead_address() + "/{path}/{revision}/{name}")
+    before = len(hub.requests)
+    values = python(settings + "".join(f"    {line}\n" for line in load.strip().splitlines())).split()
+    assert [float(value) for value in values] == pytest.approx([0.1] * 3)
+    asked = hub.requests[before:]
+    assert asked and all(status == 404 for *_, status in asked)
 
 
-def test_path_and_clone(python):
+def test_offline(python, hub):
+    """Where the environment says so, the Hub is not asked; a path and a folder's name load like a registered name."""
     clone = str(Path(hf_calib.metric_path()).parents[1])
     code = (
-        LOAD.format(name=hf_calib.metric_path())
+        "import hf_calib; hf_calib.register()\n"
+        + "".join(LOAD.format(name=name) for name in ("ece_regime", hf_calib.metric_path()))
         + f"import os; os.chdir({clone!r})"
         + LOAD.format(name="metrics/ece_regime")
     )
-    assert [float(line) for line in python(code).split()] == pytest.approx([0.1, 0.1])
+    before = len(hub.requests)
+    printed = python(code, HF_EVALUATE_OFFLINE="1", HF_HUB_OFFLINE="1")
+    assert [float(line) for line in printed.split()] == pytest.approx([0.1] * 3)
+    assert len(hub.requests) == before
 
 
-def test_survives_an_upgrade(python, tmp_path):
+def test_survives_an_upgrade(cache, python, tmp_path):
     """The registered script imports the package that is installed when it is loaded."""
+    script = register()
     site, root = tmp_path / "site", Path(hf_calib.__file__).parents[1]
     for folder in ("hf_calib", "metrics"):
         shutil.copytree(root / folder, site / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import evaluate, hf_calib; {} evaluate.load('ece_regime'); print(hf_calib.__version__)"
-    first = python(code.format("hf_calib.register();"), PYTHONPATH=str(site))
     package = site / "hf_calib" / "__init__.py"
     package.write_text(package.read_text().replace(f'"{hf_calib.__version__}"', '"99.0.0"'))
-    assert [first, python(code.format(""), PYTHONPATH=str(site))] == [f"{hf_calib.__version__}\n", "99.0.0\n"]
+    code = "import evaluate, hf_calib; evaluate.load('ece_regime'); print(hf_calib.__version__)"
+    assert python(code, PYTHONPATH=str(site), HF_MODULES_CACHE=str(cache)) == "99.0.0\n"
+    assert script.exists()
 
 
 # The rest looks at this process's own configuration of evaluate
