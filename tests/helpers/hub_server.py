@@ -306,7 +306,7 @@ class HubServer(ThreadingHTTPServer):
 def serve(root: str | Path, tokens: dict[str, list[str]], port: int = 0, handler=Handler):
     """Run a server in a thread: `with serve(tmp_path, {"hf_alice": ["alice"]}) as hub: ... hub.url`."""
     with HubServer(root, tokens, port, handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
             yield server

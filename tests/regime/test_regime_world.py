@@ -24,10 +24,10 @@ SETTINGS = {
 def predictions(tmp_path_factory):
     """
     Of the three stages on questions never trained on and on those that the last was trained on, by
-    `"<stage> on <split>"`. The recipes of the quickstart, cut down to half a minute; the last stage overdone on purpose.
+    `"<stage> on <split>"`. The recipes of the quickstart, cut down to a few seconds; the last stage overdone on purpose.
     """
     folder = str(tmp_path_factory.mktemp("world"))
-    world = World(WorldConfig(num_entities=32))
+    world = World(WorldConfig(num_entities=16))
     tokenizer = world.tokenizer()
     questions = {"test": world.questions(2000, split="test"), "train": world.questions(200, split="train")}
     found = {}
@@ -43,7 +43,7 @@ def predictions(tmp_path_factory):
                 trainer.model, tokenizer, asked, prompt_format=PROMPT_FORMAT, batch_size=256, progress=False
             )
 
-    statements, pairs = world.pretraining_statements(20_000), world.preference_pairs(1_600)
+    statements, pairs = world.pretraining_statements(10_000), world.preference_pairs(800)
     train("base", SFTTrainer, world.model(), statements, num_train_epochs=1, learning_rate=3e-3)
     train("aligned", DPOTrainer, folder, pairs, num_train_epochs=1, learning_rate=5e-4, beta=0.1)
     train(
