@@ -23,7 +23,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 WAIT = 60_000  # milliseconds: the first figure of a process takes its time on a busy machine
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 
 
 @pytest.fixture(scope="module")
