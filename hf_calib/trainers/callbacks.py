@@ -1,8 +1,9 @@
-"""Preference collapse as it happens: its measures and the reliability diagram, every N steps of any training."""
+"""Preference collapse during training: its measures and reliability diagrams, every N steps of any trainer."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ import numpy as np
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from ..data.questions import PromptFormat, adapt_questions
-from ..inference.predict import predict_options
+from ..data.questions import adapt_questions
+from ..inference.predict import PredictionOptions, predict_options
 from ..inference.predictions import OptionPredictions
+from ..measures.options import MeasureOptions
 from ..measures.preference_collapse import MEANINGS, collapse_report
 from ..plots import reliability_grid
 
@@ -28,41 +30,29 @@ class CollapseCallback(TrainerCallback):
     """
     Measures preference collapse on a small question set before training, every few steps, and at the end.
 
-    It works with every trainer of a causal language model, TRL's SFT, DPO, KTO and GRPO trainers among them, with PEFT, and
-    in several processes as long as each holds the whole model. The measures are those of [`collapse_report`], which says
-    what they mean (`hf_calib.measures.preference_collapse.MEANINGS`): they are logged as `collapse/<measure>` to the trainer's log history and
-    its trackers, and reliability diagrams of the reference and the model go to TensorBoard, Weights & Biases or Trackio as
-    an image. The predictions stay in `<output_dir>/collapse/step-<step>.npz`, so that any two of them can be compared with
-    `hf-calib diagnose --reference_predictions ... --predictions ...`. Training itself is not touched: it ends at the same weights
-    as without the callback.
+    It works with every trainer of a causal language model (such as TRL's SFT, DPO, KTO and GRPO trainers), with PEFT, and
+    in several processes as long as each has the whole model. The measures of [`collapse_report`] are logged as
+    `collapse/<measure>`; `hf_calib.measures.preference_collapse.MEANINGS` explains them. Reliability diagrams of the
+    reference and the model are logged to TensorBoard, Weights & Biases or Trackio. The predictions are saved as
+    `<output_dir>/collapse/step-<step>.npz`, for `hf-calib diagnose`. The training itself does not change.
 
     Args:
         trainer ([`~transformers.Trainer`]):
-            The trainer to which the callback is added.
-        questions (`Dataset`):
-            Questions in any layout that [`~hf_calib.data.questions.adapt_questions`] knows; none that the training sees. Some 500
-            tell an ECE of .05 from none.
+            Trainer to which the callback is added.
+        questions ([`~datasets.Dataset`]):
+            Questions in any layout of [`~hf_calib.data.questions.adapt_questions`], none of which is trained on. About
+            500 distinguish an ECE of 0.05 from 0.
         every (`int`, *optional*, defaults to `100`):
-            Optimizer steps from one measurement to the next.
+            Optimizer steps between two measurements.
         reference ([`OptionPredictions`], *optional*):
-            Predictions of the model that all are compared with. By default the model as it is before its first step.
-        prompt_format ([`~hf_calib.data.questions.PromptFormat`], *optional*):
-            How a question is asked; by default letters are scored.
-        option_normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
-            Log-likelihood of an option: sum over its tokens, or mean.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Questions of the longest kind in a forward pass.
-        max_length (`int`, *optional*):
-            Most tokens of a question with one option.
-        n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of ECE and diagram.
-        n_bootstrap (`int`, *optional*, defaults to `200`):
-            Draws behind intervals and noise floors.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of these.
+            Predictions that all others are compared with; by default those of the model before its first step.
+        prediction_options ([`~hf_calib.inference.predict.PredictionOptions`], *optional*):
+            How questions are scored; by default by their letters.
+        measure_options ([`~hf_calib.measures.options.MeasureOptions`], *optional*):
+            Options of the measures and the diagram; by default 200 draws.
 
     Raises:
-        `ValueError`: if the weights are divided among the processes (DeepSpeed ZeRO-3, FSDP), `every` is below 1, or a
+        `ValueError`: if the weights are partitioned among the processes (DeepSpeed ZeRO-3, FSDP), `every` is below 1, or a
             question is malformed.
 
     Example:
@@ -80,41 +70,31 @@ class CollapseCallback(TrainerCallback):
         questions: Dataset,
         every: int = 100,
         reference: OptionPredictions | None = None,
-        prompt_format: PromptFormat | None = None,
-        option_normalization: str = "sum",
-        batch_size: int = 8,
-        max_length: int | None = None,
-        n_bins: int = 10,
-        n_bootstrap: int = 200,
-        seed: int = 0,
+        prediction_options: PredictionOptions | None = None,
+        measure_options: MeasureOptions | None = None,
     ):
         if every < 1:
-            raise ValueError(f"every={every}; at least 1 step is wanted")
+            raise ValueError(f"every={every}; it must be at least 1")
         if divides_weights(trainer):
             raise ValueError(
-                "CollapseCallback wants the whole model in every process, but its weights are divided among them (ZeRO-3 or "
+                "CollapseCallback needs the whole model in every process, but its weights are partitioned (ZeRO-3 or "
                 "FSDP). Train with ZeRO-2, or compare saved checkpoints with `hf-calib diagnose`."
             )
         self.trainer = trainer
         self.questions = adapt_questions(questions)
         self.every = every
         self.reference = reference
-        self.asking = {
-            "prompt_format": prompt_format,
-            "option_normalization": option_normalization,
-            "batch_size": batch_size,
-            "max_length": max_length,
-        }
-        self.measuring = {"n_bins": n_bins, "n_bootstrap": n_bootstrap, "seed": seed}
+        self.prediction_options = prediction_options or PredictionOptions()
+        self.measure_options = asdict(measure_options or MeasureOptions(n_bootstrap=200))
 
     def on_train_begin(self, args, state, control, **kwargs):
         before = self._path(0)
-        if self.reference is None and state.global_step > 0 and before.exists():  # resumed
+        if self.reference is None and state.global_step > 0 and before.exists():  # a resumed run
             self.reference = OptionPredictions.load(before)
         elif self.reference is None and state.global_step > 0:
             logger.warning(
-                f"{before} is not there: the training was begun without this callback, and its measures are compared with "
-                f"the model at step {state.global_step}"
+                f"{before} does not exist: the training began without this callback. The reference is the model at step "
+                f"{state.global_step}."
             )
         if state.global_step == 0 or self.reference is None:
             self._measure(state.global_step)
@@ -133,10 +113,7 @@ class CollapseCallback(TrainerCallback):
             self.trainer.accelerator.unwrap_model(self.trainer.model),
             tokenizer,
             self.questions,
-            output_path=self._path(step),
-            resume=False,
-            progress=False,
-            **self.asking,
+            options=replace(self.prediction_options, output_path=self._path(step), resume=False, progress=False),
         )
         if self.reference is None:
             self.reference = predictions
@@ -146,18 +123,18 @@ class CollapseCallback(TrainerCallback):
             predictions.labels,
             reference.probabilities,
             num_options=np.isfinite(predictions.option_logits).sum(axis=1),
-            **self.measuring,
+            **self.measure_options,
         )
         names = [*MEANINGS, "ece_noise_floor"]
-        # Not the trainer's own `log`: TRL's averages what has come together since the last one, and begins anew.
+        # Not `trainer.log`: TRL's would average and reset its own metrics.
         Trainer.log(self.trainer, {f"collapse/{name}": report[name] for name in names})
         if self.trainer.is_world_process_zero():
             stages = {"reference": reference, f"step {step}": predictions}
             outcomes = {name: (stage.probabilities, stage.labels) for name, stage in stages.items()}
-            self._log_figure(lambda: reliability_grid(outcomes, **self.measuring), step)
+            self._log_figure(lambda: reliability_grid(outcomes, **self.measure_options), step)
 
     def _log_figure(self, draw, step: int) -> None:
-        """Give the diagram to the trackers that show images, each through the module that its own callback has imported."""
+        """Log the diagram to the trackers that show images, through the modules that their callbacks imported."""
         name, image = "collapse/reliability", None
         for callback in self.trainer.callback_handler.callbacks:
             if not isinstance(callback, (TensorBoardCallback, WandbCallback, TrackioCallback)):
@@ -176,13 +153,13 @@ class CollapseCallback(TrainerCallback):
 
 
 def divides_weights(trainer: Trainer) -> bool:
-    """Whether the weights are divided among the processes (ZeRO-3, FSDP), so that none of them can ask the model alone."""
+    """Whether the weights are partitioned among the processes (ZeRO-3, FSDP)."""
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
 
 def _pixels(figure: Figure) -> np.ndarray:
-    """A figure as an image `(height, width, 3)` of uint8."""
+    """Render a figure as an image `(height, width, 3)` of uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(120)

@@ -18,16 +18,17 @@ from .reference import REFERENCE_COLUMN
 @dataclass
 class DataCollatorForOptions(DataCollatorMixin):
     """
-    Pads option questions, and plain language-modelling rows among them, to one batch; see
-    [`~hf_calib.inference.encoding.collate_options`]. A reference's option logits, where rows have them, are padded with -inf.
+    Data collator that pads option questions, and plain language-modeling rows among them.
+
+    See [`~hf_calib.inference.encoding.collate_options`]. The option logits of a reference are padded with -inf.
 
     Args:
         pad_token_id (`int`):
             Token to pad with.
         max_options (`int`, *optional*):
-            Options of the widest question of the dataset: every batch has option logits of this width.
+            Largest number of options in the data set: the width of the option logits of every batch.
         branched (`bool`, *optional*):
-            Whether any question of the dataset has options of several tokens.
+            Whether any question of the data set has options of several tokens.
         pad_to_multiple_of (`int`, *optional*):
             Pad the length to a multiple of this value.
     """
@@ -55,7 +56,7 @@ class DataCollatorForOptions(DataCollatorMixin):
 @dataclass
 class DataCollatorForCalibratedPreference:
     """
-    Pads preference pairs, keeping their preference probability, or option questions, to one batch.
+    Data collator that pads preference pairs, with their preference probability, or option questions.
 
     Args:
         pairs (`Callable`):

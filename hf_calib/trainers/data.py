@@ -1,4 +1,4 @@
-"""Training rows: option questions encoded, other rows told from them."""
+"""Training rows: encoding of option questions, and separation of texts from questions."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ def encode_questions(
     num_proc: int | None = None,
 ) -> Dataset:
     """
-    Encode all questions that fit, and say how many do not.
+    Encode all questions that fit in `max_length`, and log how many do not.
 
     Args:
         questions ([`~datasets.Dataset`]):
             Questions in the unified schema.
         encoder ([`~hf_calib.inference.encoding.OptionEncoder`]):
             Encoder.
-        branches (`bool`), likelihood (`str` or `None`):
+        branches (`bool`):
+            See [`~hf_calib.inference.encoding.OptionEncoder.encode`].
+        likelihood (`str`, *optional*):
             See [`~hf_calib.inference.encoding.OptionEncoder.encode`].
         name (`str`):
-            What the questions are for, in messages.
+            Name of the questions in messages, such as `"training"`.
         num_proc (`int`, *optional*):
             Number of processes.
 
     Returns:
-        [`~datasets.Dataset`]: the encoded columns alone.
+        [`~datasets.Dataset`]: the encoded columns only.
 
     Raises:
         `ValueError`: if none fits in the encoder's `max_length`.
@@ -52,7 +54,7 @@ def encode_questions(
                 rows.append(encoder.encode(dict(zip(batch, values, strict=True)), branches, likelihood))
             except QuestionTooLongError:
                 continue
-        # Named even where no row of the batch fits.
+        # The columns must exist even where no row of the batch fits.
         columns = ["input_ids", *(["labels"] if likelihood else []), *(OPTION_COLUMNS if branches else [])]
         return {column: [row[column] for row in rows] for column in columns}
 
@@ -75,15 +77,15 @@ def encode_questions(
 
 def split_rows(dataset: Dataset) -> tuple[Dataset, Dataset | None]:
     """
-    Tell option questions from other rows.
+    Separate option questions from other rows.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows with `choices`, and rows whose `choices` is missing or empty.
 
     Returns:
-        `tuple`: the questions, checked and in the unified schema (none if there is no such column), and, if there are any, the other rows, with the text
-        columns that they fill.
+        `tuple[Dataset, Dataset | None]`: the questions, checked and in the unified schema (none without the column
+        `choices`), and the other rows with the text columns that they fill (`None` if there are none).
 
     Raises:
         `ValueError`: if a row is neither, or no valid question.

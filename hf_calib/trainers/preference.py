@@ -1,4 +1,4 @@
-"""The margin of a preference pair as each of TRL's losses scores it, and the probability that it implies."""
+"""Margins of preference pairs under each of TRL's losses, and the preference probabilities that they imply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 
 
-# TRL's losses that compare the two completions of a pair; "sft" has none to compare, "aot_unpaired" compares across pairs.
+# TRL's losses that compare the two completions of a pair ("sft" compares none, "aot_unpaired" compares across pairs).
 MARGIN_LOSSES = (
     "sigmoid",
     "hinge",
@@ -26,9 +26,9 @@ MARGIN_LOSSES = (
     "discopop",
     "sigmoid_norm",
 )
-# Those that score a completion by its mean over tokens.
+# Losses that take the mean over the tokens of a completion.
 NORMALIZED_LOSSES = ("ipo", "sigmoid_norm")
-# Those that regress the margin, and what it is to be multiplied by before a sigmoid reads it; see `preference_scale`.
+# Losses that regress the margin, with their values of `preference_scale`.
 REGRESSION_SCALES = {"ipo": 4.0, "sppo_hard": 2.0}
 
 
@@ -36,15 +36,16 @@ def sequence_log_probs(
     per_token: torch.Tensor, completion_mask: torch.Tensor, ld_alpha: float | None = None
 ) -> torch.Tensor:
     """
-    Log-probabilities of completions.
+    Compute the log-probabilities of completions.
 
     Args:
         per_token (`torch.Tensor` of shape `(2 * batch, length)`):
-            Log-probabilities of the tokens, 0 outside the completions; chosen in the first half, rejected in the second.
+            Log-probabilities of the tokens, 0 outside the completions; the first half is chosen, the second rejected.
         completion_mask (`torch.Tensor` of shape `(2 * batch, length)`):
             1 where a token belongs to the completion.
         ld_alpha (`float`, *optional*):
-            Weight of the tokens beyond the length that both completions of a pair share (LD-DPO, arXiv 2409.06411).
+            Weight of the tokens beyond the length of the shorter completion (LD-DPO,
+            https://huggingface.co/papers/2409.06411).
 
     Returns:
         `torch.Tensor` of shape `(2 * batch,)`.
@@ -57,8 +58,12 @@ def sequence_log_probs(
 
 
 def divergence_scores(log_ratios: torch.Tensor, f_divergence_type: str, alpha: float) -> torch.Tensor:
-    """
-    Scores f'(pi / pi_ref) of completions under an f-divergence (f-DPO, arXiv 2309.16240), as TRL computes them.
+    r"""
+    Compute the scores of completions under an f-divergence, as TRL does.
+
+    .. math::
+
+        f'(\pi / \pi_{\text{ref}})
 
     Args:
         log_ratios (`torch.Tensor`):
@@ -67,6 +72,12 @@ def divergence_scores(log_ratios: torch.Tensor, f_divergence_type: str, alpha: f
             `f_divergence_type` of [`~trl.DPOConfig`].
         alpha (`float`):
             Its `f_alpha_divergence_coef`.
+
+    Returns:
+        `torch.Tensor` of the shape of `log_ratios`.
+
+    References:
+        f-DPO, https://huggingface.co/papers/2309.16240.
     """
     if f_divergence_type == "forward_kl":
         return 1 - torch.exp(-log_ratios)
@@ -88,7 +99,7 @@ def preference_margins(
     alpha: float = 0.5,
 ) -> torch.Tensor:
     """
-    By how much each chosen completion outscores the rejected one, as the loss sees it.
+    Compute the margins of pairs: the score of the chosen completion minus that of the rejected one.
 
     Args:
         policy, reference (`torch.Tensor` of shape `(2 * batch,)`):
@@ -96,9 +107,11 @@ def preference_margins(
         completion_mask (`torch.Tensor` of shape `(2 * batch, length)`):
             1 where a token belongs to the completion.
         loss_types (`list[str]`):
-            `loss_type` of [`~trl.DPOConfig`]. With several losses the first that has a margin decides whether it is
-            of sums or, as in IPO, of means over tokens.
-        f_divergence_type (`str`), alpha (`float`):
+            `loss_type` of [`~trl.DPOConfig`]. With several losses, the first one with a margin decides whether scores are
+            sums or, as in IPO, means over tokens.
+        f_divergence_type (`str`, *optional*, defaults to `"reverse_kl"`):
+            See [`divergence_scores`].
+        alpha (`float`, *optional*, defaults to `0.5`):
             See [`divergence_scores`].
 
     Returns:
@@ -113,35 +126,44 @@ def preference_margins(
 
 def preference_scale(loss_types: list[str]) -> float:
     """
-    Number c by which `sigmoid(c * beta * margin)` is the preference probability that a trained margin implies.
+    Return the number c for which `sigmoid(c * beta * margin)` is the preference probability that a margin implies.
 
-    It is 1 for DPO, whose expected loss is least where this is the probability of winning itself (Bradley-Terry), and
-    for all losses without a reading of their own. IPO (Azar et al., arXiv 2310.12036) and SPPO (arXiv 2405.00675) regress
-    the margin: for a completion that wins with probability p their expected loss is least at `beta * margin = p - 1/2` and
-    `2 * p - 1`. The sigmoid that touches this line at the tie has c = 4 and 2. With c = 1 the margin of certainty would
-    read as .62 under IPO, and calibration would ask for margins far beyond those that the loss allows.
+    It is 1 for DPO, whose expected loss is minimal where this is the probability of winning (Bradley-Terry), and for all
+    other losses without a value of their own. IPO and SPPO regress the margin: for a completion that wins with
+    probability p, their expected loss is minimal at `beta * margin = p - 1/2` and `2 * p - 1`. The sigmoid with the same
+    slope at a tie has c = 4 and c = 2. With c = 1, the margin of a certain win would be read as .62 under IPO.
 
     Args:
         loss_types (`list[str]`):
             `loss_type` of [`~trl.DPOConfig`].
 
     Returns:
-        `float`.
+        `float`: the number c.
+
+    References:
+        IPO: https://huggingface.co/papers/2310.12036. SPPO: https://huggingface.co/papers/2405.00675.
     """
     return REGRESSION_SCALES.get(_loss_of_margin(loss_types), 1.0)
 
 
 def _loss_of_margin(loss_types: list[str]) -> str | None:
-    """With several losses, the first that has a margin decides how it is read."""
+    """Return the first loss with a margin."""
     return next((name for name in loss_types if name in MARGIN_LOSSES), None)
 
 
 def as_two_options(chosen: np.ndarray) -> np.ndarray:
     """
-    Probabilities `(N,)` of the chosen completion as those of two options, `(N, 2)`.
+    Convert probabilities of the chosen completions into probabilities of two options.
 
-    In every second row the rejected completion comes first. The right option is then not always the same one, and a tie
-    (where the policy still is its reference, all are) is decided rightly half of the time.
+    In every second row the rejected completion comes first, so that the right option is not always the same one, and a
+    tie is right half of the time.
+
+    Args:
+        chosen (`np.ndarray` of shape `(N,)`):
+            Probabilities of the chosen completions.
+
+    Returns:
+        `np.ndarray` of shape `(N, 2)`.
     """
     chosen = np.asarray(chosen, dtype=np.float64)
     columns = np.stack([chosen, 1 - chosen], axis=1)
@@ -150,6 +172,6 @@ def as_two_options(chosen: np.ndarray) -> np.ndarray:
 
 
 def comparisons(tokenized: Dataset) -> list[tuple]:
-    """What each tokenized pair asks: its prompt and its two completions, whichever of them was chosen."""
+    """Return a key for each tokenized pair: its prompt and the set of its two completions."""
     columns = (tokenized[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return [(tuple(p), frozenset((tuple(c), tuple(r)))) for p, c, r in zip(*columns, strict=True)]

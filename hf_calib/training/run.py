@@ -11,7 +11,7 @@ from trl import DPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantiza
 
 from ..evaluation.tables import check_output_dir
 from ..inference.model_loading import check_model_name, merge_command
-from ..inference.predict import predict_options
+from ..inference.predict import PredictionOptions, predict_options
 from ..trainers.callbacks import CollapseCallback, divides_weights
 from ..trainers.dpo_config import CalibratedDPOConfig
 from .arguments import TRAINERS, TrainArguments
@@ -73,16 +73,13 @@ def build_trainer(
     check_disk_space(trainer)
     trainer.add_callback(StopOnSigterm(trainer))
     if collapse_questions is not None:
-        trainer.add_callback(
-            CollapseCallback(
-                trainer,
-                collapse_questions,
-                script_args.collapse_steps,
-                prompt_format=training_args.prompt_format(),
-                option_normalization=training_args.option_normalization,
-                batch_size=training_args.per_device_eval_batch_size,
-            )
+        options = PredictionOptions(
+            prompt_format=training_args.prompt_format(),
+            option_normalization=training_args.option_normalization,
+            batch_size=training_args.per_device_eval_batch_size,
         )
+        every = script_args.collapse_steps
+        trainer.add_callback(CollapseCallback(trainer, collapse_questions, every, prediction_options=options))
     held_out = len(getattr(trainer, "held_out_questions", None) or ())
     trainer.training_record = training_record(script_args, training_args, model_args, datasets, held_out)
     trainer.publication = None

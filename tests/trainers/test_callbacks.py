@@ -15,7 +15,9 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTr
 
 from hf_calib.data.questions import PromptFormat
 from hf_calib.data.synthetic_world import World
+from hf_calib.inference.predict import PredictionOptions
 from hf_calib.inference.predictions import OptionPredictions
+from hf_calib.measures.options import MeasureOptions
 from hf_calib.measures.preference_collapse import MEANINGS, collapse_report
 from hf_calib.trainers.callbacks import CollapseCallback
 from hf_calib.training.distributed import leave_process_group
@@ -39,7 +41,8 @@ def dpo(folder, **options):
 
 
 def watch(trainer, every=2, **options):
-    options = {"prompt_format": PROMPT_FORMAT, "n_bootstrap": 20, "batch_size": 64, **options}
+    options["prediction_options"] = PredictionOptions(prompt_format=PROMPT_FORMAT, batch_size=64)
+    options["measure_options"] = MeasureOptions(n_bootstrap=20)
     trainer.add_callback(CollapseCallback(trainer, QUESTIONS, every, **options))
     return trainer
 
