@@ -1,4 +1,10 @@
-"""Adapters from the column layouts of well-known data sets to option questions, and the check of every row."""
+"""
+Convert data sets of known layouts to option questions in the unified columns, and check every row.
+
+[`adapt_questions`] is the entry point. It recognises a layout by its column names (see `ADAPTERS`), converts each row
+with that layout's function, and checks the result. A data set that already has the unified columns, and only valid
+questions, is returned as it is.
+"""
 
 import ast
 import hashlib
@@ -12,18 +18,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, Features, Value
-from datasets import List as ListOf
+from datasets import Dataset, Features
+
+from .unified import MAX_OPTIONS, OPTIONAL_FEATURES, REQUIRED_FEATURES, TARGET_TOLERANCE, is_unified
 
 
 logger = logging.getLogger(__name__)
 
-MAX_OPTIONS = len(string.ascii_uppercase)
 Row = dict[str, Any]
 
 
 class _InvalidRow(ValueError):
-    """A row that is no option question; `column` is the culprit."""
+    """Raised for a row that is not a valid option question, with the column at fault."""
 
     def __init__(self, column: str, problem: str, hidden_label: bool = False):
         super().__init__(f"column '{column}': {problem}")
@@ -31,12 +37,12 @@ class _InvalidRow(ValueError):
 
 
 def digest(*parts: object) -> str:
-    """A hash of texts and numbers that is the same in every process."""
+    """Hash texts and numbers, with the same result in every process."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
 
 def _structured(value: Any, column: str) -> Any:
-    """CSV files hold lists and dicts as text: JSON, or what `DataFrame.to_csv` writes."""
+    """Parse a list or dict that a CSV file holds as text: as JSON, or as a Python literal from `DataFrame.to_csv`."""
     if not isinstance(value, str):
         return value
     for parse in (json.loads, ast.literal_eval):
@@ -48,19 +54,21 @@ def _structured(value: Any, column: str) -> Any:
 
 
 def _unified(row: Row) -> Row:
+    """Convert a row with `question`, a list of `choices`, and `answer`."""
     choices = _structured(row["choices"], "choices")
-    if isinstance(choices, dict) and {"text", "label"} <= choices.keys():  # as in ARC, without the name of its answers
+    if isinstance(choices, dict) and {"text", "label"} <= choices.keys():  # ARC with other column names
         return _labelled({**row, "choices": choices, "answerKey": row["answer"]})
     if not isinstance(choices, list):
-        raise _InvalidRow("choices", f"a list of texts is wanted, not {type(choices).__name__}")
+        raise _InvalidRow("choices", f"it must be a list of texts, not {type(choices).__name__}")
     targets = _structured(row.get("target_probabilities"), "target_probabilities")
     return {"question": row["question"], "choices": choices, "answer": row["answer"], "target_probabilities": targets}
 
 
 def _labelled(row: Row, question_column: str = "question") -> Row:
+    """Convert a row whose `choices` are a dict of `text` and `label` lists, and whose `answerKey` is a label."""
     choices = _structured(row["choices"], "choices")
     if not isinstance(choices, dict) or not {"text", "label"} <= choices.keys():
-        raise _InvalidRow("choices", "a dict of `text` and `label` lists is wanted")
+        raise _InvalidRow("choices", "it must be a dict of `text` and `label` lists")
     labels = [str(label) for label in choices["label"]]
     return {
         "question": row[question_column],
@@ -71,7 +79,8 @@ def _labelled(row: Row, question_column: str = "question") -> Row:
 
 
 def _columns(row: Row, option_columns: tuple[str, ...], answer_column: str) -> Row:
-    # Shorter questions leave the last columns empty; a hole in the middle stays and is reported.
+    """Convert a row with one column for each option."""
+    # The last columns may be empty. An empty column before a filled one is kept, and reported as an empty text.
     choices = [row.get(column) for column in option_columns]
     while choices and (choices[-1] is None or not str(choices[-1]).strip()):
         choices.pop()
@@ -79,7 +88,8 @@ def _columns(row: Row, option_columns: tuple[str, ...], answer_column: str) -> R
 
 
 def _sciq(row: Row) -> Row:
-    # The data lists the right answer apart: ordering by a hash puts it anywhere, and always at the same place.
+    """Convert a row of SciQ, which has the right answer in a column of its own."""
+    # Ordering by a hash mixes the places of the right answers, and is the same in every run.
     texts = [row["correct_answer"], row["distractor1"], row["distractor2"], row["distractor3"]]
     order = sorted(range(4), key=lambda k: digest(row["question"], texts[k]))
     return {"question": row["question"], "choices": [texts[k] for k in order], "answer": order.index(0)}
@@ -88,18 +98,18 @@ def _sciq(row: Row) -> Row:
 @dataclass(frozen=True)
 class Adapter:
     """
-    A column layout and the pure function that reads one of its rows.
+    A column layout and the function that converts its rows.
 
     Args:
         columns (`tuple[str]`):
-            Columns by which the layout is recognised.
+            Columns that identify the layout.
         convert (`Callable`):
-            From a row to a dict with `question`, `choices`, `answer` (an index from 0, or a label), option `labels`
-            where they are not A, B, ..., and `target_probabilities` if there are any.
+            From a row to a dict with `question`, `choices` and `answer` (an index from 0, or a label), and where they
+            apply `labels` of the options (by default A, B, ...) and `target_probabilities`.
         answer_column (`str`, *optional*, defaults to `"answer"`):
-            What errors about the answer name.
+            Column of the answer, for error messages.
         subject_column (`str`, *optional*, defaults to `"subject"`):
-            Where the subject stands, if there is one.
+            Column of the subject, if there is one.
     """
 
     columns: tuple[str, ...]
@@ -132,7 +142,17 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def find_adapter(columns: Iterable[str], names: Iterable[str] = ADAPTERS, labelled: bool = True) -> Adapter | None:
-    """The first adapter of these names that knows what to make of the columns; unlabelled, that of the answer may miss."""
+    """
+    Find the first adapter whose columns are all present.
+
+    Args:
+        columns (`Iterable[str]`):
+            Columns of a data set.
+        names (`Iterable[str]`, *optional*):
+            Names of adapters to consider, by default all.
+        labelled (`bool`, *optional*, defaults to `True`):
+            Whether the column of the answer must be present too.
+    """
     columns = set(columns)
     for name in names:
         wanted = set(ADAPTERS[name].columns) - (set() if labelled else {ADAPTERS[name].answer_column})
@@ -155,10 +175,10 @@ def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], sou
             f"{source}: adapter '{adapter}' misses column(s) {', '.join(missing)} among {', '.join(columns)}; "
             "rename with `dataset.rename_column`, or choose another adapter"
         )
-    wanted = "\n".join(f"  {name}: {', '.join(entry.columns)}" for name, entry in ADAPTERS.items())
+    layouts = "\n".join(f"  {name}: {', '.join(entry.columns)}" for name, entry in ADAPTERS.items())
     raise ValueError(
         f"{source}: no adapter fits the columns {', '.join(columns)}. Rename them with `dataset.rename_column`, or "
-        f"pass a function from a row to question, choices, answer as `adapter`. The adapters want:\n{wanted}"
+        f"pass a function from a row to question, choices, answer as `adapter`. The adapters need:\n{layouts}"
     )
 
 
@@ -172,23 +192,24 @@ def _text(value: Any, column: str) -> str:
 def _answer_index(answer: Any, column: str, labels: list[str] | None, num_options: int) -> int:
     if answer in (None, "", -1) or (isinstance(answer, float) and math.isnan(answer)):
         raise _InvalidRow(column, f"no answer ({answer!r})", hidden_label=True)
-    # Labels may be digits that count from 1: where the data has labels, the answer is one of them, never an index.
+    # Labels may be digits that count from 1. Where the data has labels, the answer is a label and not an index.
     if labels is not None or isinstance(answer, str):
         labels = labels or list(string.ascii_uppercase[:num_options])
         if str(answer).strip() not in labels:
             raise _InvalidRow(column, f"{answer!r} is not one of the option labels {', '.join(labels)}")
         return labels.index(str(answer).strip())
     if answer not in range(num_options):
-        raise _InvalidRow(column, f"{answer!r} is out of range, 0 to {num_options - 1} is wanted")
+        raise _InvalidRow(column, f"{answer!r} is out of range; it must be 0 to {num_options - 1}")
     return int(answer)
 
 
-def _validated(row: Row, adapter: Adapter, labelled: bool) -> Row:
+def _adapt_row(row: Row, adapter: Adapter, labelled: bool) -> Row:
+    """Convert and check one row."""
     adapted = adapter.convert(row if labelled else {**row, adapter.answer_column: None})
     question = _text(adapted["question"], "question")
     choices = [_text(choice, f"choices[{k}]") for k, choice in enumerate(adapted["choices"])]
     if not 2 <= len(choices) <= MAX_OPTIONS:
-        raise _InvalidRow("choices", f"{len(choices)} option(s), 2 to {MAX_OPTIONS} are wanted")
+        raise _InvalidRow("choices", f"{len(choices)} option(s); there must be 2 to {MAX_OPTIONS}")
     if len(set(choices)) < len(choices):
         raise _InvalidRow("choices", f"duplicate option {Counter(choices).most_common(1)[0][0]!r}")
     answer = None
@@ -197,10 +218,10 @@ def _validated(row: Row, adapter: Adapter, labelled: bool) -> Row:
     targets = adapted.get("target_probabilities")
     if targets is not None:
         total = math.fsum(targets)
-        if len(targets) != len(choices) or min(targets) < 0 or not math.isclose(total, 1.0, abs_tol=1e-3):
+        if len(targets) != len(choices) or min(targets) < 0 or not math.isclose(total, 1.0, abs_tol=TARGET_TOLERANCE):
             raise _InvalidRow(
                 "target_probabilities",
-                f"{len(targets)} numbers that sum to {total:g}; {len(choices)}, none negative, with sum 1 are wanted",
+                f"{len(targets)} numbers that sum to {total:g}; it must be {len(choices)} numbers >= 0 that sum to 1",
             )
     given_id, subject = row.get("id"), row.get(adapter.subject_column)
     return {
@@ -221,28 +242,31 @@ def adapt_questions(
     labelled: bool = True,
 ) -> Dataset:
     """
-    Turns a data set of a known layout into the unified columns and checks every row.
+    Convert a data set of a known layout to the unified columns, and check every row.
+
+    A data set that has the unified columns and only valid questions is returned as it is.
 
     Args:
         dataset (`Dataset`):
             Questions in the columns of `cais/mmlu`, `allenai/ai2_arc`, `allenai/openbookqa`,
-            `openlifescienceai/medmcqa`, `tau/commonsense_qa`, `allenai/sciq`, the unified ones, or a spreadsheet's
-            (`question`, `A`, `B`, ..., `answer`). Other columns are left out of the result.
+            `openlifescienceai/medmcqa`, `tau/commonsense_qa`, `allenai/sciq`, in the unified columns, or in those of a
+            spreadsheet (`question`, `A`, `B`, ..., `answer`). Other columns are dropped.
         adapter (`str` or `Callable`, *optional*, defaults to `"auto"`):
             A name in `ADAPTERS`, `"auto"` to recognise the layout by its columns, or a function from a row to a dict
-            with `question`, `choices` and `answer` (and `target_probabilities` if it has them).
+            with `question`, `choices`, `answer`, and optionally `target_probabilities`.
         drop_invalid (`bool`, *optional*, defaults to `False`):
-            Leave rows out that are no valid question, and log how many, instead of raising.
+            Leave out invalid rows, and log their number, instead of raising.
         source (`str`, *optional*):
-            What errors call the data; by default the name and split the data set knows itself by.
+            Name of the data in messages. Defaults to the name and split of the data set.
         labelled (`bool`, *optional*, defaults to `True`):
-            Whether the answers are wanted. Otherwise they are neither read nor missed, and `answer` is `None` everywhere.
+            Whether the questions need answers. With `False` answers are ignored, and `answer` is `None` everywhere.
 
     Returns:
-        `Dataset`: unified columns; `subject` and `target_probabilities` only where some row has them.
+        `Dataset`: the unified columns; `subject` and `target_probabilities` only if some row has them.
 
     Raises:
-        `ValueError`: names the data set, row and column at fault.
+        `ValueError`: for an unknown layout or an invalid row; it names data set, row and column.
+        `TypeError`: if `dataset` is not a `Dataset`.
 
     Example:
 
@@ -257,14 +281,16 @@ def adapt_questions(
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
-            f"a `datasets.Dataset` is wanted, not {type(dataset).__name__}; pick one split of a DatasetDict"
+            f"expected a `datasets.Dataset`, not {type(dataset).__name__}; choose one split of a DatasetDict"
         )
+    if adapter in ("auto", "unified") and is_unified(dataset, labelled):
+        return dataset
     source = source or f"{dataset.info.dataset_name or 'dataset'}" + (f" ({dataset.split})" if dataset.split else "")
     chosen = _choose_adapter(adapter, dataset.column_names, source, labelled)
     valid, dropped = [], Counter()
     for index, row in enumerate(dataset):
         try:
-            valid.append(_validated(row, chosen, labelled))
+            valid.append(_adapt_row(row, chosen, labelled))
         except _InvalidRow as error:
             if drop_invalid:
                 dropped[error.column.partition("[")[0]] += 1
@@ -279,9 +305,8 @@ def adapt_questions(
         logger.warning(f"{source}: left out {dropped.total()} of {len(dataset)} rows as invalid ({reasons})")
     if not valid:
         raise ValueError(f"{source}: no valid question among {len(dataset)} rows; choose another split or file")
-    features = {"id": Value("string"), "question": Value("string"), "choices": ListOf(Value("string"))}
-    features["answer"] = Value("int64")
-    for column, feature in (("subject", Value("string")), ("target_probabilities", ListOf(Value("float64")))):
+    features = dict(REQUIRED_FEATURES)
+    for column, feature in OPTIONAL_FEATURES.items():
         if any(row[column] is not None for row in valid):
             features[column] = feature
     return Dataset.from_dict({c: [row[c] for row in valid] for c in features}, features=Features(features))

@@ -1,4 +1,4 @@
-"""Preference pairs in TRL's layout: loaded, checked, and made of option questions."""
+"""Load and check preference pairs in TRL's layout, and make pairs of option questions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 from datasets import Dataset
 
 from .adapters import digest
+from .files import load_rows
 from .prompts import PromptFormat
-from .questions import load_rows, shuffle_options
+from .questions import shuffle_options
 
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How probable it is that annotators prefer the chosen completion.
+# Probability that annotators prefer the chosen completion.
 PREFERENCE_COLUMN = "preference_probability"
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", PREFERENCE_COLUMN)
 
@@ -33,27 +34,27 @@ def load_pairs(
     drop_invalid: bool = False,
 ) -> Dataset:
     """
-    Loads preference pairs from a file, a folder or the Hub, and checks them.
+    Load preference pairs from a file, a folder or the Hub, and check them.
 
     Args:
         path (`str` or `Path`):
-            A file, a folder, or a data set on the Hub (`ID` or `ID:CONFIGURATION`) with the columns `chosen`, `rejected` and,
-            unless they begin with it, `prompt`: texts or messages. A column `preference_probability` tells how sure the
-            annotators are.
+            A file, a folder, or a data set on the Hub (`ID` or `ID:CONFIGURATION`) with the columns `chosen`,
+            `rejected` and, unless these begin with it, `prompt`: texts or messages. An optional column
+            `preference_probability` in [0, 1] holds the probability that annotators prefer the chosen completion.
         split (`str`, *optional*):
             Split of a data set that has several.
         limit (`int`, *optional*):
-            Keep so many pairs, drawn by `seed`.
+            Largest number of pairs to keep, drawn by `seed`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draw.
         drop_invalid (`bool`, *optional*, defaults to `False`):
-            Leave out rows that are no pairs, with a warning, instead of stopping at the first.
+            Leave out invalid rows, and log their number, instead of raising.
 
     Returns:
         `Dataset`: the columns `prompt`, `chosen`, `rejected` and, if there is one, `preference_probability`.
 
     Raises:
-        `ValueError`: for a missing column, or a row that is no pair; see [`pair_fault`].
+        `ValueError`: for a missing column or an invalid row; see [`pair_fault`].
     """
     pairs = load_rows(path, split=split)
     if drop_invalid:
@@ -66,7 +67,11 @@ def load_pairs(
 
 
 def split_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair with its prompt apart: where there is none of the completions' kind, both completions begin with it."""
+    """
+    Separate the prompt of a pair from its completions.
+
+    A pair without a prompt of the completions' type (text or messages) has it at the beginning of both completions.
+    """
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if prompt is not None and isinstance(prompt, str) == isinstance(chosen, str):
         return dict(row)
@@ -80,12 +85,15 @@ def split_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def pair_fault(row: Mapping[str, Any]) -> str | None:
     """
-    What is wrong with a preference pair, if anything is.
+    Find a fault of a preference pair.
 
     Args:
         row (`Mapping`):
-            `chosen` and `rejected`, perhaps with `prompt` and `preference_probability`, in any layout of
+            `chosen` and `rejected`, optionally `prompt` and `preference_probability`, in any layout of
             [`~trl.DPOTrainer`].
+
+    Returns:
+        `str` or `None`: a description of the fault, or `None` for a valid pair.
     """
     chosen, rejected = (_text(row[name]) for name in ("chosen", "rejected"))
     if chosen.strip() and chosen == rejected:
@@ -115,35 +123,37 @@ def check_pairs(pairs: Dataset, name: str) -> None:
         pairs ([`~datasets.Dataset`]):
             Pairs.
         name (`str`):
-            What they are, in messages.
+            Name of the data, for error messages.
 
     Raises:
-        `ValueError`: if a column is missing, if there are no rows, or at the first that is no pair.
+        `ValueError`: if a column is missing, there are no rows, or a row is invalid.
     """
     missing = {"chosen", "rejected"} - set(pairs.column_names)
     if missing:
         raise ValueError(
-            f"{name}: no column {', '.join(map(repr, sorted(missing)))} among {', '.join(pairs.column_names)}; pairs want "
-            "`chosen`, `rejected` and, unless these begin with it, `prompt`. Option questions are no pairs: trainers take "
-            "them as option_dataset, and hf_calib.data.preference_pairs.pairs_from_questions makes pairs of them."
+            f"{name}: no column {', '.join(map(repr, sorted(missing)))} among {', '.join(pairs.column_names)}; pairs "
+            "need `chosen`, `rejected` and, unless these begin with it, `prompt`. Option questions are not pairs: "
+            "pass them to a trainer as option_dataset, or convert them with "
+            "hf_calib.data.preference_pairs.pairs_from_questions."
         )
     if not len(pairs):
         raise ValueError(f"{name}: there are no pairs, the data set has no rows.")
     for number, row in enumerate(pairs.select_columns([c for c in PAIR_COLUMNS if c in pairs.column_names])):
         if fault := pair_fault(row):
             raise ValueError(
-                f"{name}, row {number}: {fault}. Correct the row, or leave such rows out: drop_invalid: true in a recipe, "
-                "--drop_invalid true on the command line, hf_calib.data.preference_pairs.drop_invalid_pairs in Python."
+                f"{name}, row {number}: {fault}. Correct the row, or leave out such rows: drop_invalid: true in a "
+                "recipe, --drop_invalid true on the command line, or in Python "
+                "hf_calib.data.preference_pairs.drop_invalid_pairs."
             )
 
 
 def drop_invalid_pairs(pairs: Dataset, name: str) -> Dataset:
-    """The rows that are preference pairs, with a warning if that is not all; `name` says what they are."""
+    """Return the valid pairs, and log the number of other rows; `name` is the name of the data in the message."""
     if not {"chosen", "rejected"} <= set(pairs.column_names):
-        return pairs  # `check_pairs` says so
+        return pairs  # `check_pairs` raises
     kept = pairs.filter(lambda row: pair_fault(row) is None, desc="Checking pairs")
     if len(kept) < len(pairs):
-        logger.warning(f"{name}: left out {len(pairs) - len(kept)} of {len(pairs)} rows as no preference pairs")
+        logger.warning(f"{name}: left out {len(pairs) - len(kept)} of {len(pairs)} rows as invalid preference pairs")
     return kept
 
 
@@ -154,22 +164,22 @@ def pairs_from_questions(
     seed: int = 0,
 ) -> Dataset:
     """
-    Makes a preference pair of every question: chosen is the right option, rejected one of the others.
+    Make a preference pair of every question: chosen is the right option, rejected a random other one.
 
-    The pairs are written such that [`~trl.DPOTrainer`] reads the same tokens as [`~hf_calib.inference.encoding.OptionEncoder`] scores:
-    messages where the prompt goes through the tokenizer's chat template, otherwise text, with the same space between prompt
-    and answer. What ends an answer, the end of the turn or the EOS token, DPOTrainer adds itself.
+    [`~trl.DPOTrainer`] tokenises the pairs to the tokens that [`~hf_calib.inference.encoding.OptionEncoder`] scores.
+    The pairs are messages if the prompt uses the tokenizer's chat template, and texts otherwise. DPOTrainer adds the
+    end of the answer (the end of the turn, or the EOS token).
 
     Args:
         questions (`Dataset`):
             Questions in the unified columns.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model that is to learn from the pairs.
+            Tokenizer of the model to be trained on the pairs.
         prompt_format ([`PromptFormat`], *optional*):
-            How a question is asked; by default letters are the answers.
+            How a question is written. Defaults to letters as answers.
         seed (`int`, *optional*, defaults to `0`):
-            Draws the rejected option and the order of the options, so that no letter is right more often than another. Both
-            hang on the question's id alone, whatever rows stand around it.
+            Seed of the rejected option and of the order of the options, which is shuffled so that no letter is right
+            more often than another. Both depend on the question's id and not on the other rows.
 
     Returns:
         `Dataset`: the columns `id`, `prompt`, `chosen` and `rejected`, in the order of the questions.
@@ -179,7 +189,8 @@ def pairs_from_questions(
     ```python
     >>> from datasets import Dataset
     >>> row = {"id": "ice", "question": "Ice is", "choices": ["hot", "cold"], "answer": 1}
-    >>> pairs = pairs_from_questions(Dataset.from_list([row]), tokenizer, PromptFormat("text", use_chat_template=False))
+    >>> prompt_format = PromptFormat("text", use_chat_template=False)
+    >>> pairs = pairs_from_questions(Dataset.from_list([row]), tokenizer, prompt_format)
     >>> pairs[0]
     {'id': 'ice', 'prompt': 'Ice is', 'chosen': ' cold', 'rejected': ' hot'}
 

@@ -1,4 +1,4 @@
-"""Prompt formats: what a model reads before an answer, how the options are written, and what ends the answer."""
+"""Prompt formats: how a question becomes a prompt, candidate answers, and the end of an answer."""
 
 import string
 from dataclasses import dataclass, field
@@ -14,27 +14,30 @@ if TYPE_CHECKING:
 DEFAULT_TEMPLATES = {"letter": "{question}\n{options}\nAnswer:", "text": "{question}"}
 FIELDS = ("question", "options", "subject")
 
-# Stands in for the answer when a chat template is asked what it writes around one.
+# A placeholder for the answer, to find what a chat template writes around it.
 _PROBE = "0answer0"
 
 
 @dataclass(frozen=True)
 class PromptFormat:
     """
-    How a question becomes a prompt and candidate answers.
+    Format of prompts and candidate answers.
 
     Args:
         scoring (`str`, *optional*, defaults to `"letter"`):
-            `"letter"`: the options are listed in the prompt and the candidates are their letters. `"text"`: the
-            candidates are the texts of the options, which the prompt does not show unless its template says so.
+            `"letter"`: the prompt lists the options, and the candidates are their letters. `"text"`: the candidates
+            are the texts of the options, which the prompt only lists if its template contains `{options}`.
         prompt_template (`str`, *optional*):
             `str.format` template of the fields `{question}`, `{options}` (lines like `A. text`) and `{subject}`.
             Defaults to `"{question}\\n{options}\\nAnswer:"` for letters and to `"{question}"` for texts.
         use_chat_template (`bool`, *optional*):
-            Whether the prompt is a user's turn in the tokenizer's chat template. By default it is, where the tokenizer
-            has one.
+            Whether the prompt is a user's turn in the tokenizer's chat template. Defaults to whether the tokenizer has
+            a chat template.
         system_prompt (`str`, *optional*):
-            System message; without a chat template it stands above the prompt.
+            System message. Without a chat template it is written above the prompt.
+
+    Raises:
+        `ValueError`: for an unknown `scoring`, and for a template with unknown or missing fields.
 
     Example:
 
@@ -88,11 +91,11 @@ class PromptFormat:
         return list(string.ascii_uppercase[:num_options])
 
     def candidates(self, choices: list[str]) -> list[str]:
-        """The answers that are scored, without surrounding spaces: letters, or the texts of the options."""
+        """The answers to score, without surrounding spaces: letters, or the texts of the options."""
         return self.letters(len(choices)) if self.scoring == "letter" else list(choices)
 
     def uses_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
-        """Whether prompts for this tokenizer go through its chat template."""
+        """Whether prompts for this tokenizer use its chat template."""
         has_one = getattr(tokenizer, "chat_template", None) is not None
         if self.use_chat_template and not has_one:
             raise ValueError(
@@ -102,14 +105,14 @@ class PromptFormat:
         return has_one if self.use_chat_template is None else self.use_chat_template
 
     def add_special_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
-        """Whether tokenisation adds special tokens to a prompt: a chat template has written its own."""
+        """Whether tokenisation adds special tokens to a prompt: not if a chat template has written them."""
         return not self.uses_chat_template(tokenizer)
 
     def render(
         self, tokenizer: "PreTrainedTokenizerBase", question: str, choices: list[str], subject: str | None = None
     ) -> tuple[str, list[str], str]:
         """
-        Writes a question for a model.
+        Write a question as a prompt and candidate answers.
 
         Args:
             tokenizer (`PreTrainedTokenizerBase`):
@@ -117,13 +120,13 @@ class PromptFormat:
             question (`str`):
                 Text of the question.
             choices (`list[str]`):
-                Texts of its options.
+                Texts of its options, 2 to 26.
             subject (`str`, *optional*):
-                What `{subject}` in the template stands for.
+                Value of `{subject}` in the template.
 
         Returns:
-            `tuple[str, list[str], str]`: the prompt, chat markup included; the candidates as they follow it verbatim,
-            leading space included; and what ends an answer (the end of the assistant's turn, or the EOS token).
+            `tuple[str, list[str], str]`: the prompt, with chat markup; the candidates, with the space between prompt
+            and answer; and the end of an answer (the end of the assistant's turn, or the EOS token).
         """
         if self.uses_chat_template(tokenizer):
             prompt, lead, suffix = self._chat(tokenizer, self.messages(question, choices, subject))
@@ -134,7 +137,7 @@ class PromptFormat:
         return prompt, [lead + candidate for candidate in self.candidates(choices)], suffix
 
     def messages(self, question: str, choices: list[str], subject: str | None = None) -> list[dict[str, str]]:
-        """The conversation in which a question is asked, up to the answer; arguments as in [`render`]."""
+        """Write a question as messages, up to the answer; arguments as in [`PromptFormat.render`]."""
         messages = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*messages, {"role": "user", "content": self._content(question, choices, subject)}]
 
@@ -149,7 +152,7 @@ class PromptFormat:
         return self._template.format(question=question, options=options, subject=subject)
 
     def _chat(self, tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> tuple[str, str, str]:
-        """Prompt up to the answer, space before the answer, and what follows it, as the chat template has them."""
+        """Apply the chat template: the prompt, the space before the answer, and the text that follows the answer."""
         from jinja2 import TemplateError
 
         try:
@@ -165,7 +168,7 @@ class PromptFormat:
         if not answered.startswith(prompt) or _PROBE not in answered[len(prompt) :]:
             return prompt, "", tokenizer.eos_token or ""
         before, suffix = answered[len(prompt) :].split(_PROBE, 1)
-        # An empty thinking block, say, is the same for all candidates; a space before the answer is part of its token.
+        # Text before the answer, such as an empty thinking block, belongs to the prompt, but a space to the answer.
         shared = before.rstrip(" ")
         return prompt + shared, before[len(shared) :], suffix
 
@@ -173,13 +176,13 @@ class PromptFormat:
 @dataclass(kw_only=True)
 class PromptArguments:
     """
-    How questions are asked and scored, as arguments of a command line: the evaluation's and the trainers' alike.
+    Command-line arguments that define how questions are written and scored.
 
     Args:
         scoring (`str`, *optional*, defaults to `"letter"`):
-            `"letter"`: the options are listed, their letters scored. `"text"`: each option's own text is scored.
+            `"letter"`: the options are listed and their letters scored. `"text"`: the texts of the options are scored.
         option_normalization (`str`, *optional*, defaults to `"sum"`):
-            `"sum"` or `"mean"` of an option's token log-likelihoods.
+            Log-likelihood of an option: sum over its tokens, or mean.
         prompt_template (`str`, *optional*), use_chat_template (`bool`, *optional*), system_prompt (`str`, *optional*):
             As in [`PromptFormat`].
     """

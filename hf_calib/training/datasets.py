@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, SFTConfig, maybe_extract_prompt
 
 from ..data.adapters import ADAPTERS, find_adapter
+from ..data.files import load_rows
 from ..data.preference_pairs import PAIR_COLUMNS, drop_invalid_pairs, pairs_from_questions
-from ..data.questions import PromptFormat, adapt_questions, load_questions, load_rows
+from ..data.questions import PromptFormat, adapt_questions, load_questions
 from ..inference.encoding import OptionEncoder
 from ..trainers.data import TEXT_COLUMNS
 from ..trainers.dpo_trainer import CalibratedDPOTrainer
