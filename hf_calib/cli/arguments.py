@@ -1,4 +1,4 @@
-"""Arguments that commands share: which questions, how a model is asked, how the answers are measured."""
+"""Arguments that several commands share: questions, model, prompt and measures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class MeasuringArguments:
-    """Arguments of the commands that measure answers."""
+    """Arguments of the commands that compute measures."""
 
     help_group = "measures"
 
-    seed: int = field(default=0, metadata={"help": "Seed of all random draws: questions, intervals, folds."})
-    alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random draws: questions, intervals, folds."})
+    alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test, in (0, 0.5)."})
     n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
     binning: str = field(
         default="equal_width", metadata={"help": "Kind of bins.", "choices": ["equal_width", "equal_mass"]}
@@ -47,7 +47,7 @@ class MeasuringArguments:
 
 @dataclass(kw_only=True)
 class PredictionArguments(PromptArguments, MeasuringArguments):
-    """Arguments of the commands that put questions to models and measure the answers."""
+    """Arguments of the commands that score option questions with a model."""
 
     help_group = "questions and model"
 
@@ -58,7 +58,7 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
         default=False, metadata={"help": "Leave out malformed questions and pairs instead of stopping."}
     )
     no_resume: bool = field(
-        default=False, metadata={"help": "Start over instead of resuming from the predictions in --output_dir."}
+        default=False, metadata={"help": "Start over instead of resuming from what --output_dir holds."}
     )
     batch_size: int = field(default=8, metadata={"help": "Longest questions in a forward pass; of shorter ones more."})
     max_length: int | None = field(
@@ -81,7 +81,7 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
     def questions(self, dataset: str, split: str | None = None, labelled: bool = True) -> Dataset:
-        """The questions, checked."""
+        """Load and check questions."""
         from ..data.questions import load_questions
 
         return load_questions(
@@ -95,13 +95,13 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
         )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, questions: Dataset) -> None:
-        """Letters that are no tokens of their own show at the first question: a wrong call, not a failure while working."""
+        """Encode the first question: fails if the letters of the options are not single tokens."""
         from ..inference.encoding import OptionEncoder
 
         OptionEncoder(tokenizer, self.prompt_format()).encode(questions[0])
 
     def load(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model with its tokenizer."""
+        """Load a model with its tokenizer."""
         from ..inference.model_loading import load_model
 
         return load_model(
@@ -113,7 +113,7 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
         )
 
     def predict(self, model, tokenizer, questions: Dataset, output_path: Path, **options) -> OptionPredictions:
-        """What the model thinks of the questions; goes on from what is at `output_path`. `options` are those of `predict_options`."""
+        """Score questions, resuming from `output_path`. `options` are those of `predict_options`."""
         from ..evaluation.protocol import EvaluationProtocol
 
         protocol = EvaluationProtocol.of(self)

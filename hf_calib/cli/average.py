@@ -1,4 +1,4 @@
-"""`hf-calib average`: the models of a cross-fit in; one model, and what was held out from each, out."""
+"""`hf-calib average`: average the models of a cross-fit and collect their held-out predictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  # every label trains, and every label calibrates: five trainings, each without another fifth of the questions
+  # five trainings, each without another fifth of the labelled questions; then the mean of the models, and a calibrator
+  # fitted on every label
   for fold in 0 1 2 3 4; do
       accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml --em_holdout 0.2 --em_fold $fold \\
           --output_dir fold-$fold
@@ -26,23 +27,25 @@ examples:
   hf-calib average --models fold-0 fold-1 fold-2 fold-3 fold-4 --output_dir averaged
   hf-calib calibrate --predictions averaged/held_out --output_dir averaged/calibration
 
-OUTPUT_DIR then holds the mean of the models (of LoRA adapters an adapter, whose rank is the sum of theirs), the tokenizer,
-training.json for the card, and held_out/predictions.npz: what each model made of the questions that it was not trained on,
-for calibrate and transfer. Why, and what it brings: docs/research/cross-fitting.md.
+writes to OUTPUT_DIR:
+  the mean of the models with the tokenizer; for LoRA adapters an adapter whose rank is the sum of theirs
+  training.json          the record of the trainings, for the card
+  held_out/              predictions for each question by the model that was trained without it
+See docs/research/cross-fitting.md.
 """
 
 
 @dataclass
 class AverageArguments:
-    """What is averaged, and where it goes."""
+    """Arguments of `hf-calib average`."""
 
-    models: list[str] = field(metadata={"help": "Folders of the models or adapters, as their trainings left them."})
-    output_dir: str = field(default="averaged", metadata={"help": "Folder of the model."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the models' folders bring."})
+    models: list[str] = field(metadata={"help": "Two or more output folders of `hf-calib train`, models or adapters."})
+    output_dir: str = field(default="averaged", metadata={"help": "Folder of the averaged model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the models' folders."})
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """`hf-calib average`: check that the models belong together; the result averages them and writes."""
+    """Check that the models belong together; the result averages and writes."""
     (args,) = CommandParser("average", AverageArguments, "--models MODEL MODEL [...]", _EXAMPLES).parse(argv)
     from ..evaluation.tables import check_output_dir
     from ..training.averaging import average_models, check_models
@@ -59,7 +62,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         from ..evaluation.tables import write_json
         from ..hub.publish import PREDICTIONS, TRAINING_RECORD
 
-        # What an earlier average left there is of other models.
+        # Files of an earlier average are of other models.
         for name in ("adapter_config.json", "adapter_model.safetensors", TRAINING_RECORD):
             (output_dir / name).unlink(missing_ok=True)
         shutil.rmtree(output_dir / "held_out", ignore_errors=True)
@@ -69,13 +72,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         print(f"mean of {len(models)} models: {output_dir}")
         path = output_dir / "held_out" / PREDICTIONS
         if held_out is None:
-            print(
-                "no held-out predictions among them (nothing was held out, or by ZeRO-3 or FSDP): none to fit a calibrator on"
-            )
+            print("no held-out predictions: the trainings held nothing out, or ran with ZeRO-3 or FSDP")
             return
         held_out.save(path)
         print(
-            f"{len(held_out)} questions, each answered by the model that was not trained on it: {path.parent}\n"
+            f"held-out predictions for {len(held_out)} questions: {path.parent}\n"
             f"next: hf-calib calibrate --predictions {path.parent} --output_dir {output_dir / 'calibration'}"
         )
 
@@ -83,7 +84,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def _held_out(models: Sequence[Path]) -> OptionPredictions | None:
-    """What each model made of the questions held out from it, as one; `None` where none has any."""
+    """Join the held-out predictions of the models; `None` if no model has any."""
     from ..hub.publish import PREDICTIONS
     from ..inference.predictions import OptionPredictions
 
@@ -92,30 +93,30 @@ def _held_out(models: Sequence[Path]) -> OptionPredictions | None:
         return None
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise ValueError(
-            f"{missing[0]} is missing, which others have: its training is not finished, or held nothing out."
+            f"{missing[0]} is missing, but other models have one: the training is not finished, or held nothing out."
         )
     parts = [OptionPredictions.load(path) for path in paths]
-    asked = [(part.metadata.get("prompt_format"), part.metadata.get("option_normalization")) for part in parts]
-    for model, one in zip(models, asked, strict=True):
-        if one != asked[0]:
-            raise ValueError(f"{model} was asked in another way than {models[0]}: train all by one recipe.")
+    scored = [(part.metadata.get("prompt_format"), part.metadata.get("option_normalization")) for part in parts]
+    for model, one in zip(models, scored, strict=True):
+        if one != scored[0]:
+            raise ValueError(f"{model} and {models[0]} differ in prompt or scoring: train all with the same recipe.")
     try:
         return OptionPredictions.join(parts)
     except ValueError as error:
-        raise ValueError(f"{error}: each model wants an --em_fold of its own, and all the same --seed.") from None
+        raise ValueError(f"{error}: train each model with another --em_fold, and all with the same --seed.") from None
 
 
 def _record(models: Sequence[Path], held_out: int | None) -> dict[str, Any] | None:
-    """The first model's record of its training, and that there were more; `None` where it has none."""
+    """Make one training record of those of the models; `None` if there are none."""
     from ..hub.publish import TRAINING_RECORD
 
     records = [json.loads(path.read_text()) for model in models if (path := model / TRAINING_RECORD).is_file()]
     if not records:
         return None
-    # One recipe would train one of the models alone: the commands tell of all.
+    # The recipe is of one training alone; the commands are of all.
     first = {name: value for name, value in records[0].items() if name != "recipe"}
     settings = dict(first["settings"])
-    if "LoRA rank" in settings:  # the scale is in the matrices
+    if "LoRA rank" in settings:  # the scale is part of the matrices
         settings["LoRA rank"] = settings["LoRA alpha"] = len(models) * settings["LoRA rank"]
     lines = [line for line in first["budget"] if "were held out for the E-step" not in line]
     fitted = (

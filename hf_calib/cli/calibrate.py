@@ -1,4 +1,4 @@
-"""`hf-calib calibrate`: predictions in; post-hoc calibrators, their comparison, perhaps a calibrated checkpoint out."""
+"""`hf-calib calibrate`: fit and compare post-hoc calibrators on saved predictions."""
 
 from __future__ import annotations
 
@@ -16,67 +16,71 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  # all methods, fitted on the answers to some questions and measured on those to others
+  # fit all methods on the predictions for some questions, compare them on those for others
   hf-calib evaluate --model ./my-dpo-model --dataset train.parquet --output_dir fit
   hf-calib evaluate --model ./my-dpo-model --dataset test.parquet --output_dir before
   hf-calib calibrate --predictions fit --apply_to before --output_dir calibration
 
-  # no other questions: every question is measured under calibrators that were fitted without it
+  # without other questions: every question is calibrated by a fit on the others (cross-validation)
   hf-calib calibrate --predictions before
 
-  # without labels, from the model before its alignment
-  hf-calib calibrate --predictions before --reference_predictions base --method agreement
+  # without labels, from the predictions of the model before alignment
+  hf-calib calibrate --predictions before --reference_predictions reference --method agreement
 
-  # a checkpoint of which plain transformers shows calibrated options
+  # write a checkpoint whose logits are divided by the temperature
   hf-calib calibrate --predictions fit --method temperature --fold_into ./my-dpo-model --output_dir calibration
 
-methods: agreement, temperature, ensemble_temperature, beta, vector, temperature_isotonic (TS-IR), isotonic, histogram, matrix.
-Vector and matrix scaling may change answers. One is chosen by cross-validated likelihood inside the questions of
---predictions, the simplest that is no worse than the best by more than chance.
+methods:
+  agreement, temperature, ensemble_temperature, beta, vector, temperature_isotonic (TS-IR), isotonic, histogram, matrix.
+  Vector and matrix scaling can change answers. The chosen method is the simplest whose cross-validated likelihood on the
+  questions of --predictions is not significantly worse than the best.
 
-OUTPUT_DIR then holds report.md, results.json, reliability.png / .svg, calibrators/<method>/ (for PostHocCalibrator.load),
-predictions.npz under the method chosen (for diagnose, or evaluate --reference_predictions), and with --fold_into model/. A folded temperature
-acts on all that the model writes: see docs/guides/post-hoc.md.
+writes to OUTPUT_DIR:
+  report.md, results.json, reliability (.png, .svg)
+  calibrators/<method>/  for PostHocCalibrator.load
+  predictions.npz        calibrated by the chosen method
+  model/                 with --fold_into; the temperature changes all sampled text, see docs/guides/post-hoc.md
 """
 
 
 @dataclass
 class CalibrateArguments(MeasuringArguments):
-    """What is fitted, on what, and where it goes."""
+    """Arguments of `hf-calib calibrate`."""
 
     predictions: str = field(
-        metadata={"help": "Predictions to fit on: OUTPUT_DIR of an evaluation, or predictions.npz."}
+        metadata={"help": "Saved predictions to fit on: OUTPUT_DIR of evaluate, or predictions.npz."}
     )
     apply_to: str | None = field(
-        default=None, metadata={"help": "Predictions of the same model for other questions, to calibrate and measure."}
+        default=None,
+        metadata={"help": "Saved predictions of the same model for other questions, to calibrate and compare on."},
     )
     reference_predictions: str | None = field(
         default=None,
-        metadata={"help": "Predictions of the model before its alignment for the questions of --predictions."},
+        metadata={"help": "Saved predictions of the model before alignment for the same questions, for agreement."},
     )
-    method: list[str] | None = field(default=None, metadata={"help": "Methods, by default all; see below."})
-    n_folds: int = field(default=5, metadata={"help": "Folds of the cross-validation."})
+    method: list[str] | None = field(default=None, metadata={"help": "Methods to compare; see below (default: all)."})
+    n_folds: int = field(default=5, metadata={"help": "Number of folds of the cross-validation."})
     fold_into: str | None = field(
         default=None,
-        metadata={"help": "Model or adapter into which the temperature is folded, written to OUTPUT_DIR/model."},
+        metadata={"help": "Model or adapter whose output is divided by the temperature; written to OUTPUT_DIR/model."},
     )
     output_dir: str = field(default="calibration", metadata={"help": "Folder of the report and the calibrators."})
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """`hf-calib calibrate`: load and check predictions, fit; the result measures, prints, writes and folds."""
+    """Load and check predictions, and fit; the result compares, prints, writes and folds."""
     (args,) = CommandParser("calibrate", CalibrateArguments, "--predictions PREDICTIONS", _EXAMPLES).parse(argv)
     from ..evaluation.compare import choice_sentence, compare_calibrators, comparison_stages, write_comparison
     from ..evaluation.tables import check_output_dir, print_table
     from ..hub.prediction_dataset import load_predictions
 
-    output_dir = check_output_dir(args.output_dir)
     calibration = load_predictions(args.predictions)
     test = load_predictions(args.apply_to) if args.apply_to else None
     reference = load_predictions(args.reference_predictions) if args.reference_predictions else None
     if args.fold_into:
         _check_foldable(args, calibration)
     comparison = compare_calibrators(calibration, test, reference, args.method, args.n_folds, args.seed)
+    output_dir = check_output_dir(args.output_dir)
 
     def calibrate() -> None:
         stages = comparison_stages(comparison, alpha=args.alpha, **args.measuring)
@@ -93,15 +97,15 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             temperature = comparison.calibrators[method].temperature.item()
             save_folded(args.fold_into, temperature, output_dir / "model")
             print(
-                f"{args.fold_into} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. All its text changes but "
-                "for greedy decoding: to sample as before, divide the sampling temperature by as much."
+                f"{args.fold_into} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. Sampled text "
+                "changes, greedy decoding does not: to sample as before, divide the sampling temperature by as much."
             )
 
     return calibrate
 
 
 def _check_foldable(args: CalibrateArguments, predictions: OptionPredictions) -> None:
-    """Say before the work that no temperature is fitted, or that one would not do."""
+    """Check that a temperature is fitted, and that dividing the logits of the model applies it."""
     from ..inference.model_loading import load_tokenizer
 
     if args.method and not {"temperature", "agreement"}.intersection(args.method):
@@ -109,8 +113,8 @@ def _check_foldable(args: CalibrateArguments, predictions: OptionPredictions) ->
     scoring = predictions.metadata.get("prompt_format", {}).get("scoring")
     if not predictions.metadata.get("single_tokens", scoring == "letter"):
         raise ValueError(
-            "--fold_into needs options of one token each (letters): dividing the logits of every token is something else than "
-            "dividing the log-likelihood of an option of several tokens. Use the calibrator beside the model "
+            "--fold_into needs options of one token each (letters): dividing the logits of every token does not divide "
+            "the log-likelihood of an option of several tokens. Use the calibrator beside the model "
             "(PostHocCalibrator.load), or predictions with --scoring letter."
         )
     load_tokenizer(args.fold_into)

@@ -1,4 +1,4 @@
-"""`hf-calib diagnose`: a base and an aligned model in; what alignment did, and what repairs it, out."""
+"""`hf-calib diagnose`: compare a model before and after alignment."""
 
 from __future__ import annotations
 
@@ -21,45 +21,50 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  # two checkpoints, letters of the options
+  # two checkpoints, scored by the letters of the options
   hf-calib diagnose --reference ./my-sft-model --model ./my-dpo-model --dataset questions.parquet
 
-  # with the preferences of held-out pairs; the beta is that of the alignment
+  # with held-out preference pairs; beta is that of the alignment
   hf-calib diagnose --reference ./my-sft-model --model ./my-dpo-model --dataset questions.parquet \\
       --pairs held_out_pairs.parquet --beta 0.1
 
-  # predictions that are there already: OUTPUT_DIR of two evaluations, or their predictions.npz
+  # saved predictions: output folders of two evaluations, or their predictions.npz
   hf-calib diagnose --reference_predictions before --predictions after
 
-OUTPUT_DIR then holds report.md, results.json (flat: the aligned model's measures, those of the base as reference/..., the
-differences as change/..., each with its interval) and figures: reliability, confidence (before and after) and, where the
-prompt shows the options, positions. A run that was cut off goes on where it stopped.
+writes to OUTPUT_DIR:
+  report.md              measures before and after, differences with intervals, and the command of the recommended repair
+  results.json           flat: the aligned model's measures; those of the reference as reference/...; differences as
+                         change/...; order/... and pairs/... if measured
+  reliability, confidence, positions (.png, .svg)
+  reference/, aligned/   predictions of both models, from which an interrupted run resumes
 """
 
 
 @dataclass
 class DiagnoseArguments(PredictionArguments):
-    """What is compared, on what, and where the report goes."""
+    """Arguments of `hf-calib diagnose`."""
 
-    reference: str | None = field(default=None, metadata={"help": "Model before alignment: a folder or a Hub name."})
+    reference: str | None = field(
+        default=None, metadata={"help": "Model before alignment: a folder or a name on the Hub."}
+    )
     model: str | None = field(default=None, metadata={"help": "Model or adapter after alignment."})
     dataset: str | None = field(
         default=None, metadata={"help": "Questions: a parquet, jsonl or csv file, a folder, or a name on the Hub."}
     )
     reference_predictions: str | None = field(
-        default=None, metadata={"help": "Instead of the base model: OUTPUT_DIR of its evaluation, or predictions.npz."}
+        default=None, metadata={"help": "Saved predictions of the model before alignment, instead of --reference."}
     )
     predictions: str | None = field(
-        default=None,
-        metadata={"help": "Instead of the aligned model: OUTPUT_DIR of its evaluation, or predictions.npz."},
+        default=None, metadata={"help": "Saved predictions of the aligned model, instead of --model."}
     )
     output_dir: str = field(default="diagnosis", metadata={"help": "Folder of the report."})
+    pairs: str | None = field(default=None, metadata={"help": "Preference pairs in the format of TRL's DPOTrainer."})
+    pairs_limit: int = field(default=1000, metadata={"help": "Maximum number of pairs, drawn by --seed."})
+    beta: float = field(default=0.1, metadata={"help": "The beta of the alignment, for --pairs."})
     order_limit: int = field(
-        default=500, metadata={"help": "Ask so many questions in every order of their options; 0 leaves it out."}
+        default=500,
+        metadata={"help": "Number of questions scored with their options in every cyclic order; 0 scores none."},
     )
-    pairs: str | None = field(default=None, metadata={"help": "Preference pairs, as TRL's DPOTrainer takes them."})
-    pairs_limit: int = field(default=1000, metadata={"help": "Score so many pairs at most, drawn by --seed."})
-    beta: float = field(default=0.1, metadata={"help": "The beta that the model was aligned with, for --pairs."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,11 +74,9 @@ class DiagnoseArguments(PredictionArguments):
                 "give --reference and --model with --dataset, or --reference_predictions and --predictions."
             )
         if all(models) and not self.dataset:
-            raise ValueError("--dataset is missing: name the questions that both models are to be asked.")
+            raise ValueError("--dataset is missing: name the questions to evaluate both models on.")
         if all(predictions) and self.pairs:
-            raise ValueError(
-                "--pairs wants --reference and --model: predictions of questions say nothing about pairs."
-            )
+            raise ValueError("--pairs needs --reference and --model: saved predictions hold no scores of pairs.")
         if self.order_limit < 0 or self.pairs_limit < 1:
             raise ValueError("order_limit must be at least 0 and pairs_limit at least 1.")
         if not self.beta > 0:
@@ -85,22 +88,37 @@ class DiagnoseArguments(PredictionArguments):
         return self.scoring == "letter" or "{options}" in (self.prompt_template or "")
 
 
+@dataclass
+class Answers:
+    """
+    Predictions of one model.
+
+    Attributes:
+        predictions ([`OptionPredictions`]): Those of the questions.
+        orders (`list[OptionPredictions]`): Those of questions with their options in every cyclic order; may be empty.
+        pairs (`np.ndarray`, *optional*): Log-likelihoods of the chosen and the rejected answers, `(N, 2)`.
+    """
+
+    predictions: OptionPredictions
+    orders: list[OptionPredictions] = field(default_factory=list)
+    pairs: np.ndarray | None = None
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """`hf-calib diagnose`: load and check questions, pairs and tokenizers; the result predicts, compares and writes."""
+    """Load and check questions, pairs and tokenizers; the result predicts, compares and writes."""
     usage = "{--reference MODEL --model MODEL --dataset DATASET | --reference_predictions DIR --predictions DIR}"
     (args,) = CommandParser("diagnose", DiagnoseArguments, usage, _EXAMPLES).parse(argv)
+    from ..data.preference_pairs import load_pairs
     from ..evaluation.diagnose import same_questions
     from ..evaluation.tables import check_output_dir
     from ..hub.prediction_dataset import load_predictions
-
-    output_dir = check_output_dir(args.output_dir)
-    if args.predictions:
-        base, aligned = load_predictions(args.reference_predictions), load_predictions(args.predictions)
-        same_questions(base, aligned)
-        return lambda: _report(args, output_dir, base, aligned)
-
-    from ..data.preference_pairs import load_pairs
     from ..inference.model_loading import load_tokenizer
+
+    if args.predictions:
+        reference, aligned = load_predictions(args.reference_predictions), load_predictions(args.predictions)
+        same_questions(reference, aligned)
+        check_output_dir(args.output_dir)
+        return lambda: _report(args, Answers(reference), Answers(aligned))
 
     questions = args.questions(args.dataset)
     rotations = _rotations(questions, args) if args.order_limit and args.shows_options else []
@@ -109,30 +127,19 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         pairs = load_pairs(args.pairs, limit=args.pairs_limit, seed=args.seed, drop_invalid=args.drop_invalid)
     for model in (args.reference, args.model):
         args.check_tokenizer(load_tokenizer(model, args.revision, args.trust_remote_code), questions)
+    output_dir = check_output_dir(args.output_dir)
 
     def work() -> None:
-        from ..inference.preference_scores import preference_probabilities
-
         # One model after the other: they need not fit in memory together.
-        base = _ask(args, args.reference, output_dir / "base", questions, rotations, pairs)
-        aligned = _ask(args, args.model, output_dir / "aligned", questions, rotations, pairs)
-        preferences = None
-        if pairs is not None:
-            kept = np.isfinite(base[2]).all(axis=1) & np.isfinite(aligned[2]).all(axis=1)
-            if not kept.any():
-                raise ValueError("every pair is longer than the models' context (or --max_length).")
-            truth = None
-            if "preference_probability" in pairs.column_names:
-                truth = np.array(pairs["preference_probability"])[kept]
-            preferences = preference_probabilities(aligned[2][kept], base[2][kept], args.beta), truth
-        orders = (base[1], aligned[1]) if rotations else None
-        _report(args, output_dir, base[0], aligned[0], orders, preferences)
+        reference = _answers(args, args.reference, output_dir / "reference", questions, rotations, pairs)
+        aligned = _answers(args, args.model, output_dir / "aligned", questions, rotations, pairs)
+        _report(args, reference, aligned, pairs)
 
     return work
 
 
 def _rotations(questions: Dataset, args: DiagnoseArguments) -> list[Dataset]:
-    """A sample of the questions with the most frequent number of options, in all cyclic orders of these."""
+    """Sample questions with the most frequent number of options; return them in all cyclic orders of the options."""
     from ..data.questions import permute_options
 
     lengths = [len(choices) for choices in questions["choices"]]
@@ -144,15 +151,15 @@ def _rotations(questions: Dataset, args: DiagnoseArguments) -> list[Dataset]:
     return [permute_options(chosen, shift) for shift in range(count)]
 
 
-def _ask(
+def _answers(
     args: DiagnoseArguments,
     name: str,
     folder: Path,
     questions: Dataset,
     rotations: list[Dataset],
     pairs: Dataset | None,
-) -> tuple[OptionPredictions, list[OptionPredictions], np.ndarray | None]:
-    """What one model says to the questions, to their rotations, and to the pairs."""
+) -> Answers:
+    """Score the questions, their rotations and the pairs with one model."""
     from ..inference.preference_scores import score_pairs
 
     model, tokenizer = args.load(name)
@@ -165,31 +172,44 @@ def _ask(
     if pairs is not None:
         kept = {"output_path": folder / "pairs.npz", "resume": not args.no_resume}
         scores = score_pairs(model, tokenizer, pairs, args.batch_size, args.max_length, **kept)
-    return predictions, orders, scores
+    return Answers(predictions, orders, scores)
 
 
-def _report(
-    args: DiagnoseArguments,
-    output_dir: Path,
-    base: OptionPredictions,
-    aligned: OptionPredictions,
-    orders: tuple | None = None,
-    pairs: tuple | None = None,
-) -> None:
+def _preferences(
+    args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs: Dataset
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Probability that the chosen answer is preferred: by the aligned model, and by annotators if known."""
+    from ..inference.preference_scores import preference_probabilities
+
+    kept = np.isfinite(reference.pairs).all(axis=1) & np.isfinite(aligned.pairs).all(axis=1)
+    if not kept.any():
+        raise ValueError("every pair is longer than the models' context (or --max_length).")
+    truth = None
+    if "preference_probability" in pairs.column_names:
+        truth = np.array(pairs["preference_probability"])[kept]
+    return preference_probabilities(aligned.pairs[kept], reference.pairs[kept], args.beta), truth
+
+
+def _report(args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs: Dataset | None = None) -> None:
+    """Compare the predictions, write the report and print its tables, on the main process."""
     from accelerate import PartialState
     from rich.console import Console
 
     from ..evaluation.diagnose import changes_table, diagnose, repair_command, stages, summary, write_diagnosis
     from ..evaluation.tables import print_table
 
+    preferences = None if pairs is None else _preferences(args, reference, aligned, pairs)
     if not PartialState().is_main_process:
         return
-    results = diagnose(base, aligned, orders, pairs, alpha=args.alpha, **args.measuring)
-    model = args.model or aligned.metadata.get("model") or "MODEL"
-    described = {"reference": args.reference or base.metadata.get("model"), "model": model, "seed": args.seed}
-    command = repair_command(results, model, aligned.metadata)
-    title = f"What alignment did to {Path(model).name}"
-    report = write_diagnosis(output_dir, base, aligned, {**described, **results}, title, command, **args.measuring)
+    before, after = reference.predictions, aligned.predictions
+    orders = (reference.orders, aligned.orders) if aligned.orders else None
+    results = diagnose(before, after, orders, preferences, alpha=args.alpha, **args.measuring)
+    model = args.model or after.metadata.get("model") or "MODEL"
+    described = {"reference": args.reference or before.metadata.get("model"), "model": model, "seed": args.seed}
+    command = repair_command(results, model, after.metadata)
+    title = f"{Path(model).name} before and after alignment"
+    results = {**described, **results}
+    report = write_diagnosis(args.output_dir, before, after, results, title, command, **args.measuring)
     print_table(stages(results), title)
     Console(width=max(Console().width, 140)).print(changes_table(results))
     print(summary(results))

@@ -1,4 +1,4 @@
-"""`hf-calib evaluate`: a model and questions in; measures, regime and diagrams out."""
+"""`hf-calib evaluate`: measure a model on option questions."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from .parser import CommandParser
 
 _EXAMPLES = """\
 examples:
-  # letters of the options, on a local file with the columns question, choices, answer
+  # score the letters of the options; the file has the columns question, choices, answer
   hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir before
 
-  # texts of the options, 1,000 questions of ARC-Easy from the Hub
-  hf-calib evaluate --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset allenai/ai2_arc --dataset_config ARC-Easy \\
-      --scoring text --limit 1000 --output_dir before
+  # score the texts of the options; 1,000 questions of ARC-Easy from the Hub
+  hf-calib evaluate --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset allenai/ai2_arc \\
+      --dataset_config ARC-Easy --scoring text --limit 1000 --output_dir before
 
-  # the regime, judged by the model before its alignment
-  hf-calib evaluate --model ./my-base-model --dataset questions.parquet --output_dir base
-  hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir aligned --reference_predictions base
+  # decide the regime by the model before alignment
+  hf-calib evaluate --model ./my-sft-model --dataset questions.parquet --output_dir reference
+  hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir aligned \\
+      --reference_predictions reference
 
   # on several GPUs
   accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
 
-OUTPUT_DIR then holds results.json (every measure, flat), predictions.npz (option_logits, probabilities, labels, ids, ...)
-and reliability.png / .svg; where the questions have subjects, results.json also has the measures of each, and groups.png /
-.svg shows them. A run that was cut off goes on where it stopped.
+writes to OUTPUT_DIR:
+  results.json           every measure, flat; those of the subjects, if there are any, as group/<subject>/...
+  predictions.npz        option_logits, probabilities, labels, ids, ...; an interrupted run resumes from it
+  reliability, groups (.png, .svg)
 """
 
 
 @dataclass
 class EvaluateArguments(PredictionArguments):
-    """What is evaluated, by what its regime is judged, and where the results go."""
+    """Arguments of `hf-calib evaluate`."""
 
     model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
     dataset: str = field(metadata={"help": "Questions: a parquet, jsonl or csv file, a folder, or a name on the Hub."})
@@ -42,12 +44,12 @@ class EvaluateArguments(PredictionArguments):
     reference_predictions: str | None = field(
         default=None,
         metadata={
-            "help": "Predictions of the model before alignment for the same questions: its output folder of evaluate, or "
-            "predictions.npz. They decide the regime."
+            "help": "Saved predictions of the model before alignment for the same questions (its OUTPUT_DIR of evaluate, "
+            "or predictions.npz). They decide the regime."
         },
     )
     critical_accuracy: float | None = field(
-        default=None, metadata={"help": "The critical accuracy, where it is known: decides the regime."}
+        default=None, metadata={"help": "Critical accuracy in (0, 1), if it is known. It decides the regime."}
     )
 
     def __post_init__(self):
@@ -57,7 +59,7 @@ class EvaluateArguments(PredictionArguments):
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """`hf-calib evaluate`: load and check questions and model; the result predicts, prints and writes."""
+    """Load and check questions and model; the result predicts, prints and writes."""
     (args,) = CommandParser("evaluate", EvaluateArguments, "--model MODEL --dataset DATASET", _EXAMPLES).parse(argv)
     from ..evaluation.protocol import EvaluationProtocol
     from ..evaluation.tables import check_output_dir, evaluation_results, print_groups, print_table, write_evaluation

@@ -1,4 +1,4 @@
-"""`hf-calib register`: the metric under its bare name, in every folder."""
+"""`hf-calib register`: make `evaluate.load("ece_regime")` find the metric in every folder."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from .parser import CommandParser
 
 _EXAMPLES = """\
 examples:
-  hf-calib register            # once; then, from every folder, online and offline:
+  hf-calib register            # once; then, in every folder, online and offline:
                                #   evaluate.load("ece_regime").compute(predictions=probabilities, references=labels)
-  hf-calib register --check    # what the name stands for here, and why; exit status 1 if it is not this metric
+  hf-calib register --check    # show what evaluate.load("ece_regime") finds; exit status 1 if it is another metric
   hf-calib register --remove
 
-A script of a few lines is put into evaluate's cache of modules, below $HF_MODULES_CACHE or $HF_HOME/modules. It imports the
-metric from the installed package, so an upgrade of the package needs no new registration.
+Writes a short script into the module cache of evaluate, below $HF_MODULES_CACHE or $HF_HOME/modules. The script imports
+the metric from the installed package: an upgrade of the package needs no new registration.
 """
 
 
 @dataclass
 class RegisterArguments:
-    """Whether to look or to undo; by default the metric is registered."""
+    """Arguments of `hf-calib register`. Without any, the metric is registered."""
 
-    check: bool = field(default=False, metadata={"help": "Say what evaluate.load finds, and why; change nothing."})
-    remove: bool = field(default=False, metadata={"help": "Undo the registration."})
+    check: bool = field(default=False, metadata={"help": "Show what evaluate.load finds, and why. Changes nothing."})
+    remove: bool = field(default=False, metadata={"help": "Remove the registration."})
 
     def __post_init__(self):
         if self.check and self.remove:
@@ -33,7 +33,7 @@ class RegisterArguments:
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """`hf-calib register`: make `evaluate.load("ece_regime")` work from every folder."""
+    """Check the call; the result registers, checks or removes."""
     (args,) = CommandParser("register", RegisterArguments, "[--check | --remove]", _EXAMPLES).parse(argv)
     from ..evaluation.metric_registration import register, resolve, unregister
 

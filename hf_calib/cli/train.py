@@ -1,4 +1,4 @@
-"""`hf-calib train`: a recipe in, a trained model out."""
+"""`hf-calib train`: train a model from a recipe."""
 
 from __future__ import annotations
 
@@ -21,20 +21,29 @@ examples:
       --config recipes/smollm2-135m/rcft.yaml --model_name_or_path ./my-dpo-model \\
       --dataset_name questions.parquet --output_dir my-calibrated-model
 
-  # calibrated DPO: pairs of your own, and pairs made of questions; preference collapse measured every 50 steps
+  # calibrated DPO on pairs of a file and pairs made of questions; measures preference collapse every 50 steps
   accelerate launch recipes/train.py --config recipes/smollm2-135m/dpo_calibrated.yaml \\
       --dataset_name pairs.parquet allenai/openbookqa:main --option_dataset_name allenai/ai2_arc:ARC-Easy \\
       --collapse_dataset_name allenai/ai2_arc:ARC-Challenge --collapse_steps 50
 
-  # on a machine that may be taken away: SIGTERM saves a checkpoint, and the same command goes on from it
+  # on preemptible machines: SIGTERM saves a checkpoint, and the same command resumes from it
   accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml \\
       --save_strategy steps --save_steps 50 --save_total_limit 2 --resume_from_checkpoint auto
 
-A recipe is a YAML file of the arguments above; what stands on the command line wins, and a --dataset_name of other data leaves
-the recipe's dataset_config behind. A key that no argument bears is an
-error. The arguments hang on the trainer: `hf-calib train --trainer calibrated_dpo --help` has those of calibrated DPO. `trainer: calibrated_sft` (the default) takes option questions, `calibrated_dpo` preference pairs and option questions;
-`sft` and `dpo` are TRL's own trainers. Data are named by file, folder, or ID or ID:CONFIGURATION on the Hub, one or several. Option
-questions where pairs are wanted become pairs: the right option is chosen, another one rejected.
+A recipe is a YAML file with the arguments as keys; an unknown key is an error. The command line overrides the recipe. If
+it names another --dataset_name, the recipe's dataset_config does not apply.
+
+trainers (the arguments differ: `hf-calib train --trainer calibrated_dpo --help`):
+  calibrated_sft         CFT and RCFT on option questions
+  calibrated_dpo         DPO on preference pairs, with EM-ECE on pairs or option questions
+  sft, dpo               TRL's own trainers
+
+Data sets are files, folders, or names on the Hub, as ID or ID:CONFIGURATION; several are mixed. Option questions become
+preference pairs where pairs are needed: the correct option is chosen, another one rejected.
+
+writes to --output_dir:
+  the model or adapter with its tokenizer, training.json for the card, and held_out/ with the predictions for the
+  questions held out from training, for `hf-calib calibrate --predictions`
 """
 
 
@@ -51,7 +60,7 @@ def _read_recipe(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
 
 
 def _recipe_parser(dataclass_types) -> CommandParser:
-    """Parser of the arguments and of the recipe behind `--config`."""
+    """Make the parser of the arguments and of the recipe, `--config`."""
     from trl import TrlParser
 
     class RecipeParser(CommandParser, TrlParser):
@@ -84,7 +93,7 @@ def _recipe_parser(dataclass_types) -> CommandParser:
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """`hf-calib train`: read the recipe, load and check model and data; the result trains."""
+    """Read the recipe, load and check model and data; the result trains."""
     end_with_launcher()
     ignore_library_warnings()
     from trl import ModelConfig
@@ -95,7 +104,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
     path, content, name = _read_recipe(argv)
     if name not in TRAINERS:
-        raise ValueError(f"There is no trainer {name!r}; choose one of {', '.join(TRAINERS)}.")
+        raise ValueError(f"unknown trainer {name!r}; choose one of {', '.join(TRAINERS)}.")
     parser = _recipe_parser((TrainArguments, TRAINERS[name][0], ModelConfig))
     script_args, *configurations = parser.parse([*cpu_training_arguments(), *argv])
     recipe = Recipe(path, content, parser.given(argv))

@@ -1,4 +1,4 @@
-"""`hf-calib verify`: a published model downloaded, its evaluation made again, its figures held against the card's."""
+"""`hf-calib verify`: repeat the evaluation of a published model and compare it with the card."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from .parser import CommandParser
 
 _EXAMPLES = """\
 examples:
-  hf-calib verify org/calibrated-model                             # everything that its results.json states
-  hf-calib verify org/calibrated-model --limit 200                # on 200 of its questions
-  hf-calib verify org/calibrated-model --dataset test.parquet      # questions that are not on the Hub, or others
-  hf-calib verify ./calibrated-model --dataset test.parquet        # a folder that `hf-calib push` has completed
+  hf-calib verify org/calibrated-model                          # every figure of its results.json
+  hf-calib verify org/calibrated-model --limit 200              # on a sample of 200 of its questions
+  hf-calib verify org/calibrated-model --dataset test.parquet   # questions that are not on the Hub, or other questions
+  hf-calib verify ./calibrated-model --dataset test.parquet     # a folder that `hf-calib push` completed
 
-The checkpoint is asked as results.json says: scoring, template, number of questions and seed. Of the same questions, all asked,
-every figure must come out again, but for --tolerance and one question; on a sample, within what chance allows; other questions
-are recognised, and chance is allowed for in both figures. Exit status 1 if a figure does not hold. Only safetensors are
-loaded, and no code of the repository is run unless --trust_remote_code true.
+The evaluation is repeated as results.json states it: scoring, prompt, number of questions and seed. On all of the same
+questions, every figure must agree within --tolerance and one question; on a sample or on other questions, within the
+sampling error. Prints a table; the exit status is 1 if a figure does not hold. Only safetensors are loaded, and no code
+of the repository is run without --trust_remote_code. With --output_dir, an interrupted run resumes.
 """
 
 
 @dataclass
 class VerifyArguments:
-    """What is verified, and how far."""
+    """Arguments of `hf-calib verify`."""
 
-    model: str = field(metadata={"help": "Model on the Hub, or the folder of one (may be given without --model)."})
+    model: str = field(metadata={"help": "Model on the Hub, or its folder. `--model` may be left out."})
     dataset: str | None = field(
-        default=None, metadata={"help": "Questions, where those of the evaluation are not on the Hub, or others."}
+        default=None, metadata={"help": "Questions, if those of the evaluation are not on the Hub (default: those)."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Ask so many of the questions (default: all)."})
+    limit: int | None = field(default=None, metadata={"help": "Number of questions, drawn by --seed (default: all)."})
     seed: int = field(default=0, metadata={"help": "Seed of the sample."})
-    tolerance: float = field(default=0.005, metadata={"help": "What another machine may change in a figure."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
-    batch_size: int = field(default=8, metadata={"help": "Questions of the longest kind in a forward pass."})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Keep the predictions there, and go on from them if cut off."}
+    tolerance: float = field(
+        default=0.005, metadata={"help": "Difference between machines allowed in each figure, absolute."}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the model's repository brings."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub (default: main)."})
+    batch_size: int = field(default=8, metadata={"help": "Longest questions in a forward pass; of shorter ones more."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder to keep the predictions in (default: they are not kept)."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
 
     def __post_init__(self):
         if self.limit is not None and self.limit < 2:
@@ -48,9 +50,9 @@ class VerifyArguments:
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """`hf-calib verify`: download, load and check model and questions; the result asks, compares and prints."""
+    """Download, load and check model and questions; the result predicts, compares and prints."""
     argv = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
-    (args,) = CommandParser("verify", VerifyArguments, "ORG/MODEL", _EXAMPLES).parse(argv)
+    (args,) = CommandParser("verify", VerifyArguments, "--model ORG/MODEL", _EXAMPLES).parse(argv)
     from ..evaluation.tables import check_output_dir
     from ..hub.verify import fetch, sample_questions
     from ..inference.model_loading import load_model
@@ -76,12 +78,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         same = same_questions(published, questions, predictions)
         checks = compare(published, predictions, same, args.tolerance)
         stated = published.results["n"]
-        asked = (
-            f"{len(predictions):,} of its {stated:,} questions" if same else f"{len(predictions):,} other questions"
-        )
-        Console(width=max(Console().width, 100)).print(checks_table(checks, f"{args.model}, asked {asked}"))
+        which = f"of its {stated:,} questions" if same else "other questions"
+        title = f"{args.model} on {len(predictions):,} {which}"
+        Console(width=max(Console().width, 100)).print(checks_table(checks, title))
         if published.results.get("weights") not in (None, weights_digest(model)):
-            print("The weights are not those that the evaluation was made with, or were read in another type.")
+            print("The weights differ from those of the evaluation, or were loaded with another dtype.")
         wrong = [check.name for check in checks if not check.holds]
         if wrong:
             raise ValueError(f"{len(wrong)} of {len(checks)} figures of {args.model} do not hold: {', '.join(wrong)}")

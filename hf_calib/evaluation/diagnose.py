@@ -1,4 +1,4 @@
-"""Diagnosis: what alignment did to a model, from the predictions of both; results, report and recommended repair."""
+"""Comparison of a model before and after alignment: measures, report and recommended repair."""
 
 from __future__ import annotations
 
@@ -21,76 +21,79 @@ if TYPE_CHECKING:
 
     from ..inference.predictions import OptionPredictions
 
-BASE, ALIGNED = "base", "aligned"
+REFERENCE, ALIGNED = "reference", "aligned"
 
 
-def same_questions(base: OptionPredictions, aligned: OptionPredictions) -> OptionPredictions:
-    """The base model's predictions in the order of the aligned one's, after a check that both were asked the same."""
-    base = base.select(aligned.ids)
-    if (base.labels != aligned.labels).any():
-        row = int(np.argmax(base.labels != aligned.labels))
+def same_questions(reference: OptionPredictions, aligned: OptionPredictions) -> OptionPredictions:
+    """
+    Put the predictions of the reference into the order of the aligned model's.
+
+    Raises:
+        `ValueError`: if the two are of different questions, or of options in another order.
+    """
+    reference = reference.select(aligned.ids)
+    if (reference.labels != aligned.labels).any():
+        row = int(np.argmax(reference.labels != aligned.labels))
         raise ValueError(
-            f"the answer of question {str(aligned.ids[row])!r} is option {aligned.labels[row]}, in the base predictions option "
-            f"{base.labels[row]}: predict both on the same questions, with their options in the same order"
+            f"the answer of question {str(aligned.ids[row])!r} is option {aligned.labels[row]}, in the reference "
+            f"predictions option {reference.labels[row]}: predict both on the same questions, options in the same order"
         )
     # Questions with more options may have been among those that were not selected.
-    base.option_logits = base.option_logits[:, : aligned.option_logits.shape[1]]
-    return base
+    reference.option_logits = reference.option_logits[:, : aligned.option_logits.shape[1]]
+    return reference
 
 
 def diagnose(
-    base: OptionPredictions,
+    reference: OptionPredictions,
     aligned: OptionPredictions,
     orders: tuple[Sequence[OptionPredictions], Sequence[OptionPredictions]] | None = None,
     pairs: tuple[np.ndarray, np.ndarray | None] | None = None,
-    n_bins: int = 10,
-    binning: str = "equal_width",
-    alpha: float = 0.05,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
+    **options,
 ) -> dict[str, Any]:
     """
-    Everything that two models' predictions tell about what happened between them.
+    Compare the predictions of a model before and after alignment.
 
     Args:
-        base ([`OptionPredictions`]):
-            Predictions of the model before alignment. The regime is judged by them.
+        reference ([`OptionPredictions`]):
+            Predictions of the model before alignment. They decide the regime.
         aligned ([`OptionPredictions`]):
-            Predictions of the model after it, for the same questions.
+            Predictions of the model after alignment, for the same questions.
         orders (`tuple`, *optional*):
-            For the option-order experiment: predictions of both models with the options moved 0, 1, ..., K - 1 places down,
-            of questions that all have K options.
+            For the option-order experiment: predictions of both models with the options moved 0, 1, ..., K - 1 places
+            down, of questions that all have K options.
         pairs (`tuple`, *optional*):
-            For preference pairs: the probability that the chosen answer is preferred, by the aligned model over its base
-            ([`~hf_calib.inference.preference_scores.preference_probabilities`]), and by annotators or `None`; `(N,)` each.
-        n_bins, binning, alpha, n_bootstrap, seed:
-            As in [`evaluate_probabilities`].
+            For preference pairs: the probability that the chosen answer is preferred, by the aligned model over the
+            reference ([`~hf_calib.inference.preference_scores.preference_probabilities`]), and by annotators or
+            `None`; `(N,)` each.
+        options:
+            `n_bins`, `binning`, `n_bootstrap`, `seed` and `alpha`; see
+            [`~hf_calib.evaluation.evaluate.EvaluationOptions`].
 
     Returns:
-        `dict`: flat. The aligned model's measures and regime as in the `results.json` of an evaluation by a reference, with
-        those of [`collapse_report`], and of its subjects as `group/<name>/<key>` ([`group_results`]) where there are several; the
-        base model's as `reference/<key>`; changes with intervals as
-        `change/<measure>`; `order/<key>` of [`order_report`] and `pairs/<key>` of [`pair_report`].
+        `dict`: flat. The aligned model's measures and regime, as `hf-calib evaluate --reference_predictions` has them,
+        with those of [`collapse_report`] and, where the questions have subjects, of [`group_results`]; the reference's
+        measures as `reference/<key>`; differences as `change/<measure>`; `order/<key>` of [`order_report`] and
+        `pairs/<key>` of [`pair_report`].
     """
-    base = same_questions(base, aligned)
-    measuring = {"n_bins": n_bins, "n_bootstrap": n_bootstrap, "seed": seed}
-    evaluated = {"binning": binning, "alpha": alpha, **measuring}
+    reference = same_questions(reference, aligned)
+    measuring = {name: value for name, value in options.items() if name in ("n_bins", "n_bootstrap", "seed")}
+    evaluated = dict(options)
     if aligned.subjects is not None and len(set(aligned.subjects.tolist())) > 1:
         evaluated["groups"] = aligned.subjects
-    before, results = evaluation_results(base, **evaluated), evaluation_results(aligned, base, **evaluated)
-    measured = collapse.collapse_report(
+    before = evaluation_results(reference, **evaluated)
+    kept = ("n", "accuracy", "confidence", "cw_ece", "nll", "brier", "auroc", "ece_p_value")
+    results = evaluation_results(aligned, reference, **evaluated)
+    results |= {f"reference/{key}": value for key, value in before.items() if key in kept or key.startswith("group/")}
+    results |= collapse.collapse_report(
         aligned.probabilities,
         aligned.labels,
-        base.probabilities,
-        num_options=np.maximum(base.num_options, aligned.num_options),  # as in evaluation_results
-        binning=binning,
+        reference.probabilities,
+        num_options=np.maximum(reference.num_options, aligned.num_options),  # as in evaluation_results
+        **({"binning": options["binning"]} if "binning" in options else {}),
         **measuring,
     )
-    kept = ("n", "accuracy", "confidence", "cw_ece", "nll", "brier", "auroc", "ece_p_value")
-    before = {key: value for key, value in before.items() if key in kept or key.startswith("group/")}
-    results = {**results, **{f"reference/{key}": value for key, value in before.items()}, **measured}
     if orders is not None:
-        # Where too long questions are left out, an order more or less may make the difference.
+        # With long questions left out, the orders need not have the same questions.
         ids = sorted(set.intersection(*(set(predictions.ids.tolist()) for one in orders for predictions in one)))
         orders = [[predictions.select(ids) for predictions in one] for one in orders]
         stacks = [np.stack([predictions.probabilities for predictions in one]) for one in orders]
@@ -102,7 +105,7 @@ def diagnose(
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The diagnosis in two or three sentences."""
+    """Summarise a diagnosis in two or three sentences."""
 
     def change(name: str) -> str:
         low, high = results[f"change/{name}_low"], results[f"change/{name}_high"]
@@ -111,21 +114,21 @@ def summary(results: Mapping[str, Any]) -> str:
     sentences = [f"Confidence changed by {change('confidence')}, accuracy by {change('accuracy')}."]
     if results["change/overconfidence_low"] > 0:
         sentences.append(
-            f"The model claims more for what it knows than before: its conf-ECE went from {results['reference/ece']:.3f} to "
+            f"The model is more overconfident: its conf-ECE went from {results['reference/ece']:.3f} to "
             f"{results['ece']:.3f} (noise floor {results['ece_noise_floor']:.3f})."
         )
     elif results["change/overconfidence_high"] < 0:
-        sentences.append("The model claims less for what it knows than before.")
+        sentences.append("The model is less overconfident.")
     else:
-        sentences.append("No change of overconfidence can be told from chance.")
+        sentences.append("Overconfidence did not change significantly.")
     if results["ece_p_value"] >= 0.05:
-        sentences.append("What is left of miscalibration lies within its noise floor: there is nothing to repair.")
+        sentences.append("The conf-ECE lies within its noise floor: there is nothing to repair.")
     return " ".join(sentences)
 
 
 def repair_command(results: Mapping[str, Any], model: str, metadata: Mapping[str, Any] | None = None) -> str:
     """
-    The command line of the recommended repair; of an adapter, after that which merges it into its base model.
+    Write the command line of the recommended repair. For an adapter, a command that merges it comes first.
 
     Args:
         results (`Mapping`):
@@ -133,7 +136,7 @@ def repair_command(results: Mapping[str, Any], model: str, metadata: Mapping[str
         model (`str`):
             The aligned model.
         metadata (`Mapping`, *optional*):
-            Metadata of its predictions: the repair asks as the evaluation did.
+            Metadata of its predictions. The repair uses the same prompt and scoring.
     """
     method, output_dir = results["recommended_method"], Path(model).name
     lines = []
@@ -154,28 +157,28 @@ def repair_command(results: Mapping[str, Any], model: str, metadata: Mapping[str
 
 
 def _change_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """Measure, base, aligned, change with interval, meaning."""
+    """Rows of measure, reference, aligned model, change with its interval, and meaning."""
     rows = []
     for name, meaning in collapse.MEANINGS.items():
         if f"change/{name}" in results:
             interval = f"[{results[f'change/{name}_low']:+.3f}, {results[f'change/{name}_high']:+.3f}]"
             change = f"{results[f'change/{name}']:+.3f} {interval}"
-            base = f"{results[f'reference/{name}']:.3f}"
+            before = f"{results[f'reference/{name}']:.3f}"
         else:
-            base, change = "–", "–"
+            before, change = "–", "–"
         aligned = f"{results[name]:.3f} [{results[f'{name}_low']:.3f}, {results[f'{name}_high']:.3f}]"
-        rows.append([name, base, aligned, change, meaning])
+        rows.append([name, before, aligned, change, meaning])
     return rows
 
 
 def changes_table(results: Mapping[str, Any]) -> Table:
-    """The measures of collapse before and after, aligned for the terminal."""
+    """Format the measures of preference collapse, before and after alignment, for the terminal."""
     from rich import box
     from rich.table import Table
 
     table = Table(title="What alignment changed", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("measure", no_wrap=True)
-    for name in (BASE, f"{ALIGNED} [95%]", "change [95%]"):
+    for name in (REFERENCE, f"{ALIGNED} [95%]", "change [95%]"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in _change_rows(results):
         table.add_row(*row[:4])
@@ -203,24 +206,24 @@ def _subject_section(results: Mapping[str, Any], most: int = 15) -> str:
         row = [f"{group['n']:,}", *(f"{one['overconfidence']:+.3f}" for one in (before[name], group)), ece]
         rows.append([name, *row, f"{group['ece_p_value_holm']:.3f}"])
     text = (
-        f"{results['n_groups_miscalibrated']} of {results['n_groups']} subjects are miscalibrated beyond chance (p below "
-        f"{results['alpha']:g} after Holm's correction); those whose error is surest first. Where they differ much, no one "
-        "temperature repairs all."
+        f"{results['n_groups_miscalibrated']} of {results['n_groups']} subjects are miscalibrated beyond chance "
+        f"(p below {results['alpha']:g} after Holm's correction). They are sorted by the lower end of the interval. If "
+        "they differ much, one temperature does not repair all."
     )
-    header = ["subject", "N", f"overconfidence, {BASE}", ALIGNED, f"conf-ECE, {ALIGNED} [95%]", "p (Holm)"]
+    header = ["subject", "N", f"overconfidence, {REFERENCE}", ALIGNED, f"conf-ECE, {ALIGNED} [95%]", "p (Holm)"]
     left_out = results["n_groups"] - len(rows)
     more = [f"and {left_out} more in results.json"] if left_out else []
-    return "\n\n".join(["## Subject by subject", text, _markdown(header, rows), *more])
+    return "\n\n".join(["## Subjects", text, _markdown(header, rows), *more])
 
 
 def _order_section(results: Mapping[str, Any]) -> str:
-    header = ["measure", BASE, ALIGNED, "what it means"]
+    header = ["measure", REFERENCE, ALIGNED, "what it means"]
     rows = [
         [name, _value(results, f"order/reference/{name}"), _value(results, f"order/{name}"), meaning]
         for name, meaning in option_order.MEANINGS.items()
     ]
     count = results["order/num_options"]
-    text = f"{results['order/n']:,} questions with {count} options, asked in all {count} cyclic orders of the options."
+    text = f"{results['order/n']:,} questions with {count} options, in all {count} cyclic orders of the options."
     return "\n\n".join(["## The order of the options", text, _markdown(header, rows), "![Positions](positions.png)"])
 
 
@@ -239,7 +242,7 @@ def _pair_section(results: Mapping[str, Any]) -> str:
 
 def write_diagnosis(
     output_dir: str | Path,
-    base: OptionPredictions,
+    reference: OptionPredictions,
     aligned: OptionPredictions,
     results: Mapping[str, Any],
     title: str,
@@ -247,16 +250,16 @@ def write_diagnosis(
     **diagram,
 ) -> Path:
     """
-    Write `results.json`, `report.md` and the figures: `reliability`, `confidence` and, with the option-order experiment,
-    `positions`, each as `.png` and `.svg`.
+    Write `results.json`, `report.md` and the figures `reliability`, `confidence` and, with the option-order
+    experiment, `positions`, each as `.png` and `.svg`.
 
     Args:
         output_dir (`str` or `Path`):
             Folder of the report.
-        base, aligned ([`OptionPredictions`]):
-            What [`diagnose`] was given.
+        reference, aligned ([`OptionPredictions`]):
+            Arguments of [`diagnose`].
         results (`Mapping`):
-            Its result, perhaps with more keys.
+            Result of [`diagnose`], perhaps with more keys.
         title (`str`):
             Heading of the report.
         command (`str`):
@@ -270,34 +273,35 @@ def write_diagnosis(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "results.json", results)
-    base = same_questions(base, aligned)
-    outcomes = {BASE: (base.probabilities, base.labels), ALIGNED: (aligned.probabilities, aligned.labels)}
+    reference = same_questions(reference, aligned)
+    outcomes = {name: (p.probabilities, p.labels) for name, p in ((REFERENCE, reference), (ALIGNED, aligned))}
     save_figure(reliability_grid(outcomes, **diagram), output_dir / "reliability")
-    save_figure(confidence_shift(base.probabilities, aligned.probabilities, aligned.labels), output_dir / "confidence")
+    shift = confidence_shift(reference.probabilities, aligned.probabilities, aligned.labels, (REFERENCE, ALIGNED))
+    save_figure(shift, output_dir / "confidence")
     sections = [
         f"# {title}",
         summary(results),
         markdown_table(stages(results)),
         "## What alignment changed",
-        _markdown(["measure", BASE, f"{ALIGNED} [95%]", "change [95%]", "what it means"], _change_rows(results)),
+        _markdown(["measure", REFERENCE, f"{ALIGNED} [95%]", "change [95%]", "what it means"], _change_rows(results)),
         f"Noise floors: conf-ECE {results['ece_noise_floor']:.3f}, position_shift "
-        f"{results['position_shift_noise_floor']:.3f}. Neither can be told from 0 below them.",
-        "![Where the confidence went](confidence.png)",
+        f"{results['position_shift_noise_floor']:.3f}. Smaller values are not evidence of an error.",
+        "![Confidence before and after alignment](confidence.png)",
         "![Reliability diagrams](reliability.png)",
     ]
     if "n_groups" in results:
         sections.append(_subject_section(results))
     if "order/n" in results:
         report = {key.removeprefix("order/"): value for key, value in results.items() if key.startswith("order/")}
-        save_figure(order_diagram(report), output_dir / "positions")
+        save_figure(order_diagram(report, (REFERENCE, ALIGNED)), output_dir / "positions")
         sections.append(_order_section(results))
     if "pairs/n" in results:
         sections.append(_pair_section(results))
     sections += [
         "## Regime and repair",
         f"**{results['regime']}**: {results['explanation']}",
-        f"Recommended: **{results['recommended_method']}**, on labelled questions of the same kind, none of them among "
-        f"those measured here.\n\n```bash\n{command}\n```",
+        f"Recommended: **{results['recommended_method']}**, on labelled questions of the same kind, other than those "
+        f"measured here.\n\n```bash\n{command}\n```",
     ]
     report = output_dir / "report.md"
     report.write_text("\n\n".join(section.strip() for section in sections) + "\n")
@@ -305,6 +309,6 @@ def write_diagnosis(
 
 
 def stages(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Base and aligned model as two rows of [`results_table`]."""
+    """Make two rows of [`results_table`], the reference and the aligned model."""
     before = {key.removeprefix("reference/"): value for key, value in results.items() if key.startswith("reference/")}
-    return [{"stage": BASE, **before}, {**results, "stage": ALIGNED}]
+    return [{"stage": REFERENCE, **before}, {**results, "stage": ALIGNED}]

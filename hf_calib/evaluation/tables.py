@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation: results.json, the table, the diagrams, report.md."""
+"""Output of an evaluation: results.json, tables, diagrams and report.md."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _COLUMNS = {
 
 
 def check_output_dir(path: str | Path) -> Path:
-    """Make the output folder, and say before any long work that it cannot be written to."""
+    """Create the output folder. Raises `OSError` if it cannot be written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -52,13 +52,13 @@ def evaluation_results(
     predictions: OptionPredictions, reference: OptionPredictions | None = None, **options
 ) -> dict[str, Any]:
     """
-    All measures of a set of predictions, and its regime.
+    Compute all measures of predictions, and their regime.
 
     Args:
         predictions ([`OptionPredictions`]):
             Predictions. Their `target_probabilities`, if any, add the target calibration error.
         reference ([`OptionPredictions`], *optional*):
-            Predictions of another model for the same questions, by which the regime is judged.
+            Predictions of the model before alignment for the same questions. They decide the regime.
         options:
             Options of [`evaluate_probabilities`], e.g. `n_bins`, `critical_accuracy`, `seed`, `groups`.
 
@@ -110,7 +110,7 @@ def write_evaluation(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside its place and rename it, so that a reader never sees half a file. NaN, which JSON lacks, is null."""
+    """Write JSON to a temporary file and rename it: a reader never finds half a file. NaN becomes null."""
     unfinished = path.with_name(f".{path.name}.tmp")
     unfinished.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
     unfinished.replace(path)
@@ -135,7 +135,7 @@ def _missing(template: str, results: Mapping[str, Any]) -> bool:
 
 def results_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     """
-    Results of one or several stages as an aligned table for the terminal.
+    Format results of one or several stages as an aligned table for the terminal.
 
     Args:
         stages (`Sequence[Mapping]`):
@@ -156,7 +156,7 @@ def results_table(stages: Sequence[Mapping[str, Any]], title: str | None = None)
 
 
 def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """Print [`results_table`], whole: a narrow terminal wraps its lines rather than lose its columns."""
+    """Print [`results_table`] with all columns; a narrow terminal wraps the lines."""
     from rich.console import Console
 
     table = results_table(stages, title)
@@ -165,13 +165,13 @@ def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -
 
 def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
     """
-    Print the groups of an evaluation, those of the largest sure ECE (lower end of the interval) first.
+    Print the groups of an evaluation, sorted by the lower end of the interval of the ECE, largest first.
 
     Args:
         results (`Mapping`):
             Result of [`evaluation_results`] with groups.
         most (`int`, *optional*, defaults to `12`):
-            Most rows; the others are counted.
+            Maximum number of rows. The others are counted below the table.
     """
     from rich import box
     from rich.console import Console
@@ -193,7 +193,7 @@ def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
 
 
 def markdown_table(stages: Sequence[Mapping[str, Any]], empty_columns: bool = True) -> str:
-    """The table of [`results_table`] in Markdown, perhaps without the columns in which there is nothing."""
+    """Format [`results_table`] in Markdown; `empty_columns=False` leaves out columns without a value."""
     rows = [["stage", *_COLUMNS], ["---", *("---:" for _ in _COLUMNS)]]
     rows += [[stage["stage"], *_cells(stage)] for stage in stages]
     if not empty_columns:
@@ -202,12 +202,13 @@ def markdown_table(stages: Sequence[Mapping[str, Any]], empty_columns: bool = Tr
 
 
 _READING = """\
-- **conf-ECE**: how far confidence and accuracy lie apart, over ten equal-width bins, with the 95% interval of the
-  error on endless questions; a measured error that is all noise may lie above it.
-- **noise floor**: the conf-ECE that a perfectly calibrated model with these confidences would show on N questions; nothing
-  below it can be told from perfection.
-- **cw-ECE**: the same over every option, not the first alone. **TCE**: the same against the true distribution, where known.
-- **regime**: whether this accuracy and calibration go together (see docs/concepts/theory.md).
+- **conf-ECE**: mean distance of confidence and accuracy over bins, with the 95% interval of the error on the whole
+  population. A measured error that is pure noise can lie above the interval.
+- **noise floor**: the conf-ECE that a perfectly calibrated model with these confidences would show on N questions. A
+  smaller conf-ECE is no evidence of miscalibration.
+- **cw-ECE**: the same over all options instead of the chosen one. **TCE**: the same against the true distribution, if
+  it is known.
+- **regime**: whether this accuracy is compatible with calibration (see docs/concepts/theory.md).
 """
 
 
@@ -220,8 +221,8 @@ def write_stage_report(
     runs: Sequence[Sequence[str]] = (),
 ) -> Path:
     """
-    Write the report of a run of several stages: `results.json`, `report.md`, `reliability.png` / `.svg`, and where a
-    critical accuracy is known `regime.png` / `.svg`.
+    Write the report of several stages: `results.json`, `report.md`, `reliability.png` / `.svg` and, if a critical
+    accuracy is known, `regime.png` / `.svg`.
 
     Args:
         output_dir (`str` or `Path`):
@@ -233,9 +234,9 @@ def write_stage_report(
         title (`str`):
             Heading of the report.
         notes (`str`, *optional*, defaults to `""`):
-            Markdown put under the table: how the figures came about.
+            Markdown under the table, e.g. how the figures were computed.
         runs (`Sequence[Sequence[str]]`, *optional*):
-            Stages that come one from the other, joined by arrows in the regime plane.
+            Stages trained one from the other, joined by arrows in the regime plane.
 
     Returns:
         `Path`: of `report.md`.
@@ -257,6 +258,6 @@ def write_stage_report(
 
 
 def remove_stage_report(output_dir: Path) -> None:
-    """Remove the report and the figures of an earlier run, which show something else than the next one's results.json."""
+    """Remove the report and the figures of an earlier run, which do not match the new results.json."""
     for name in ("report.md", "reliability.png", "reliability.svg", "regime.png", "regime.svg"):
         (output_dir / name).unlink(missing_ok=True)

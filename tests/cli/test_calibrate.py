@@ -125,7 +125,7 @@ def test_a_folded_checkpoint_gives_the_calibrated_options(folder, tmp_path, kind
         (["--predictions", "{folder}/aligned-test.npz", "--apply_to", "{folder}/aligned-test.npz"], "400 of 400 questions to be"),
         (["--predictions", "{folder}/aligned-train.npz", "--n_folds", "200"], "300 questions are too few for 200 folds"),
         (["--predictions", "{folder}/aligned-train.npz", "--method", "beta", "--fold_into", "{folder}/base"], "add temperature"),
-        (["--predictions", "{folder}/aligned-train.npz", "--fold_into", "{folder}"], "no saved model"),
+        (["--predictions", "{folder}/aligned-train.npz", "--fold_into", "{folder}"], "config.json"),
         (["--predictions", "{folder}/several.npz", "--fold_into", "{folder}/base"], "options of one token each"),
         (["--predictions", "{folder}/aligned-train.npz", "--alpha", "2"], "alpha"),
         ([], "--predictions"),

@@ -165,7 +165,7 @@ def test_evaluate_by_a_reference(world_dir, tmp_path, capsys):
         (["evaluate", "--model", "{recipe}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--n_bins", "0"], "n_bins"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--critical_accuracy", "1.2"], "critical_accuracy"),
         (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out", "--reference_predictions", "{tmp}/no.npz"], "no.npz"),
-        (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "no saved model"),
+        (["evaluate", "--model", "{tmp}", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "config.json"),
         (["evaluate", "--model", "./nowhere", "--dataset", "{train}", "--output_dir", "{tmp}/out"], "no folder ./nowhere"),
         (["train", "--config", "{recipe}", "--dataset_name", "{train}", "--output_dir", "{tmp}", "--model_name_or_path", "{tmp}/no/where"], "there is no folder"),
         (["verify", "./nowhere/model"], "no folder ./nowhere/model"),

@@ -53,26 +53,29 @@ def test_questions_without_answers(folder, tmp_path, capsys):
     assert (after.labels == -100).all()
     assert after.probabilities.max(axis=1).mean() == pytest.approx(results["expected_accuracy"], abs=1e-3)
     asked = {
-        name: OptionPredictions.load(tmp_path / "asked" / f"before-{name}.npz") for name in ("labelled", "others")
+        name: OptionPredictions.load(tmp_path / "uncalibrated" / f"original-{name}.npz")
+        for name in ("labelled", "unlabelled")
     }
     expected = TransferredTemperature().fit(
         asked["labelled"].option_logits, asked["labelled"].labels, asked["labelled"].votes,
-        asked["others"].option_logits, asked["others"].votes,
+        asked["unlabelled"].option_logits, asked["unlabelled"].votes,
     )  # fmt: skip
     calibrator = PostHocCalibrator.load(tmp_path / "calibrator")
     np.testing.assert_allclose(calibrator.temperature, expected.temperature)
-    np.testing.assert_allclose(calibrator.transform(asked["others"].option_logits), after.probabilities, atol=1e-6)
-    assert f"Accuracy {results['expected_accuracy']:.3f} is expected there" in capsys.readouterr().out
+    np.testing.assert_allclose(calibrator.transform(asked["unlabelled"].option_logits), after.probabilities, atol=1e-6)
+    assert f"{results['expected_accuracy']:.3f}" in capsys.readouterr().out
 
 
 def test_the_model_before_votes_and_the_other_is_calibrated(folder, tmp_path):
     out = tmp_path / "own"
     assert call(folder, out, "--model", "{folder}/model", "--original_model", "{folder}/before") == 0
     results = json.loads((out / "results.json").read_text())
-    assert {file.name for file in (out / "asked").iterdir()} == {
-        "before-labelled.npz", "before-others.npz", "labelled.npz", "others.npz"
+    assert {file.name for file in (out / "uncalibrated").iterdir()} == {
+        "original-labelled.npz", "original-unlabelled.npz", "labelled.npz", "unlabelled.npz"
     }  # fmt: skip
-    before, others = (OptionPredictions.load(out / "asked" / f"{name}.npz") for name in ("before-others", "others"))
+    before, others = (
+        OptionPredictions.load(out / "uncalibrated" / f"{name}.npz") for name in ("original-unlabelled", "unlabelled")
+    )
     assert before.votes is not None and others.votes is None
     assert results["confidence_before"] == pytest.approx(others.probabilities.max(axis=1).mean(), abs=1e-4)
     # Held out from training: other labels, the same votes.
@@ -83,7 +86,7 @@ def test_the_model_before_votes_and_the_other_is_calibrated(folder, tmp_path):
     assert call(folder, out, "--model", "{folder}/model", *given) == 0
     held_out = json.loads((out / "results.json").read_text())
     assert held_out["n_labels"] == 60 and held_out["agreed"] == results["agreed"]
-    assert not (out / "asked" / "labelled.npz").exists()
+    assert not (out / "uncalibrated" / "labelled.npz").exists()
 
 
 def test_answers_are_for_the_report_alone(folder, tmp_path, capsys):
@@ -106,9 +109,9 @@ def test_answers_are_for_the_report_alone(folder, tmp_path, capsys):
 
 def test_a_second_call_asks_nothing_again(folder, tmp_path):
     assert call(folder, tmp_path, "--model", "{folder}/model") == 0
-    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").iterdir()}
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "uncalibrated").iterdir()}
     assert call(folder, tmp_path, "--model", "{folder}/model") == 0
-    assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").iterdir()}
+    assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "uncalibrated").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_answers_come_and_go_in_one_folder(folder, tmp_path, more):
         names, results, predictions = left(tmp_path / "both", answered)
         assert (names, results) == expected[answered][:2]
         np.testing.assert_array_equal(predictions.labels, expected[answered][2].labels)
-        times.add(tuple(file.stat().st_mtime_ns for file in sorted((tmp_path / "both" / "asked").iterdir())))
+        times.add(tuple(file.stat().st_mtime_ns for file in sorted((tmp_path / "both" / "uncalibrated").iterdir())))
     assert len(times) == 1
     answers = Dataset.from_parquet(str(folder / "answered.parquet"))
     answers = dict(zip(answers["id"], answers["answer"], strict=True))
@@ -145,17 +148,17 @@ def test_answers_come_and_go_in_one_folder(folder, tmp_path, more):
         (
             ["--held_out_predictions", "{folder}/held_out.npz", "--option_normalization", "mean"],
             "others",
-            "asked with --option_normalization sum, the others would be with mean",
+            "--option_normalization sum, this call has mean",
         ),
         (
             ["--held_out_predictions", "{folder}/held_out.npz", "--prompt_template", "Q: {{question}}"],
             "others",
-            "asked with --prompt_template None, the others would be with Q: {question}",
+            "--prompt_template None, this call has Q: {question}",
         ),
         (
             ["--original_model", "{folder}/before", "--model", "{folder}/nowhere"],
             "others",
-            "nowhere, and no model on the Hub",
+            "nowhere",
         ),
         (["--dataset_is_labelled", "true"], "others", "no adapter fits the columns id, question, choices, subject"),
         (["--held_out_predictions", "{folder}/nothing"], "others", "predictions are .npz files; name it nothing.npz"),
