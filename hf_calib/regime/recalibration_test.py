@@ -44,8 +44,8 @@ def recalibration_test(
     0.001, so the cost after one pass does not depend on N.
 
     In the population the map leaves an error if and only if the predictions below some confidence are right less often
-    than `least_confidence` (docs/concepts/theory.md, Proposition 6). A recalibration that changes the order of the confidences
-    may still leave none.
+    than `least_confidence` (docs/concepts/theory.md, Proposition 6). A recalibration that changes the order of the
+    confidences may still leave none.
 
     Args:
         confidences (array-like of shape `(N,)`):

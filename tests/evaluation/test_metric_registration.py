@@ -1,4 +1,4 @@
-"""`evaluate.load("ece_regime")` in fresh processes and other folders, against a real Hub on loopback, a dead one, none."""
+"""`evaluate.load("ece_regime")` in new processes and folders, with a loopback Hub, an unreachable one and offline."""
 
 import os
 import shutil
@@ -28,14 +28,14 @@ print(metric.compute(predictions=[[0.9, 0.1]] * 30, references=[0] * 24 + [1] * 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # loopback only, so it may be asked
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the Hub is on loopback
     with serve(tmp_path / "hub", {"hf_alice": ["alice"], "hf_evaluate": ["evaluate-metric"]}) as server:
         yield server
 
 
 @pytest.fixture
 def python(hub, tmp_path):
-    """Run code in a fresh process, in an empty folder, with the loopback Hub and a cache of its own."""
+    """Run code in a new process, in an empty folder, with the loopback Hub and its own cache."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {
@@ -61,7 +61,7 @@ def python(hub, tmp_path):
 
 
 def dead_address() -> str:
-    with socket.socket() as probe:  # nobody listens on a port that was just free
+    with socket.socket() as probe:  # a free port, where nothing listens
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
@@ -74,7 +74,7 @@ def test_bare_name(python, hub):
         "except FileNotFoundError:\n    hf_calib.register()\n"
         "else:\n    raise SystemExit('it was there before')"
     )
-    # Online first, then as if there were no Hub, then where the Hub cannot be reached: evaluate's own settings are read at each load.
+    # online, offline, and with an unreachable Hub: evaluate reads its settings at each load
     settings = (
         "import evaluate.config as config\n"
         "online = config.HUB_EVALUATE_URL, config.HF_EVALUATE_OFFLINE\n"
@@ -84,12 +84,12 @@ def test_bare_name(python, hub):
     before = len(hub.requests)
     values = python(settings + "".join(f"    {line}\n" for line in load.strip().splitlines())).split()
     assert [float(value) for value in values] == pytest.approx([0.1] * 3)
-    asked = hub.requests[before:]
-    assert asked and all(status == 404 for *_, status in asked)
+    requested = hub.requests[before:]
+    assert requested and all(status == 404 for *_, status in requested)
 
 
 def test_offline(python, hub):
-    """Where the environment says so, the Hub is not asked; a path and a folder's name load like a registered name."""
+    """Offline the Hub gets no request, and a path and the name of a folder load like a registered name."""
     clone = str(Path(hf_calib.metric_path()).parents[1])
     code = (
         "import hf_calib; hf_calib.register()\n"
@@ -103,7 +103,7 @@ def test_offline(python, hub):
     assert len(hub.requests) == before
 
 
-def test_survives_an_upgrade(cache, python, tmp_path):
+def test_upgrade_of_the_package(cache, python, tmp_path):
     """The registered script imports the package that is installed when it is loaded."""
     script = register()
     site, root = tmp_path / "site", Path(hf_calib.__file__).parents[1]
@@ -116,7 +116,7 @@ def test_survives_an_upgrade(cache, python, tmp_path):
     assert script.exists()
 
 
-# The rest looks at this process's own configuration of evaluate
+# Configuration of evaluate in this process
 
 
 @pytest.fixture
@@ -153,18 +153,18 @@ def test_command(cache, monkeypatch, capsys):
     assert run("--remove") == (0, "nothing was registered\n")
 
 
-def test_registering_again_leaves_one_script(cache):
+def test_second_registration_leaves_one_script(cache):
     script = register()
     assert register() == script
-    earlier = script.parents[1] / ("0" * 64) / script.name  # of an earlier version of the package
+    earlier = script.parents[1] / ("0" * 64) / script.name  # of another version of the package
     earlier.parent.mkdir()
     earlier.write_text(script.read_text() + "# earlier\n")
     register()
     assert list(cache.rglob("ece_regime.py")) == [script]
 
 
-def test_a_folder_without_its_script(cache):
-    """One such folder hides every script from evaluate; it is named, and registering again removes it."""
+def test_folder_without_a_script(cache):
+    """Such a folder hides every script from evaluate. It is named, and a registration removes it."""
     script = register()
     empty = script.parents[1] / ("a" * 64)
     empty.mkdir()
@@ -173,8 +173,8 @@ def test_a_folder_without_its_script(cache):
     assert resolve().ours and not empty.exists()
 
 
-def test_processes_at_once(cache):
-    """Registering and removing at the same time ends in no error, and in a registration that loads."""
+def test_concurrent_processes(cache):
+    """Concurrent registrations and removals raise no error and leave a registration that loads."""
 
     def run(index: int) -> None:
         for _ in range(50):
@@ -187,8 +187,8 @@ def test_processes_at_once(cache):
     assert resolve().ours
 
 
-def test_what_goes_first(cache, hub, tmp_path, monkeypatch):
-    """A script in the folder, a Space, what was downloaded: each is named for what it is."""
+def test_order_of_precedence(cache, hub, tmp_path, monkeypatch):
+    """A script in the folder, a Space and a downloaded script are told apart."""
 
     def found() -> tuple[str, bool]:
         registration = resolve()
@@ -207,10 +207,10 @@ def test_what_goes_first(cache, hub, tmp_path, monkeypatch):
     downloaded.write_text("class Other: ...\n")
     os.utime(downloaded, (script.stat().st_mtime + 1,) * 2)  # evaluate takes the newest
     assert found() == ("cached", False)
-    register()  # makes ours the newest again
+    register()  # makes ours the newest
     os.utime(script, (downloaded.stat().st_mtime + 1,) * 2)
     assert found() == ("registered", True)
-    assert unregister() == [script] and downloaded.exists()  # what evaluate downloaded is not ours to remove
+    assert unregister() == [script] and downloaded.exists()  # downloaded scripts are kept
 
     api = HfApi(endpoint=hub.url, token="hf_evaluate")
     space = {"repo_id": "evaluate-metric/ece_regime", "repo_type": "space"}
@@ -219,7 +219,7 @@ def test_what_goes_first(cache, hub, tmp_path, monkeypatch):
     assert found() == ("hub", False)
 
 
-def test_cache_that_cannot_be_written(cache, capsys):
+def test_cache_is_not_writable(cache, capsys):
     cache.write_text("a file where the folder should be")
     assert main(["register"]) == 1
     message = capsys.readouterr().err

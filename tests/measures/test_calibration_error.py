@@ -1,4 +1,4 @@
-"""The calibration measures against torchmetrics, netcal, uncertainty-calibration, relplot and ten-line references."""
+"""Calibration measures against torchmetrics, netcal, uncertainty-calibration, relplot and short references."""
 
 import math
 
@@ -32,9 +32,9 @@ from hf_calib.measures.calibration_error import (
 
 
 REPORT_KEYS = (
-    "n n_effective accuracy confidence overconfidence ece ece_low ece_high ece_noise_floor ece_noise_floor_p95 ece_p_value "
-    "ece_equal_mass ece_sweep debiased_ece smooth_ece mce auroc aurc cw_ece nll brier brier_calibration "
-    "brier_refinement"
+    "n n_effective accuracy confidence overconfidence ece ece_low ece_high ece_noise_floor "
+    "ece_noise_floor_p95 ece_p_value ece_equal_mass ece_sweep debiased_ece smooth_ece mce auroc aurc "
+    "cw_ece nll brier brier_calibration brier_refinement"
 ).split()
 
 
@@ -82,7 +82,7 @@ def test_agrees_with_uncertainty_calibration(binning, scheme, sharpness):
     assert expected_calibration_error(probabilities, labels, **options) == pytest.approx(peer(1, False), abs=1e-6)
     debiased = debiased_calibration_error(probabilities, labels, norm="l2", **options)
     assert debiased == pytest.approx(peer(2, True), abs=1e-6)
-    if binning == "equal_mass":  # the peer refuses an empty bin, simulates the bias and lets the result fall below 0
+    if binning == "equal_mass":  # the peer raises for an empty bin, simulates the bias and permits negative results
         np.random.seed(0)
         debiased = debiased_calibration_error(probabilities, labels, **options)
         assert debiased == pytest.approx(max(0, np.mean([peer(1, True) for _ in range(10)])), abs=1e-3)
@@ -93,7 +93,7 @@ def test_agrees_with_relplot(sharpness):
     probabilities, labels, _ = make(sharpness=sharpness)
     confidences, correct = top_label(probabilities, labels)
     measured = smooth_calibration_error(probabilities, labels)
-    # as it comes, the peer finds the bandwidth to 2^-10 and sums over 200 points, or 10 per bandwidth
+    # by default the peer finds the bandwidth to 2^-10 and sums over 200 points, or 10 per bandwidth
     assert measured == pytest.approx(relplot.smECE(confidences, correct), abs=1e-3)
     # its kernel on a fine mesh, at our bandwidth: the error there is the bandwidth, which is the definition
     kernel, mesh = ReflectedGaussianKernel(measured), np.linspace(0, 1, 20_001)
@@ -103,8 +103,8 @@ def test_agrees_with_relplot(sharpness):
     assert np.trapezoid(np.abs(gap)) / np.trapezoid(mass) == pytest.approx(measured, abs=1e-6)
 
 
-def test_torchmetrics_puts_confidence_one_elsewhere():
-    """Ours: a confidence of 1.0 shares the last bin. torchmetrics gives it a bin of its own (torchmetrics#3510)."""
+def test_confidence_one_is_in_the_last_bin_unlike_torchmetrics():
+    """torchmetrics puts a confidence of 1.0 into a bin of its own (torchmetrics#3510)."""
     probabilities, labels = np.array([[1.0, 0.0], [0.95, 0.05]]), np.array([1, 0])
     assert expected_calibration_error(probabilities, labels) == pytest.approx(abs(1.95 - 1) / 2)
     peer = classification.MulticlassCalibrationError(num_classes=2, n_bins=10)
@@ -140,7 +140,7 @@ def test_equal_mass_against_sorting():
     assert counts.min() >= 143 and counts.sum() == 1003
 
 
-def test_target_error_replaces_the_outcome():
+def test_target_error():
     probabilities, labels, target = make()
     picked = target[np.arange(len(labels)), probabilities.argmax(axis=1)]
     expected = slow_ece(probabilities.max(axis=1), picked)
@@ -195,7 +195,7 @@ def test_debiased_errors_against_references():
     assert debiased_calibration_error(probabilities, labels) == pytest.approx(2 * bins.error - noisy, abs=3e-4)
 
 
-def test_debiasing_takes_most_of_the_bias_out():
+def test_debiasing_removes_most_of_the_bias():
     runs = [make(n=500, sharpness=1.4, seed=seed)[:2] for seed in range(60)]
     truth = expected_calibration_error(*make(n=400_000, sharpness=1.4, seed=99)[:2])
     plain, debiased = (
@@ -210,7 +210,7 @@ def test_debiasing_takes_most_of_the_bias_out():
 
 @given(predictions(), st.randoms(use_true_random=False))
 @settings(max_examples=40, deadline=None)
-def test_rows_may_come_in_any_order_and_padding_is_free(data, random):
+def test_order_of_rows_and_padding_do_not_matter(data, random):
     probabilities, labels = data
     order = list(range(len(labels)))
     random.shuffle(order)
@@ -258,8 +258,8 @@ def test_noise_floor_p_value_is_uniform_for_a_calibrated_model(binning):
     assert 0.4 < np.mean(p_values) < 0.6
 
 
-def test_ten_million_rows_would_do():
-    """A million here: the cost of 1,000 resamples does not depend on N, so the report stays within seconds."""
+def test_cost_of_draws_does_not_depend_on_n():
+    """The draws cost the same for any N, so a report on a million rows takes seconds."""
     rng = np.random.default_rng(0)
     confidences = 0.5 + rng.random(1_000_000) / 2
     correct = rng.random(1_000_000) < confidences
@@ -270,18 +270,18 @@ def test_ten_million_rows_would_do():
 # --- edges ----------------------------------------------------------------------------------------
 
 
-def test_confidence_one_and_zero_have_a_bin():
+def test_confidences_zero_and_one():
     bins = reliability_bins([0.0, 1.0, 1.0], [0, 1, 0])
     assert bins.counts[0] == 1 and bins.counts[-1] == 2 and bins.counts.sum() == 3
     assert math.isnan(bins.accuracy[5]) and bins.error == pytest.approx(1 / 3)
 
 
-def test_borders_are_the_numbers_they_read_as():
+def test_bin_edges_are_exact():
     for b in range(1, 10):
         assert reliability_bins([b / 10], [1]).counts[b] == 1
 
 
-def test_constant_confidence_and_one_outcome_only():
+def test_constant_confidence_and_outcome():
     report = calibration_report(np.full((50, 4), 0.25), np.zeros(50, dtype=int), n_bootstrap=50)
     assert report["ece"] == pytest.approx(0.75) == report["ece_equal_mass"] == report["ece_sweep"]
     assert math.isnan(report["auroc"]) and report["aurc"] == 0 and report["accuracy"] == 1

@@ -87,7 +87,7 @@ def test_weighted_noise_floor_against_row_by_row_simulation():
 # Draws
 
 
-def test_many_simulations_are_made_in_blocks(monkeypatch):
+def test_simulations_in_blocks(monkeypatch):
     """Same numbers, constant memory."""
     rows = draw(5000)
     expected = noise_floor(*rows, n_simulations=300)
@@ -134,7 +134,7 @@ MODELS = {
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_interval_covers_the_true_error(weighted):
-    """92 to 97.5% over all models, and no model far below (docs/results/coverage.md); binomial tolerance of 3 sd."""
+    """Coverage of 92 to 97.5% over all models, and of each model; binomial tolerance of 3 standard deviations."""
     grid = 0.25 + 0.75 * (np.arange(75_000) + 0.5) / 75_000
     covered = {}
     for name, right in MODELS.items():
@@ -152,7 +152,7 @@ def test_interval_covers_the_true_error(weighted):
     assert 0.92 - 3 * np.sqrt(0.92 * 0.08 / n) <= pooled <= 0.975 + 3 * np.sqrt(0.975 * 0.025 / n)
 
 
-def test_interval_is_the_same_for_the_same_seed_and_wider_for_a_higher_level():
+def test_interval_seed_and_level():
     rows = draw()
     assert bootstrap_interval(*rows, seed=3) == bootstrap_interval(*rows, seed=3) != bootstrap_interval(*rows, seed=4)
     ends = np.array([bootstrap_interval(*rows, level=level) for level in (0.5, 0.8, 0.95, 0.99)])
@@ -161,15 +161,15 @@ def test_interval_is_the_same_for_the_same_seed_and_wider_for_a_higher_level():
         bootstrap_interval(*rows, level=1.0)
 
 
-def test_interval_is_that_of_the_bins_with_draws_of_its_own():
-    """The draws must not be the numbers behind the p-value: the two would err together."""
+def test_interval_has_its_own_stream_of_draws():
+    """The draws are independent of those behind the p-value."""
     rows = draw(400, right=lambda c: c - 0.05)
     bins, p_value = group_cells(*rows, 10, "equal_width").bins, noise_floor(*rows, n_simulations=300, seed=5).p_value
     expected = interval_of_bins(bins, p_value, 300, 0.9, np.random.default_rng([5, 1]))
     assert bootstrap_interval(*rows, n_bootstrap=300, level=0.9, seed=5) == expected
 
 
-def test_interval_narrows_with_n_and_closes_on_the_truth():
+def test_interval_narrows_with_n():
     truth = 0.1
     widths = []
     for n in (500, 50_000):
@@ -179,7 +179,7 @@ def test_interval_narrows_with_n_and_closes_on_the_truth():
     assert widths[1] == pytest.approx(widths[0] / 10, rel=0.25)
 
 
-def test_interval_starts_at_zero_only_where_perfection_is_not_rejected():
+def test_interval_starts_at_zero_if_calibration_is_not_rejected():
     for seed in range(40):
         rows = draw(400, seed, right=lambda c: c - 0.05)
         low, _ = bootstrap_interval(*rows, seed=seed)
@@ -191,7 +191,7 @@ def test_interval_starts_at_zero_only_where_perfection_is_not_rejected():
     [([0.5], [1]), ([1.0] * 5, [1] * 5), ([1.0] * 5, [0] * 5), ([0.0], [0]), ([0.9] * 300, [1] * 300)],
 )
 @pytest.mark.filterwarnings("error")
-def test_interval_where_there_is_next_to_nothing(confidences, correct):
+def test_interval_of_few_rows(confidences, correct):
     measured = reliability_bins(confidences, correct).error
     for n_bootstrap in (1, 200):
         low, high = bootstrap_interval(confidences, correct, n_bootstrap=n_bootstrap)
@@ -199,8 +199,8 @@ def test_interval_where_there_is_next_to_nothing(confidences, correct):
     assert low <= measured <= high + 1e-12
 
 
-def test_draws_shrink_noise_and_leave_signal():
-    """Where gaps are noise, the true error is drawn below the measured one; where they are not, around it."""
+def test_draws_shrink_noise_only():
+    """The error is drawn below the measured one if the gaps are noise, and around it if they are not."""
     rng = np.random.default_rng(0)
     noise = group_cells(*draw(500, right=lambda c: c), 10, "equal_width")
     assert draw_errors(noise.bins, 2000, rng).mean() < noise.measured

@@ -1,4 +1,4 @@
-"""The option-order experiment: models of which the answer is known beforehand."""
+"""Position bias of models with known results."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ from hf_calib.measures.position_bias import order_report
 
 
 def rotated(probabilities):
-    """What a model shows that reads the options and not their places."""
+    """Predictions of a model without position bias."""
     return np.stack([np.roll(probabilities, shift, axis=1) for shift in range(probabilities.shape[1])])
 
 
-def test_a_model_that_reads_the_options():
+def test_unbiased_model():
     stated, labels, _ = make(300)
     report = order_report(rotated(stated), labels)
     accuracy = (stated.argmax(1) == labels).mean()
@@ -23,7 +23,7 @@ def test_a_model_that_reads_the_options():
     assert report["flip_rate_high"] > 0 and report["agreement"] == 1
 
 
-def test_a_model_with_a_favourite_letter():
+def test_model_with_a_preferred_letter():
     stated, labels, _ = make(300)
     prior = np.array([0.55, 0.25, 0.1, 0.1])
     biased = rotated(stated) * prior
@@ -33,11 +33,11 @@ def test_a_model_with_a_favourite_letter():
     assert report["accuracy_at/0"] > report["reference/accuracy_at/0"] > report["accuracy_at/3"]
     assert report["predicted_at/0"] - 0.25 == pytest.approx(report["position_shift"], abs=0.05)
     assert report["change/flip_rate_low"] > 0 and report["change/position_shift_low"] > 0
-    # the mean over the orders favours no place
+    # the mean over the orders prefers no place
     assert report["averaged_accuracy"] == pytest.approx(report["reference/accuracy"], abs=0.05)
 
 
-def test_agreement_is_that_of_two_orders():
+def test_agreement():
     stated, labels, _ = make(50)
     always_a = np.tile([0.7, 0.1, 0.1, 0.1], (4, 50, 1))
     assert order_report(always_a, labels)["agreement"] == 0

@@ -1,19 +1,14 @@
-"""Preference collapse: every measure against a line of numpy, intervals that agree with the other measures', bad input."""
-
-import doctest
+"""Preference collapse: measures against numpy, intervals against the other reports, errors."""
 
 import numpy as np
 import pytest
 from samples import make
 
-import hf_calib.measures.bootstrap
-import hf_calib.measures.position_bias
-import hf_calib.measures.preference_collapse
 from hf_calib.measures.calibration_error import calibration_report
 from hf_calib.measures.preference_collapse import MEANINGS, PAIR_MEANINGS, collapse_report, pair_report
 
 
-def test_measures_are_what_numpy_says():
+def test_measures_against_numpy():
     stated, labels, target = make(700, sharpness=6)
     report = collapse_report(stated, labels, target, n_bootstrap=50)
     entropy = -(stated * np.log(np.maximum(stated, 1e-300))).sum(axis=1) / np.log(4)
@@ -36,14 +31,14 @@ def test_measures_are_what_numpy_says():
         assert report[f"change/{name}_low"] <= report[f"change/{name}"] <= report[f"change/{name}_high"]
 
 
-def test_ece_and_its_interval_are_those_of_the_other_report():
+def test_ece_and_interval_agree_with_calibration_report():
     stated, labels, _ = make(500)
     report, other = collapse_report(stated, labels, seed=3), calibration_report(stated, labels, seed=3)
     for key in ("n", "accuracy", "confidence", "overconfidence", "ece", "ece_low", "ece_high", "ece_noise_floor"):
         assert report[key] == pytest.approx(other[key]), key
 
 
-def test_collapse_is_told_from_the_base():
+def test_collapsed_model_against_reference():
     stated, labels, target = make(2000, sharpness=2.5)
     report = collapse_report(stated, labels, target)
     for name in ("confidence", "overconfidence", "saturation", "ece", "kl_to_reference"):
@@ -57,7 +52,7 @@ def test_collapse_is_told_from_the_base():
     assert itself["kl_to_reference"] == itself["prediction_change"] == 0
 
 
-def test_a_collapse_of_positions_is_seen():
+def test_position_shift():
     labels = np.arange(400) % 4
     always_a = np.tile([0.4, 0.2, 0.2, 0.2], (400, 1))
     report = collapse_report(always_a, labels)
@@ -83,7 +78,7 @@ def test_pairs():
     assert report["saturation"] == (np.maximum(chosen, 1 - chosen) > 0.99).mean()
     assert report["tce"] == pytest.approx(report["confidence"] - 0.5)
     assert PAIR_MEANINGS.keys() <= report.keys()
-    assert pair_report([0.5, 0.5])["accuracy"] == 0  # a tie is no preference
+    assert pair_report([0.5, 0.5])["accuracy"] == 0  # a tie counts as wrong
 
 
 @pytest.mark.parametrize(
@@ -101,10 +96,3 @@ def test_bad_input_is_named(call, named):
     stated, labels, _ = make(20)
     with pytest.raises(ValueError, match=named):
         call(stated, labels)
-
-
-@pytest.mark.parametrize(
-    "module", [hf_calib.measures.preference_collapse, hf_calib.measures.position_bias, hf_calib.measures.bootstrap]
-)
-def test_examples_in_the_docstrings_run(module):
-    assert doctest.testmod(module).failed == 0

@@ -1,4 +1,4 @@
-"""Batches give the report of all rows at once, in memory that does not grow."""
+"""Reports of batches equal the report of all rows, in constant memory."""
 
 import pickle
 
@@ -15,7 +15,7 @@ from hf_calib.measures.calibration_error import (
 )
 
 
-# how far the measures that need the order of all rows may lie from the exact ones, with 20,000 rows and more
+# tolerance of the measures that depend on the order of all rows, from 20,000 rows on
 RESOLUTION = {"auroc": 2e-5, "aurc": 2e-5, "ece_equal_mass": 1e-3, "ece_sweep": 1e-3}
 
 
@@ -27,11 +27,11 @@ def assert_same(streamed, whole):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sharpness", [0.6, 1.0, 1.8, 12.0])  # the last: most confidences above .99
-def test_batches_and_processes_give_the_whole(sharpness, weighted):
+def test_batches_and_merged_streams_equal_one_report(sharpness, weighted):
     probabilities, labels, _ = make(n=20_000, sharpness=sharpness)
     weights = np.random.default_rng(1).exponential(size=20_000) if weighted else None
     if weighted:
-        weights[:500] = 0  # a whole batch of nothing
+        weights[:500] = 0  # a batch without weight
     whole = calibration_report(probabilities, labels, n_bootstrap=100, seed=3, sample_weight=weights)
     streams = StreamingCalibration(), StreamingCalibration()
     borders = [0, 500, 501, 1777, 4000, 20_000]
@@ -59,12 +59,12 @@ def test_batches_may_differ_in_options(order):
     )
 
 
-def test_confidences_alone():
+def test_confidences():
     confidences, correct = top_label(*make(n=20_000)[:2])
     stream = StreamingCalibration().update_confidences(confidences[:99], correct[:99])
     stream.update_confidences(confidences[99:], correct[99:] == 1)
     assert_same(stream.report(n_bootstrap=50), confidence_report(confidences, correct, n_bootstrap=50))
-    # some rows with and some without options: what needs the options is left out
+    # measures that need the options are left out
     assert "cw_ece" not in StreamingCalibration().update([[0.4, 0.6]], [0]).merge(stream).report(n_bootstrap=50)
 
 
@@ -85,11 +85,11 @@ def test_memory_does_not_grow():
     assert len(set(sizes)) == 1 and sizes[0] < 7.3e6
 
 
-def test_nothing_of_a_bad_batch_counts():
+def test_bad_batch_is_not_counted():
     probabilities, labels, _ = make(n=100_000)
     stream = StreamingCalibration().update(probabilities[:100], labels[:100])
     before = stream.report(n_bootstrap=10)
-    probabilities[90_000] = [3.0, 1.0, 0.0, -1.0]  # far behind the first chunk
+    probabilities[90_000] = [3.0, 1.0, 0.0, -1.0]  # after the first chunk
     with pytest.raises(ValueError, match="row 90000, option 3"):
         stream.update(probabilities, labels)
     with pytest.raises(ValueError, match="`labels`"):
@@ -99,7 +99,7 @@ def test_nothing_of_a_bad_batch_counts():
     assert stream.report(n_bootstrap=10) == before
 
 
-def test_nothing_to_report():
+def test_empty_stream_and_bad_bins():
     with pytest.raises(ValueError, match="examples"):
         StreamingCalibration().update([[0.5, 0.5]], [0], sample_weight=[0]).report()
     with pytest.raises(ValueError, match="bins"):

@@ -14,7 +14,7 @@ from hf_calib.measures.chunks import best_option
 from hf_calib.measures.validation import options_present, unpad
 
 
-def test_mixed_option_counts_as_ragged_lists():
+def test_ragged_lists():
     ragged, padded = [[0.6, 0.4], [0.2, 0.3, 0.5]], [[0.6, 0.4, 0.0], [0.2, 0.3, 0.5]]
     assert calibration_report(ragged, [0, 1], ragged) == calibration_report(padded, [0, 1], padded)
 
@@ -126,7 +126,7 @@ def test_best_option_is_argmax(k):
     assert np.array_equal(best, probabilities.max(axis=1))
 
 
-def test_rows_without_their_padding():
+def test_unpad():
     infinity = np.inf
     logits = np.array(
         [[0.0, 1.0, -infinity, -infinity], [0.0, -infinity, 2.0, -infinity], [-infinity, 0.0, -5.0, 1.0]]

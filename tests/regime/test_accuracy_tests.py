@@ -1,4 +1,4 @@
-"""Tests and intervals of an accuracy against a border: known answers, agreement of test and interval, weights."""
+"""Tests and intervals of an accuracy against a threshold: known results, agreement, weights."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def test_rate_test_is_the_binomial_test():
     assert (result.low, result.high) == pytest.approx((interval.low - 0.6, interval.high - 0.6))
 
 
-def test_rate_test_against_a_number_per_question():
+def test_rate_test_with_a_threshold_per_question():
     correct = np.repeat([1.0, 0.0], [70, 30])
     assert rate_test(correct, np.full(100, 0.6), 0.05) == rate_test(correct, 0.6, 0.05)
     borders = np.tile([0.5, 0.25], 50)
     assert rate_test(correct, borders, 0.05) == paired_test(correct, borders, 0.05)
 
 
-def test_paired_test_is_the_t_test_where_outcomes_spread_more_than_the_ceilings_say():
+def test_paired_test_is_the_t_test_for_large_observed_variance():
     rng = np.random.default_rng(0)
     ceilings = rng.choice([0.5, 1.0], 200)
     correct = (rng.random(200) < 0.6).astype(float)
@@ -53,14 +53,14 @@ def test_paired_test_is_the_t_test_where_outcomes_spread_more_than_the_ceilings_
 
 
 @pytest.mark.parametrize("n", [2, 5, 10, 20])
-def test_few_questions_all_right_prove_no_more_than_they_do(n):
-    """The observed variance is 0 here; what counts is 0.6^n, the chance that such luck has."""
+def test_few_questions_all_right(n):
+    """The observed variance is 0. The probability of this result is 0.6^n."""
     result = paired_test(np.ones(n), np.full(n, 0.6), 0.05)
     assert result.p_above > 0.3 * 0.6**n
     assert result.low < 0.4 < result.high
 
 
-def test_discordance_test_is_mcnemars():
+def test_discordance_test_is_mcnemars_test():
     correct, other = np.zeros(100), np.zeros(100)
     correct[:60], other[15:65] = 1, 1  # 15 questions to 5
     result = discordance_test(correct, other, 0.05)
@@ -69,13 +69,13 @@ def test_discordance_test_is_mcnemars():
     assert result.low < 0.1 < result.high
 
 
-def test_models_that_never_differ_may_differ_on_the_next_question():
+def test_models_without_discordant_questions():
     result = discordance_test(np.ones(50), np.ones(50), 0.05)
     assert (result.p_above, result.p_below) == (1, 1)
     assert -0.1 < result.low < 0 < result.high < 0.1
 
 
-def test_either_says_what_both_say():
+def test_intersection_union():
     assert intersection_union(ThresholdTest(0.01, 0.99, 0.1, 0.3), ThresholdTest(0.2, 0.8, -0.1, 0.2)) == (
         0.2,
         0.99,
@@ -87,7 +87,7 @@ def test_either_says_what_both_say():
 @pytest.mark.parametrize("name", ["rate", "paired"])
 @given(st.integers(0, 10_000), st.integers(1, 80), st.floats(0.001, 0.49), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_interval_and_test_say_the_same(name, seed, n, alpha, weighted):
+def test_interval_and_test_agree(name, seed, n, alpha, weighted):
     weights = np.random.default_rng(seed).gamma(1.0, size=n) + 1e-3 if weighted else None
     result = TESTS[name](*draw(seed, n), alpha, weights)
     assert (result.p_above < alpha) == (result.low > 0)
@@ -104,7 +104,7 @@ def test_only_the_ratios_of_weights_matter(name, seed, n, scale):
     assert once == pytest.approx(scaled, abs=1e-9)
 
 
-def test_unequal_weights_widen():
+def test_unequal_weights_widen_the_interval():
     arrays = draw(1, 400)
     weights = np.random.default_rng(1).gamma(0.5, size=400) + 1e-3
     for name, test in TESTS.items():
@@ -112,8 +112,8 @@ def test_unequal_weights_widen():
         assert 1.3 < (uneven.high - uneven.low) / (even.high - even.low) < 2.3, name  # 1.7 = sqrt(n / n_eff)
 
 
-def test_rows_of_next_to_no_weight_count_for_next_to_nothing():
-    """The variance and the degrees of freedom are those of the ten rows that matter."""
+def test_rows_of_tiny_weight():
+    """Variance and degrees of freedom are those of the ten rows with a large weight."""
     rng = np.random.default_rng(3)
     ceilings, other = rng.choice([0.5, 1.0], 300), (rng.random(300) < 0.5).astype(float)
     correct = (rng.random(300) < 0.6).astype(float)
@@ -123,14 +123,14 @@ def test_rows_of_next_to_no_weight_count_for_next_to_nothing():
         assert test(correct, against, 0.05, weights) == pytest.approx(ten, abs=1e-6)
 
 
-def test_one_question_says_nothing():
+def test_one_question():
     assert paired_test(np.ones(1), np.array([0.5]), 0.05) == (0.5, 0.5, -1, 1)
     assert paired_test(np.ones(2), np.full(2, 0.5), 0.05, np.array([1.0, 1e-12])).low == -1
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_the_interval_covers(name):
-    """Away from the border, too: 90% of the intervals hold the distance."""
+def test_interval_coverage(name):
+    """90% of the intervals contain the distance, also away from the threshold."""
     rng = np.random.default_rng(0)
     runs, held = 1000, 0
     for _ in range(runs):
@@ -139,4 +139,4 @@ def test_the_interval_covers(name):
         result = TESTS[name](correct, ceilings, other, 0.05)
         held += result.low <= (0.3 if name == "rate" else 0.2) <= result.high
     assert held >= stats.binom.ppf(0.001, runs, 0.9)
-    assert held <= stats.binom.ppf(0.999, runs, 0.96)  # and is not wider than it must be
+    assert held <= stats.binom.ppf(0.999, runs, 0.96)  # not too wide

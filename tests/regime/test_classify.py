@@ -1,4 +1,4 @@
-"""The regime: every inequality on random distributions, error rates of the tests, a model on either side."""
+"""The regime: bounds on random distributions, error rates of the tests, models in both regimes."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ softmax = benchmark.softmax
 
 
 def world(n, seed, sharpness=1.0):
-    """Target, labels that follow it, and a model that ranks like the target but states it `sharpness` times as sharply."""
+    """Draw a target, labels from it, and a model whose log-probabilities are `sharpness` times those of the target."""
     target, labels = benchmark.questions(n, np.random.default_rng(seed))
     return softmax(sharpness * np.log(target)), labels, target
 
@@ -51,11 +51,10 @@ def check_bounds(report):
 
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 5), st.integers(1, 12), st.floats(0.1, 8))
 @settings(max_examples=150, deadline=None)
-def test_every_inequality_holds_on_a_data_set(seed, n, k, n_bins, scale):
-    """Whatever the model, the labels and the target."""
+def test_bounds_on_a_data_set(seed, n, k, n_bins, scale):
     rng = np.random.default_rng(seed)
     probabilities, target = softmax(rng.normal(size=(n, k)) * scale), softmax(rng.normal(size=(n, k)) * scale)
-    labels = rng.integers(0, k, n) if seed % 2 else probabilities.argmax(axis=1)  # the odd and the memorised
+    labels = rng.integers(0, k, n) if seed % 2 else probabilities.argmax(axis=1)  # random labels, memorised labels
     report = classify_regime(probabilities, labels, target, n_bins=n_bins)
     assert report.ece == pytest.approx(expected_calibration_error(probabilities, labels, n_bins))
     assert report.tce == pytest.approx(target_calibration_error(probabilities, target, n_bins))
@@ -65,8 +64,8 @@ def test_every_inequality_holds_on_a_data_set(seed, n, k, n_bins, scale):
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(2, 5), st.integers(1, 12), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_every_inequality_holds_in_the_population(seed, n, k, n_bins, follows):
-    """All pairs of question and label, each with its probability: no sample. Labels follow the target, or anything."""
+def test_bounds_in_the_population(seed, n, k, n_bins, follows):
+    """Exact expectations. Labels follow the target or another distribution."""
     rng = np.random.default_rng(seed)
     share = rng.dirichlet(np.ones(n))
     model, target, other = (softmax(3 * rng.normal(size=(n, k))) for _ in range(3))
@@ -101,8 +100,8 @@ def test_a_constant_confidence_attains_the_bound(seed, k, share):
 
 @given(st.integers(0, 10_000), st.integers(1, 80), st.integers(1, 12), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_the_two_critical_accuracies_of_a_reference(seed, n, n_bins, weighted):
-    """They differ by the reference's ECE at most, and ECE + TCE stays above the distance to the higher of them."""
+def test_critical_accuracies_of_a_reference(seed, n, n_bins, weighted):
+    """They differ by at most the ECE of the reference, and ECE + TCE is at least the distance to the higher one."""
     rng = np.random.default_rng(seed)
     model, reference = softmax(3 * rng.normal(size=(n, 4))), softmax(3 * rng.normal(size=(n, 4)))
     labels = model.argmax(axis=1) if seed % 2 else rng.integers(0, 4, n)
@@ -118,12 +117,12 @@ def test_the_two_critical_accuracies_of_a_reference(seed, n, n_bins, weighted):
     assert report.p_value >= as_target.p_value and report.p_value_calibratable >= as_target.p_value_calibratable
 
 
-# The verdict
+# The regime
 
 
-def test_overconfident_is_calibratable_and_memorised_is_not():
+def test_overconfident_and_memorised():
     probabilities, labels, target = world(4000, seed=0, sharpness=4.0)
-    weak = probabilities.copy()  # every fifth prediction goes to another option: accuracy below critical, on purpose
+    weak = probabilities.copy()  # every fifth prediction is wrong: accuracy below the critical accuracy
     weak[::5] = np.roll(weak[::5], 1, axis=1)
     report = classify_regime(weak, labels, target)
     assert (report.regime, report.recommended_method, report.test) == ("calibratable", "cft", "target")
@@ -141,7 +140,7 @@ RUNS = 300
 
 @pytest.mark.parametrize("name", benchmark.SCENARIOS)
 def test_error_rate(name):
-    """Wrong verdicts come with probability 0.05 at most. The t-tests get there for large N: 0.07 is let pass."""
+    """The error rate is at most 0.05; for the t-tests only for large N, so 0.07 is accepted."""
     errors, _ = benchmark.SCENARIOS[name]
     simulates_itself = name.startswith(("reference", "no target"))
     runs = RUNS // 3 if simulates_itself else RUNS
@@ -151,18 +150,18 @@ def test_error_rate(name):
         assert found[verdict] * runs <= stats.binom.ppf(0.999, runs, 0.05 if exact else 0.07), verdict
 
 
-def test_the_tests_use_their_level_up():
-    """The other way round: on the border each verdict comes nearly as often as it may."""
+def test_tests_are_not_conservative():
+    """At the border the error rate is close to the level."""
     found = benchmark.rates("target; Bayes model", 300, 600)
     for verdict, rate in found.items():
         assert rate * 600 >= stats.binom.ppf(0.001, 600, 0.04), verdict
 
 
-def test_a_reference_that_is_right():
+def test_calibrated_reference():
     _, labels, target = world(3000, seed=5)
     report = classify_regime(memorised(labels), labels, reference_probabilities=target)
     assert (report.regime, report.recommended_method, report.test) == ("non-calibratable", "rcft", "reference")
-    assert report.tce is None  # the reference is not the truth
+    assert report.tce is None  # a reference is not a target
     correct = (target.argmax(axis=1) == labels).astype(float)
     assert report.reference_accuracy == correct.mean()
     assert report.reference_ece == pytest.approx(expected_calibration_error(target, labels))
@@ -170,8 +169,8 @@ def test_a_reference_that_is_right():
     assert classify_regime(np.roll(target, 1, axis=1), labels, reference_probabilities=target).regime == "calibratable"
 
 
-def test_a_reference_that_is_wrong_decides_nothing_in_between():
-    """Accuracy above the reference's own and below its confidence: each alone would give a verdict."""
+def test_miscalibrated_reference_decides_nothing_between_its_estimates():
+    """The accuracy is between the accuracy and the confidence of the reference."""
     _, labels, target = world(3000, seed=6)
     reference = benchmark.sharpened(target)
     model = benchmark.knowing(labels, (benchmark.CRITICAL + benchmark.OVERCONFIDENCE) / 2, np.random.default_rng(6))
@@ -183,8 +182,8 @@ def test_a_reference_that_is_wrong_decides_nothing_in_between():
 
 
 @pytest.mark.parametrize("power", [0.5, 2.0])
-def test_the_bound_is_the_distance_to_the_higher_estimate_of_a_reference(power):
-    """Its accuracy where it is underconfident, its confidence where it is overconfident."""
+def test_bound_uses_the_higher_estimate_of_a_reference(power):
+    """It is the accuracy of an underconfident reference and the confidence of an overconfident one."""
     _, labels, target = world(3000, seed=6)
     report = classify_regime(memorised(labels), labels, reference_probabilities=softmax(power * np.log(target)))
     assert (report.reference_accuracy > report.critical_accuracy + 0.05) == (power < 1)
@@ -192,7 +191,7 @@ def test_the_bound_is_the_distance_to_the_higher_estimate_of_a_reference(power):
     assert report.sum_lower_bound == pytest.approx(1 - highest)
 
 
-def test_critical_accuracy_goes_before_the_target():
+def test_critical_accuracy_takes_precedence():
     probabilities, labels, target = world(1000, seed=3)
     report = classify_regime(probabilities, labels, target, critical_accuracy=0.99)
     assert report.regime == "calibratable" and report.test == "critical_accuracy" and report.tce is not None
@@ -209,13 +208,13 @@ def test_without_a_target():
     assert report.recalibrated_ece < 0.06 < report.ece
     few = classify_regime(probabilities[:15], labels[:15])
     assert (few.regime, few.recommended_method, few.recalibrated_ece) == ("undetermined", "rcft", None)
-    assert classify_regime(probabilities[:60], labels[:60]).regime == "undetermined"  # too few to vouch for
+    assert classify_regime(probabilities[:60], labels[:60]).regime == "undetermined"  # too few questions
     blind = classify_regime(memorised(labels), labels)
     assert blind.regime == "calibratable" and "memorised" in blind.explanation
 
 
 def unsure_and_wrong(n, seed):
-    """An honest model that is wrong about the questions it is least sure of: its confidences mislead in order too."""
+    """Draw a model whose least confident predictions are right less often than its other confidences suggest."""
     rng = np.random.default_rng(seed)
     hard = rng.random((n, 1)) < 0.2
     target = np.where(hard, [0.1, 0.4, 0.3, 0.2], [0.85, 0.05, 0.05, 0.05])
@@ -225,7 +224,7 @@ def unsure_and_wrong(n, seed):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_repairable_by_one_confidence_is_not_non_calibratable(weighted):
-    """Proposition 4: only the order of the confidences is in the way of ECE 0 at this accuracy."""
+    """Proposition 4: a recalibration that changes the order of the confidences reaches an ECE of 0."""
     model, labels, target = unsure_and_wrong(8000 if weighted else 4000, seed=0)
     weights = np.random.default_rng(0).gamma(2.0, size=len(labels)) if weighted else None
     report = classify_regime(model, labels, sample_weight=weights)
@@ -233,7 +232,7 @@ def test_repairable_by_one_confidence_is_not_non_calibratable(weighted):
     assert report.p_value > 0.99 and report.recalibrated_ece_p_value < 0.05
     assert report.recalibrated_ece > report.recalibrated_ece_p95 and report.explanation
     constant = np.full(model.shape, (1 - report.accuracy) / 3)
-    constant[:, 0] = report.accuracy  # where this model's predictions are
+    constant[:, 0] = report.accuracy  # the option that the model predicts
     assert expected_calibration_error(constant, labels, sample_weight=weights) < 1e-9
     assert classify_regime(model, labels, target, sample_weight=weights).regime == "calibratable"
 
@@ -246,7 +245,7 @@ def worse_than_guessing(n, accuracy, seed=0, k=4):
     return probabilities, np.where(rng.random(n) < accuracy, 0, 1)
 
 
-def test_worse_than_guessing_cannot_be_repaired():
+def test_worse_than_guessing():
     probabilities, labels = worse_than_guessing(3000, 0.05)
     report = classify_regime(probabilities, labels)
     assert (report.regime, report.recommended_method, report.test) == ("non-calibratable", "rcft", "recalibration")
@@ -258,23 +257,23 @@ def test_worse_than_guessing_cannot_be_repaired():
 
 
 def test_guessing_among_rows_of_different_lengths():
-    """Half the questions have two options and half four: guessing is right three times in eight."""
+    """Half the questions have two options and half have four, so the accuracy of guessing is 3/8."""
     two, first = worse_than_guessing(600, 0.33, seed=1, k=2)
     four, second = worse_than_guessing(600, 0.33, seed=2)
     report = classify_regime(two.tolist() + four.tolist(), np.concatenate([first, second]))
     assert report.regime == "non-calibratable" and "0.375 of guessing" in report.explanation
     assert classify_regime(four, second).regime != "non-calibratable"
-    # A question with two options is given no confidence below one half, whatever its neighbours are given.
+    # the confidence of a question with two options is at least 1/2
     four, second = worse_than_guessing(600, 0.42, seed=2)
     report = classify_regime(two.tolist() + four.tolist(), np.concatenate([first, second]))
     assert report.regime == "undetermined" and report.recalibrated_ece > 0.1
 
 
-# Confidences alone, weights, the report
+# Confidences, weights, the report
 
 
 @pytest.mark.parametrize("critical_accuracy", [0.5, None])
-def test_confidences_alone_say_the_same(critical_accuracy):
+def test_confidences_give_the_same_result(critical_accuracy):
     probabilities, labels, _ = world(1500, seed=7, sharpness=3.0)
     confidences, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     weights = np.random.default_rng(7).gamma(1.0, size=1500)
@@ -285,14 +284,14 @@ def test_confidences_alone_say_the_same(critical_accuracy):
         )
 
 
-def test_confidences_and_nothing_else():
+def test_confidences_without_number_of_options():
     report = classify_confidences(np.full(200, 0.9), np.arange(200) % 2)
     assert (report.regime, report.test, report.p_value) == ("undetermined", "none", None)
     assert report.ece == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("known", ["target_probabilities", "reference_probabilities", "critical_accuracy", None])
-def test_weights_of_one_and_zero_select_and_only_ratios_matter(known):
+def test_weights_select_rows_and_only_ratios_matter(known):
     probabilities, labels, target = world(600, seed=8)
     chosen = np.random.default_rng(8).random(600) < 0.5
     weights = np.random.default_rng(9).gamma(1.0, size=600)
@@ -310,7 +309,7 @@ def test_weights_of_one_and_zero_select_and_only_ratios_matter(known):
             assert scaled[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
 
 
-def test_the_report_is_frozen_flat_and_json():
+def test_report_is_frozen_and_valid_json():
     probabilities, labels, target = world(100, seed=4)
     known = ({"target_probabilities": target}, {"reference_probabilities": target}, {"critical_accuracy": 0.5}, {})
     for given_ in known:
@@ -375,7 +374,7 @@ def test_bad_input_is_named():
 
 
 @pytest.mark.parametrize("name", ["target_probabilities", "reference_probabilities"])
-def test_rows_must_have_the_options_of_the_model(name):
+def test_rows_need_the_options_of_the_model(name):
     model, other = [[0.6, 0.4], [0.2, 0.3, 0.5]], [[0.2, 0.3, 0.5], [0.6, 0.4]]
     padded = np.array([[0.6, 0.4, 0.0], [0.2, 0.3, 0.5]])
     for given_ in (other, np.array([[0.2, 0.3, 0.5], [0.6, 0.4, 0.0]])):

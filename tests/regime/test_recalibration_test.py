@@ -1,4 +1,4 @@
-"""The recalibration test: what it leaves behind (Proposition 6), weights, cells."""
+"""The recalibration test: error left (Proposition 6), weights, cells."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ def overconfident(n, seed):
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 15), st.sampled_from([0.0, 0.2, 0.25, 0.5]))
 @settings(max_examples=150, deadline=None)
-def test_what_an_isotonic_recalibration_leaves(seed, levels, n_bins, floor):
-    """Proposition 6 in a population of a few confidences: the error, for all bins alike, and when it is zero."""
+def test_error_left_by_an_isotonic_recalibration(seed, levels, n_bins, floor):
+    """Proposition 6 in a population of a few confidences: the error for any bins, and where it is 0."""
     rng = np.random.default_rng(seed)
     share, accuracy = rng.dirichlet(np.ones(levels)), rng.random(levels) ** rng.choice([0.5, 1, 2])
     isotonic = isotonic_regression(accuracy, weights=share).x
@@ -31,7 +31,7 @@ def test_what_an_isotonic_recalibration_leaves(seed, levels, n_bins, floor):
     assert (error < 1e-12) == bool((least_confident >= floor - 1e-12).all())
 
 
-def test_the_error_left_is_found():
+def test_error_is_detected():
     rng = np.random.default_rng(0)
     confidences = 0.25 + 0.75 * rng.random(20_000)
     correct = (rng.random(20_000) < np.where(confidences < 0.5, 0.1, 0.8)).astype(float)
@@ -41,7 +41,7 @@ def test_the_error_left_is_found():
     assert result.deviation == pytest.approx(0.5 / np.sqrt(10_000))
 
 
-def test_weights_of_one_and_zero_select_and_only_ratios_matter():
+def test_weights_select_rows_and_only_ratios_matter():
     confidences, correct = overconfident(800, seed=1)
     chosen = np.random.default_rng(1).random(800) < 0.6
     plain = recalibration_test(confidences[chosen], correct[chosen], 0.25)
@@ -52,8 +52,8 @@ def test_weights_of_one_and_zero_select_and_only_ratios_matter():
     )
 
 
-def test_weights_are_worth_fewer_questions():
-    """Half the effective number: the noise of a half as large sample, within a quarter."""
+def test_effective_number_of_questions():
+    """Weights that halve the effective number give the noise of half the sample, within 25%."""
     confidences, correct = overconfident(4000, seed=3)
     weights = np.random.default_rng(3).exponential(size=4000)  # n_eff = n / 2
     weighted = recalibration_test(confidences, correct, 0.25, sample_weight=weights)
@@ -62,8 +62,8 @@ def test_weights_are_worth_fewer_questions():
     assert weighted.deviation == pytest.approx(half.deviation, rel=0.1)
 
 
-def test_weights_stand_for_a_population():
-    """Sampled from one mix of questions and weighted to another, whose low confidences are right too rarely."""
+def test_weights_change_the_population():
+    """A sample is weighted to a population whose low confidences are right too rarely."""
     rng = np.random.default_rng(4)
     confidences = np.where(rng.random(6000) < 0.15, 0.3, 0.9)
     correct = (rng.random(6000) < np.where(confidences < 0.5, 0.1, 0.8)).astype(float)
@@ -73,7 +73,7 @@ def test_weights_stand_for_a_population():
     )
 
 
-def test_few_questions_are_left_alone():
+def test_few_questions():
     assert recalibration_test(*overconfident(19, seed=0)) is None
     assert recalibration_test(*overconfident(40, seed=0), sample_weight=np.arange(40) < 19) is None
 
@@ -83,7 +83,7 @@ def test_same_seed_same_result():
     assert recalibration_test(*data, seed=7) == recalibration_test(*data, seed=7) != recalibration_test(*data, seed=8)
 
 
-def test_the_halves_are_random():
-    """Rows in an order that alternates between right and wrong: halves that alternate would hold nothing else."""
+def test_halves_are_random():
+    """Outcomes alternate, so alternating halves would each hold one outcome only."""
     result = recalibration_test(np.full(400, 0.5), np.arange(400) % 2)
     assert result.error < 0.15 and result.p_value > 0.01

@@ -1,4 +1,4 @@
-"""The regime of models really trained in the synthetic world: pre-trained, aligned, then fine-tuned into memorisation."""
+"""The regime of models trained in the synthetic world: pre-trained, aligned, then overfitted."""
 
 import pytest
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -23,8 +23,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def predictions(tmp_path_factory):
     """
-    Of the three stages on questions never trained on and on those that the last was trained on, by
-    `"<stage> on <split>"`. The recipes of the quickstart, cut down to a few seconds; the last stage overdone on purpose.
+    Predictions of three stages on test questions and on the training questions of the last stage, by
+    `"<stage> on <split>"`. The recipes are those of the quickstart, shortened; the last stage overfits on purpose.
     """
     folder = str(tmp_path_factory.mktemp("world"))
     world = World(WorldConfig(num_entities=16))
@@ -37,10 +37,10 @@ def predictions(tmp_path_factory):
         args = config_class[trainer_class](folder, **{**SETTINGS, **settings})
         trainer = trainer_class(model, args=args, train_dataset=dataset, processing_class=tokenizer)
         trainer.train()
-        trainer.save_model(folder)  # where the next stage finds it
-        for split, asked in questions.items():
+        trainer.save_model(folder)  # for the next stage
+        for split, dataset_of_split in questions.items():
             found[f"{stage} on {split}"] = predict_options(
-                trainer.model, tokenizer, asked, prompt_format=PROMPT_FORMAT, batch_size=256, progress=False
+                trainer.model, tokenizer, dataset_of_split, prompt_format=PROMPT_FORMAT, batch_size=256, progress=False
             )
 
     statements, pairs = world.pretraining_statements(10_000), world.preference_pairs(800)
@@ -57,33 +57,33 @@ def regime(predicted, **options):
     return classify_regime(predicted.probabilities, predicted.labels, predicted.target_probabilities, **options)
 
 
-def test_the_aligned_model_is_calibratable_on_its_test_questions(predictions):
+def test_aligned_model_on_test_questions(predictions):
     report = regime(predictions["aligned on test"])
     assert (report.regime, report.recommended_method) == ("calibratable", "cft")
     assert report.border_distance_high < 0
     assert report.confidence > report.accuracy + 0.1  # preference collapse: there is something to calibrate
-    # The corollary: it has not seen these labels, so nothing but confidence stands between it and ECE = TCE = 0.
+    # corollary: the labels are unseen, so a recalibration reaches ECE = TCE = 0
     assert report.sum_lower_bound < 0.04 < 0.1 < min(report.ece, report.tce)
     base = predictions["base on test"]
     assert calibration_report(base.probabilities, base.labels)["ece"] < report.ece / 2
 
 
-def test_a_model_that_has_memorised_is_not_calibratable_on_its_training_questions(predictions):
+def test_memorised_model_on_training_questions(predictions):
     predicted = predictions["memorising on train"]
     report = regime(predicted)
     assert (report.regime, report.recommended_method) == ("non-calibratable", "rcft")
     assert report.border_distance_low > 0.1
-    # The bound at work: by its ECE alone it looks calibrated, and so its TCE must be large.
+    # the bound: a small ECE forces a large TCE
     assert report.ece < 0.1 and report.tce >= report.sum_lower_bound - report.ece > 0.1
-    # A reference shows it as the truth does; without either nothing can.
+    # a reference shows it too; without a target or a reference nothing does
     reference = predictions["base on train"].probabilities
     seen = classify_regime(predicted.probabilities, predicted.labels, reference_probabilities=reference)
     assert (seen.regime, seen.test) == ("non-calibratable", "reference")
     assert classify_regime(predicted.probabilities, predicted.labels).regime != "non-calibratable"
 
 
-def test_and_has_lost_what_the_others_knew(predictions):
-    """On questions that it was not trained on the same model is below the border, and far from calibrated."""
+def test_memorised_model_on_test_questions(predictions):
+    """The same model is below the critical accuracy and miscalibrated."""
     memorising, aligned = regime(predictions["memorising on test"]), regime(predictions["aligned on test"])
     assert memorising.regime == "calibratable" and memorising.sum_lower_bound < 0.04
     assert memorising.accuracy < aligned.accuracy and memorising.ece > aligned.ece
