@@ -111,9 +111,18 @@ def test_no_import_cycles():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_trainers_and_commands_know_trl(module):
-    if not module.startswith(("hf_calib.trainers", "hf_calib.training", "hf_calib.cli")):
-        assert not any(name.split(".")[0] == "trl" for name in imports(module))
+def test_only_training_and_its_command_import_trl(module):
+    if not module.startswith(("hf_calib.trainers", "hf_calib.training", "hf_calib.cli.train")):
+        assert "trl" not in {name.split(".")[0] for name in imports(module)}
+
+
+def test_help_is_fast():
+    """The help of the program imports no numerical library, that of a command that does not train no trl and no torch."""
+    code = "import sys; from hf_calib.cli.main import main; main([{}'--help']); print(*sys.modules)"
+    assert not {"numpy", "yaml", "torch", "transformers"} & set(run_python(code.format("")).split())
+    for command in ("evaluate", "diagnose", "calibrate", "push", "verify", "register", "quickstart", "transfer"):
+        loaded = set(run_python(code.format(f"'{command}', ")).split())
+        assert not {"torch", "datasets", "trl", "peft", "sklearn"} & loaded, command
 
 
 # The wheel

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 class MeasuringArguments:
     """Arguments of the commands that compute measures."""
 
-    help_group = "measures"
-
     seed: int = field(default=0, metadata={"help": "Seed of the random draws: questions, intervals, folds."})
     alpha: float = field(default=0.05, metadata={"help": "Significance level of the regime test, in (0, 0.5)."})
     n_bins: int = field(default=10, metadata={"help": "Number of bins of the binned measures."})
@@ -48,8 +46,6 @@ class MeasuringArguments:
 @dataclass(kw_only=True)
 class PredictionArguments(PromptArguments, MeasuringArguments):
     """Arguments of the commands that score option questions with a model."""
-
-    help_group = "questions and model"
 
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
     split: str = field(default="test", metadata={"help": "Split of the data set."})

@@ -44,6 +44,8 @@ writes to OUTPUT_DIR:
 class DiagnoseArguments(PredictionArguments):
     """Arguments of `hf-calib diagnose`."""
 
+    needed = ("reference", "model", "dataset", "reference_predictions", "predictions")
+
     reference: str | None = field(
         default=None, metadata={"help": "Model before alignment: a folder or a name on the Hub."}
     )

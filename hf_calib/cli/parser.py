@@ -15,6 +15,15 @@ from . import COMMANDS, MORE_COMMANDS
 from .suggestions import did_you_mean
 
 
+# Arguments shown after all others, under "advanced arguments".
+RARELY_USED = frozenset({
+    "alpha", "attn_implementation", "base_model", "batch_size", "binning", "commit_message", "create_pr", "drop_invalid",
+    "drop_too_long", "dtype", "em_estimator", "em_fold", "em_loss", "em_n_bins", "em_pseudo_count", "likelihood_weight",
+    "max_length", "n_bins", "n_bootstrap", "no_resume", "overwrite", "recipe", "reference_pseudo_count", "revision", "seed",
+    "tolerance", "trust_remote_code",
+})  # fmt: skip
+
+
 class CommandFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows one spelling of each argument, its choices, and its default where there is one."""
 
@@ -57,8 +66,8 @@ class CommandParser(HfArgumentParser):
     """
     [`~transformers.HfArgumentParser`] with arguments in groups, `~` expanded, and the nearest name for an unknown one.
 
-    The arguments of a dataclass are shown under the title `help_group` of the class that declares them. Those that classes outside this
-    package declare are left to `--help-all`.
+    The arguments of a dataclass are shown under the title `help_group` of the class that declares them. Those without a
+    default, and those that the class lists as `needed`, come first, rarely used ones last. Those that classes outside this package declare are left to `--help-all`.
 
     Args:
         command (`str`):
@@ -71,7 +80,8 @@ class CommandParser(HfArgumentParser):
             Calls with explanations, and what the command writes, printed below the arguments.
     """
 
-    often_used: tuple[str, ...] = ()  # of the other classes' arguments, those that the help shows all the same
+    often_used: tuple[str, ...] = ()  # arguments of other packages that the help shows
+    needed: tuple[str, ...] = ()  # arguments of other packages without which the command cannot run
 
     def __init__(self, command: str, dataclass_types, usage: str, examples: str):
         super().__init__(
@@ -92,18 +102,21 @@ class CommandParser(HfArgumentParser):
             for cls in dataclass_type.__mro__:
                 for name in vars(cls).get("__annotations__", {}):
                     declared.setdefault(name, cls)
+        needed = {*self.needed, *(name for cls in self.dataclass_types for name in getattr(cls, "needed", ()))}
         groups: dict[str, list[argparse.Action]] = {"required arguments": []}
         hidden = False
         for action in self._actions:
             cls = declared.get(action.dest)
             ours = cls is None or cls.__module__.startswith("hf_calib.")
-            if not (ours or everything):
-                hidden = True
-                if action.dest in self.often_used:
-                    groups.setdefault("often used arguments of TRL and transformers", []).append(action)
-                continue
-            if action.required:
+            if action.required or action.dest in needed:
                 title = "required arguments"
+            elif not (ours or everything):
+                hidden = True
+                if action.dest not in self.often_used:
+                    continue
+                title = "often used arguments of TRL and transformers"
+            elif ours and action.dest in RARELY_USED:
+                title = "advanced arguments"
             elif cls is None:
                 title = "recipe" if action.dest == "config" else "help"
             elif ours:
@@ -115,8 +128,9 @@ class CommandParser(HfArgumentParser):
             text = "show the arguments of TRL and transformers, too"
             groups.setdefault("help", []).append(self.add_argument("--help-all", action=_ShowAll, help=text))
         self._action_groups = []
-        places = {"required arguments": 0, "recipe": 1, "arguments": 2, "help": 4}
-        for title, actions in sorted(groups.items(), key=lambda group: places.get(group[0], 3)):
+        first = ["required arguments", "recipe", "arguments", "data", "objective", "EM-ECE", "prompt and scoring"]
+        order = {title: place for place, title in enumerate([*first, "", "advanced arguments", "help"])}
+        for title, actions in sorted(groups.items(), key=lambda group: order.get(group[0], order[""])):
             if actions:
                 self.add_argument_group(title)._group_actions.extend(actions)
 

@@ -20,7 +20,7 @@ examples:
   # a model with its evaluation before and after the repair, as `hf-calib evaluate` wrote them
   hf-calib push --model calibrated-model --evaluation after --evaluation_before before --repo_id org/calibrated-model
 
-  # look first: writes card, diagrams and results.json into the folder of the model, and sends nothing
+  # write and check all files, and send nothing; with --evaluation alone, write its card
   hf-calib push --model calibrated-model --evaluation after --repo_id org/calibrated-model --dry_run true
 
   # with a post-hoc calibrator for hf_calib.load_calibrator, and the predictions, on a branch of a private repository
@@ -34,9 +34,10 @@ examples:
   hf-calib push --what predictions --evaluation after --repo_id org/calibrated-model-predictions
   hf-calib push --what metric --repo_id org/ece_regime
 
-Everything is written into the folder first and sent in one commit. If the connection breaks, nothing is published; the same
-command sends the rest. Weights are published as safetensors only. The account is that of `hf auth login` or HF_TOKEN.
-A training with `push_to_hub: true` publishes the same files.
+Writes README.md (the card), results.json, diagrams and recipe.yaml into the folder of the model or --output_dir, then
+sends everything in one commit. If the connection breaks, nothing is published, and the same command resumes. Weights are
+published as safetensors only. The account is that of `hf auth login` or HF_TOKEN. A training with `push_to_hub: true`
+publishes the same files.
 """
 
 # Arguments that only a model, and those that only a model or predictions have a use for.
@@ -46,13 +47,19 @@ _FOR_EVALUATIONS = ("evaluation", "output_dir", "revision", "create_pr")
 
 @dataclass
 class PushArguments:
-    """What to publish, and where."""
+    """Arguments of `hf-calib push`."""
+
+    needed = ("repo_id", "model")
 
     what: str = field(
         default="model", metadata={"help": "What to publish.", "choices": ["model", "predictions", "metric"]}
     )
-    repo_id: str | None = field(default=None, metadata={"help": "Repository on the Hub, ORG/NAME."})
-    model: str | None = field(default=None, metadata={"help": "Folder of a model or adapter, with its tokenizer."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub, ORG/NAME. Not needed with --dry_run."}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Folder of a model or adapter, with its tokenizer. Only for --what model."}
+    )
     evaluation: str | None = field(
         default=None,
         metadata={"help": "Output folder of the model's `hf-calib evaluate` (default: MODEL/evaluation)."},

@@ -65,10 +65,11 @@ def _recipe_parser(dataclass_types) -> CommandParser:
 
     class RecipeParser(CommandParser, TrlParser):
         often_used = (
-            "model_name_or_path", "output_dir", "dataset_config", "dataset_train_split", "dataset_test_split", "learning_rate",
+            "output_dir", "dataset_config", "dataset_train_split", "dataset_test_split", "learning_rate",
             "num_train_epochs", "per_device_train_batch_size", "max_length", "use_peft", "lora_r", "seed", "save_steps",
             "resume_from_checkpoint", "push_to_hub", "hub_model_id",
         )  # fmt: skip
+        needed = ("model_name_or_path", "dataset_name")
 
         def instances(self, argv):
             *parsed, unknown, _ = self.parse_args_and_config(
@@ -86,7 +87,7 @@ def _recipe_parser(dataclass_types) -> CommandParser:
             return {name: v for name, v in vars(known).items() if v is not unset and name != "config"}
 
     parser = RecipeParser("train", dataclass_types, "--config RECIPE.yaml", _EXAMPLES)
-    text = "YAML file of the arguments below; the command line overrides it."
+    text = "YAML file of arguments. The command line overrides it. It can hold the required ones."
     parser.add_argument("--config", metavar="RECIPE.yaml", default=argparse.SUPPRESS, help=text)
     parser.group_arguments()
     return parser

@@ -4,12 +4,12 @@ import string
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .adapters import MAX_OPTIONS
-
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+MAX_OPTIONS = len(string.ascii_uppercase)  # options are lettered
 
 DEFAULT_TEMPLATES = {"letter": "{question}\n{options}\nAnswer:", "text": "{question}"}
 FIELDS = ("question", "options", "subject")

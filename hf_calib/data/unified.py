@@ -1,14 +1,12 @@
 """The unified columns of option questions, and a fast check of data sets that have them."""
 
-import string
-
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value
 from datasets import List as ListOf
 
+from .prompts import MAX_OPTIONS
 
-MAX_OPTIONS = len(string.ascii_uppercase)
 
 # Largest deviation of the sum of target probabilities from 1.
 TARGET_TOLERANCE = 1e-3

@@ -70,6 +70,8 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
     >   policy that has hardly moved.
     """
 
+    help_group = "objective"
+
     lambda_pref: float = field(default=1.0, metadata={"help": "Weight of EM-ECE on the pairs, at least 0."})
     lambda_options: float = field(
         default=0.0, metadata={"help": "Weight of the loss on option questions, at least 0."}

@@ -67,6 +67,8 @@ class EMArguments:
             that of question and answer (L_SFT2).
     """
 
+    help_group = "EM-ECE"
+
     em_estimator: str = field(
         default="isotonic", metadata={"help": "Estimator of the calibration map.", "choices": list(ESTIMATORS)}
     )

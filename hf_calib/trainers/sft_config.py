@@ -65,6 +65,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
         ICML 2025, https://huggingface.co/papers/2505.01997.
     """
 
+    help_group = "objective"
+
     objective: str = field(
         default="rcft",
         metadata={

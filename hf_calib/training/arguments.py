@@ -76,6 +76,8 @@ class TrainArguments(ScriptArguments):
             Drop malformed questions and pairs instead of stopping at the first.
     """
 
+    help_group = "data"
+
     trainer: str = field(
         default="calibrated_sft",
         metadata={
