@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 from headline_config import Source
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from hf_calib import __version__, load_questions
@@ -28,7 +29,7 @@ from hf_calib.evaluation.tables import write_json
 from hf_calib.inference.encoding import OptionEncoder
 from hf_calib.inference.model_loading import load_merged
 from hf_calib.inference.predictions import OptionPredictions
-from hf_calib.posthoc import PostHocCalibrator, cross_validate, fit_calibrator, softmax
+from hf_calib.posthoc import PostHocCalibrator, cross_validate, fit_calibrator
 
 
 sys.path.append(str(Path(__file__).parents[1] / "rivals"))  # trainers that a recipe may name
@@ -99,7 +100,7 @@ def choose(
     for name, fitted in predictions.items():
         logits, labels = fitted.option_logits, fitted.labels
         reference = references[name].option_logits if name in references else None
-        outcome = softmax(logits.astype(np.float64))
+        outcome = softmax(logits.astype(np.float64), axis=-1)
         if method is not None and len(predictions) > 1:
             outcome = cross_validate([method], logits, labels, reference, seed=seed)[method]
         picked = outcome[np.arange(len(labels)), labels]

@@ -12,11 +12,12 @@ import json
 import warnings
 
 import numpy as np
+from scipy.special import softmax
 
 from hf_calib.evaluation.compare import stage_name
 from hf_calib.hub.prediction_dataset import load_predictions
 from hf_calib.measures.calibration_error import expected_calibration_error, negative_log_likelihood
-from hf_calib.posthoc import AS_IS, METHODS, choose_method, cross_validate, fit_calibrator, softmax
+from hf_calib.posthoc import AS_IS, METHODS, choose_method, cross_validate, fit_calibrator
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
             probabilities, test.labels
         )
 
-    before = measure(softmax(test.option_logits.astype(np.float64)))
+    before = measure(softmax(test.option_logits.astype(np.float64), axis=-1))
     figures = {"as_is_nll": before[0], "as_is_ece": before[1]}
     print(f"{len(test):,} questions measured; as is: NLL {before[0]:.3f}, conf-ECE {before[1]:.3f}\n")
     print("| labels | method | NLL, mean | worst draw | conf-ECE, mean | worst draw |\n|---:|---|---:|---:|---:|---:|")

@@ -1,13 +1,13 @@
-"""Post-hoc calibrators: fitted on option logits and labels, kept beside the model, or as a temperature folded into it."""
+"""Post-hoc calibrators: maps of option logits to calibrated probabilities, fitted without changing the model."""
 
-from .base import PostHocCalibrator, set_confidence, softmax
+from .base import PostHocCalibrator, set_confidence
 from .confidence import BetaCalibration, HistogramBinning, IsotonicConfidence, TemperatureIsotonic
 from .scaling import AgreementTemperature, EnsembleTemperatureScaling, MatrixScaling, TemperatureScaling, VectorScaling
 from .selection import AS_IS, choose_method, cross_validate, fit_calibrator
 from .transfer import TransferredTemperature
 
 
-# By name, the simplest first: those before make fewer assumptions on the labels at hand than those behind.
+# Calibrators by name, from the simplest (fewest fitted parameters) to the most flexible.
 METHODS = {
     kind.method: kind
     for kind in (
@@ -41,5 +41,4 @@ __all__ = [
     "cross_validate",
     "fit_calibrator",
     "set_confidence",
-    "softmax",
 ]

@@ -1,4 +1,4 @@
-"""What every post-hoc calibrator has: fit, transform, save, load, and checks of what comes in."""
+"""The base class of post-hoc calibrators, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from scipy.special import softmax
 
 from ..measures.validation import as_labels
 
@@ -16,17 +17,17 @@ _FORMAT_VERSION = 1
 
 class PostHocCalibrator:
     """
-    Base class: `fit` on a calibration split, `transform` anything, `save` and `load`.
+    Base class of post-hoc calibrators: fit a map of option logits to probabilities, apply it, save and load it.
 
-    A subclass names itself in `method`, keeps what it has learnt in the float64 arrays listed in `parameters`, and is then
-    known to [`PostHocCalibrator.load`].
+    A subclass sets `method` and `parameters`, and implements `_fit` and `_transform`. [`PostHocCalibrator.load`] then
+    finds it by its `method`.
 
     Class attributes:
         method (`str`): Name in files and on the command line.
-        parameters (`tuple[str, ...]`): Names of the learnt arrays.
+        parameters (`tuple[str, ...]`): Names of the fitted arrays, float64.
         title (`str`): Name in tables.
-        keeps_order (`bool`): Whether the order of a question's options, and with it the accuracy, stays as it is.
-        supervised (`bool`): Whether it is fitted on labels (or on a reference model's option logits).
+        keeps_order (`bool`): Whether the order of a question's options, and so the accuracy, is preserved.
+        supervised (`bool`): Whether it is fitted on labels; otherwise on a reference model's option logits.
     """
 
     method: ClassVar[str]
@@ -44,7 +45,7 @@ class PostHocCalibrator:
 
     def fit(self, option_logits, labels) -> PostHocCalibrator:
         """
-        Learn the calibration map.
+        Fit the calibration map.
 
         Args:
             option_logits (array-like of shape `(N, K)`):
@@ -61,15 +62,18 @@ class PostHocCalibrator:
 
     def transform(self, option_logits) -> np.ndarray:
         """
-        Calibrated option probabilities, float64.
+        Compute calibrated option probabilities.
 
         Args:
             option_logits (array-like of shape `(N, K)`):
                 Option logits, `-inf` where a question has fewer than K options.
 
         Returns:
-            `np.ndarray` of shape `(N, K)`: rows sum to 1, padding is 0. Where `keeps_order`, every row's largest option
-            stays the largest.
+            `np.ndarray` of shape `(N, K)`: probabilities, float64; rows sum to 1, padding is 0. With `keeps_order` the
+            largest option of every row stays the largest.
+
+        Raises:
+            `RuntimeError`: if the calibrator is not fitted.
         """
         missing = [name for name in self.parameters if not hasattr(self, name)]
         if missing:
@@ -78,11 +82,11 @@ class PostHocCalibrator:
 
     def save(self, path) -> None:
         """
-        Write `calibrator.safetensors` and `calibrator.json` into a folder.
+        Save the calibrator to a folder, as `calibrator.safetensors` and `calibrator.json`.
 
         Args:
             path (`str` or `PathLike`):
-                The folder; made where it is missing.
+                The folder, which is created if it is missing.
         """
         from safetensors.numpy import save_file
 
@@ -96,17 +100,21 @@ class PostHocCalibrator:
     @classmethod
     def load(cls, path) -> PostHocCalibrator:
         """
-        Read a calibrator back. `PostHocCalibrator.load` reads any kind, a subclass only its own.
+        Load a calibrator. `PostHocCalibrator.load` loads any kind, a subclass only its own.
 
         Args:
             path (`str` or `PathLike`):
                 The folder that [`~PostHocCalibrator.save`] wrote.
+
+        Raises:
+            `FileNotFoundError`: if it holds no calibrator.
+            `ValueError`: for a calibrator of another kind, of a newer version, or without its parameters.
         """
         from safetensors.numpy import load_file
 
         config_path = Path(path) / "calibrator.json"
         if not config_path.is_file():
-            raise FileNotFoundError(f"{config_path} does not exist: not a folder that a calibrator was saved in.")
+            raise FileNotFoundError(f"{config_path} does not exist: no calibrator was saved in this folder.")
         config = json.loads(config_path.read_text())
         if config.get("format_version", 1) > _FORMAT_VERSION:
             raise ValueError(
@@ -126,7 +134,7 @@ class PostHocCalibrator:
 
 
 def check_labels(labels, logits: np.ndarray) -> np.ndarray:
-    """Labels as integers `(N,)`, one for each row of checked option logits; one that names padding is an error."""
+    """Check labels against checked option logits, and return them as integers `(N,)`."""
     labels = as_labels(labels, *logits.shape)
     padded = np.isneginf(logits[np.arange(len(labels)), labels])
     if padded.any():
@@ -136,7 +144,7 @@ def check_labels(labels, logits: np.ndarray) -> np.ndarray:
 
 
 def check_option_logits(option_logits) -> np.ndarray:
-    """Option logits as float64 `(N, K)`, `-inf` as padding; NaN, `+inf` and rows of one option are errors."""
+    """Check option logits and return them as float64 `(N, K)`: no NaN, no `+inf`, at least two options a row."""
     logits = np.asarray(option_logits, dtype=np.float64)
     if logits.size == 0:
         raise ValueError("`option_logits` is empty.")
@@ -155,40 +163,27 @@ def check_option_logits(option_logits) -> np.ndarray:
     return logits
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities `(N, K)` of logits `(N, K)`, `-inf` where the logit is."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def folds(n: int, n_folds: int, seed: int) -> np.ndarray:
-    """Fold of each of n examples, `(n,)`: random, of sizes that differ by one at most."""
-    return np.random.default_rng(seed).permutation(n) % n_folds
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities `(N, K)` of logits `(N, K)`, 0 where the logit is `-inf`."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-
 def set_confidence(logits: np.ndarray, confidences: np.ndarray) -> np.ndarray:
     """
-    Give the predicted option of each row a new confidence and keep the ranking.
+    Set the probability of the predicted option of each row, and keep the order of the options.
+
+    The other options share the rest in their old proportions.
 
     Args:
         logits (`np.ndarray` of shape `(N, K)`):
-            Option logits, `-inf` as padding. (Logits, because a saturated softmax has lost the proportions of the
-            rest.)
+            Option logits, `-inf` as padding. A saturated softmax would have lost the proportions of the others.
         confidences (`np.ndarray` of shape `(N,)`):
-            The confidence wanted; raised to just above the runner-up's share where it lies below that.
+            New confidences. One that would let the second option overtake is raised to just above that limit.
+
+    Returns:
+        `np.ndarray` of shape `(N, K)`: probabilities.
     """
     rows, prediction = np.arange(len(logits)), logits.argmax(axis=1)
     others = logits.copy()
     others[rows, prediction] = -np.inf
-    rest = softmax(others)
+    rest = softmax(others, axis=1)
     runner_up = rest.max(axis=1)
-    # c >= (1 - c) * runner_up, and a hair more, so that a tie does not hand the prediction to another option
+    # The limit is c = (1 - c) * runner_up. A little more avoids a tie.
     least = runner_up / (1 + runner_up) * (1 + 1e-6)
     confidences = np.maximum(confidences, least)
     probabilities = rest * (1 - confidences)[:, None]

@@ -1,4 +1,4 @@
-"""Folding a temperature into a model: plain transformers then gives `logits / temperature`."""
+"""Fold a temperature into the weights of a model, so that its logits are divided by the temperature."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 def save_folded(name_or_path: str, temperature: float, output_dir: str | Path, **loading) -> None:
     """
-    Write a checkpoint whose logits are those of another, divided by a temperature.
+    Save a checkpoint whose logits are those of a model divided by a temperature.
 
-    Weights, tokenizer and generation settings are those of the model; an adapter is merged into its base model.
-    `config.json` tells the temperature as `calibration_temperature`, all of them multiplied where it is not the first.
+    Tokenizer and generation settings are kept; an adapter is merged into its base model. `config.json` records the
+    temperature as `calibration_temperature`, multiplied by that of earlier folds.
 
     Args:
         name_or_path (`str`):
             A local folder or a name on the Hub, of a model or of a PEFT adapter.
         temperature (`float`):
-            See [`fold_temperature`].
+            The temperature, positive; see [`fold_temperature`].
         output_dir (`str` or `Path`):
             Folder to write.
         loading:
@@ -44,12 +44,12 @@ def save_folded(name_or_path: str, temperature: float, output_dir: str | Path, *
 @torch.no_grad()
 def fold_temperature(model: PreTrainedModel, temperature: float) -> None:
     """
-    Divide a model's logits by a temperature, in place, by its weights alone.
+    Divide a model's logits by a temperature, by changing its weights in place.
 
-    The output embeddings are divided; where they are tied to the input embeddings, the last norm before them is (one that
-    stores its weight less 1, too), and a soft cap of the logits moves along in the config. Option probabilities read at one
-    position (letters, single-token texts) then are those of temperature scaling. The same temperature acts on everything
-    else the model writes: sampled text becomes more varied, greedy text stays as it is.
+    The output embeddings are divided. If they are tied to the input embeddings, the weight of the last norm is divided
+    instead, also if the norm stores its weight minus 1. A soft cap of the logits is divided in the config.
+    Probabilities of single-token options then equal those of temperature scaling. The temperature affects all
+    generation: sampled text becomes more varied, and greedy text stays the same.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -58,8 +58,8 @@ def fold_temperature(model: PreTrainedModel, temperature: float) -> None:
             Positive; above 1 makes the model less confident.
 
     Raises:
-        `ValueError`: if the temperature is not positive and finite, or the architecture offers no place to fold it
-            (checked by running the model; it is then left as it was).
+        `ValueError`: if the temperature is not positive and finite, or if the logits are not divided by it afterwards,
+            which is checked by running the model. The model is then restored.
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"A temperature must be positive and finite, got {temperature}.")
@@ -72,7 +72,7 @@ def fold_temperature(model: PreTrainedModel, temperature: float) -> None:
     cap = getattr(config, "final_logit_softcapping", None)
     before = _probe_logits(model)
     kept = weight.detach().clone(), None if bias is None else bias.detach().clone()
-    # Float types round by their own measure; a wrong place (a scale that is learnt elsewhere) errs grossly.
+    # Rounding depends on the type of the weights. A weight that does not scale the logits errs by much more.
     tolerance = 8 * torch.finfo(weight.dtype).eps * before.abs().max() * max(temperature, 1.0)
     divisions: list[Callable] = [lambda weight: weight / temperature]
     if tied:
@@ -92,11 +92,12 @@ def fold_temperature(model: PreTrainedModel, temperature: float) -> None:
         config.final_logit_softcapping = cap
     raise ValueError(
         f"{type(model).__name__} does not divide its logits by {temperature:.3g} when its "
-        f"{'last norm' if tied else 'head'} is divided; use the temperature beside the model instead."
+        f"{'last norm' if tied else 'head'} is divided; save the temperature as a calibrator instead."
     )
 
 
 def _last_norm(model: PreTrainedModel) -> nn.Module:
+    """The last normalisation layer before the output embeddings."""
     norms = [
         module
         for name, module in model.base_model.named_children()
@@ -104,12 +105,14 @@ def _last_norm(model: PreTrainedModel) -> nn.Module:
     ]
     if not norms or getattr(norms[-1], "weight", None) is None:
         raise ValueError(
-            f"{type(model).__name__} has tied embeddings and no norm before its head; use the temperature beside the model."
+            f"{type(model).__name__} has tied embeddings and no norm before its head; save the temperature as a "
+            "calibrator instead."
         )
     return norms[-1]
 
 
 def _probe_logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of a fixed sequence of tokens."""
     training = model.training
     model.eval()
     tokens = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size

@@ -1,4 +1,4 @@
-"""A calibrator beside the model: a logits processor that transformers' `generate` takes."""
+"""A logits processor for `generate` that applies a calibrator to the probabilities of the options."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 
 class OptionCalibrationProcessor(LogitsProcessor):
     """
-    Calibrates the probabilities of the options at the first token that is generated.
+    Calibrate the probabilities of the options at the first generated token.
 
-    What the options have together stays as it is and is shared among them as the calibrator says; every other token, and every
-    later position, keeps its probability. So text that is no answer to a question is generated as without it.
+    The total probability of the options is kept, and the calibrator divides it among them. All other tokens, and all
+    later positions, keep their probabilities.
 
     Args:
         calibrator ([`~hf_calib.posthoc.PostHocCalibrator`]):
             A fitted calibrator of any kind.
         option_tokens (`Sequence[int]`):
-            Token of each option, e.g. of " A", " B", " C", " D": options of one token each.
+            Token id of each option, e.g. of " A", " B", " C" and " D". Options must be single tokens.
         prompt_length (`int`):
-            Length of the (padded) prompts, `inputs["input_ids"].shape[1]`.
+            Length of the padded prompts, `inputs["input_ids"].shape[1]`.
+
+    Raises:
+        `ValueError`: for fewer than two different option tokens.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Calibrators that scale: one temperature, with or without labels, three mixed, one scale per option, a matrix of them."""
+"""Calibrators that scale option logits: by a temperature, a mixture, a vector or a matrix."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import warnings
 from typing import ClassVar
 
 import numpy as np
+from scipy.optimize import brentq, minimize
+from scipy.special import log_softmax, softmax
+from sklearn.model_selection import KFold
 
-from .base import PostHocCalibrator, check_option_logits, folds, log_softmax, softmax
+from .base import PostHocCalibrator, check_option_logits
 
 
-_LOG_TEMPERATURE_LIMIT = 7.0  # temperatures from 0.0009 to 1,097
+LOG_TEMPERATURE_LIMIT = 7.0  # temperatures from 0.0009 to 1,097
 
 
 def best_log_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     """
-    Logarithm of the T for which `softmax(logits / T)` has the least cross-entropy to the targets.
+    Find the logarithm of the temperature T that minimises the cross-entropy of `softmax(logits / T)` to targets.
 
-    In `1 / T` that is convex, so the optimum is where its derivative is zero, and the root is found to machine precision:
-    no step size, no early end. Plus or minus 7 where there is none.
+    The cross-entropy is convex in `1 / T`, so the root of its derivative is found to machine precision.
 
     Args:
         logits (`np.ndarray` of shape `(N, K)`):
             Option logits, `-inf` as padding.
         targets (`np.ndarray` of shape `(N, K)`):
             Target distributions, 0 where there is padding.
-    """
-    from scipy.optimize import brentq
 
+    Returns:
+        `float`: in [-7, 7]; a limit where there is no minimum between.
+    """
     shifted = logits - logits.max(axis=1, keepdims=True)
     values = np.where(np.isneginf(shifted), 0.0, shifted)  # padding has weight 0, and 0 * -inf would be NaN
     wanted = (targets * values).sum(axis=1).mean()
@@ -37,7 +40,7 @@ def best_log_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
         weights = np.exp(shifted * np.exp(-log_temperature))
         return float(np.mean((weights * values).sum(axis=1) / weights.sum(axis=1)) - wanted)
 
-    limit = _LOG_TEMPERATURE_LIMIT
+    limit = LOG_TEMPERATURE_LIMIT
     if slope(limit) >= 0:  # flat is best
         return limit
     if slope(-limit) <= 0:  # sharper is always better
@@ -46,12 +49,12 @@ def best_log_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, str | None]:
-    """The temperature `(1,)` of [`TemperatureScaling`], and what the logits are where there is no best one."""
+    """Fit the temperature `(1,)` of [`TemperatureScaling`]; if it has no optimum, also describe the problem."""
     targets, doubt = np.eye(logits.shape[1])[labels], 1 / (len(labels) + 2)
     log_temperature, problem = best_log_temperature(logits, targets), None
-    if log_temperature == _LOG_TEMPERATURE_LIMIT:
+    if log_temperature == LOG_TEMPERATURE_LIMIT:
         problem = "no better than uniform"
-    elif softmax(logits / np.exp(log_temperature)).max(axis=1).mean() > 1 - doubt:
+    elif softmax(logits / np.exp(log_temperature), axis=1).max(axis=1).mean() > 1 - doubt:
         problem = "never or hardly wrong"
         others = np.isfinite(logits) & (targets == 0)
         targets = targets * (1 - doubt) + doubt * others / others.sum(axis=1, keepdims=True)
@@ -61,11 +64,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 class TemperatureScaling(PostHocCalibrator):
     """
-    Temperature scaling (Guo et al., arXiv 1706.04599): `softmax(z / T)`, with the T of least negative log-likelihood.
+    Temperature scaling: `softmax(z / T)`, with the T that minimises the negative log-likelihood.
 
-    Where every calibration example is right, sharper is always better and no T is best. Wherever that T comes to a mean
-    confidence above `1 - 1 / (n + 2)`, more than n examples can vouch for, it is the best for targets of that size instead
-    of 1. Where the logits say less than nothing, T stops at 1,097, next to uniform. Both come with a warning.
+    There is no optimal T if all calibration examples are right, or if the logits are worse than uniform. If the mean
+    confidence exceeds `1 - 1 / (n + 2)`, the largest that n examples support, T is fitted to targets of that size
+    instead of 1. If the logits are worse than uniform, T is 1,097, which is almost uniform. Both cases warn.
+
+    References:
+        Guo et al., "On calibration of modern neural networks", arXiv 1706.04599.
 
     Example:
 
@@ -88,22 +94,25 @@ class TemperatureScaling(PostHocCalibrator):
         self.temperature, problem = fit_temperature(logits, labels)
         if problem:
             warnings.warn(
-                f"The logits are {problem} on these {len(labels)} examples, so no temperature can be trusted: it is set "
+                f"The logits are {problem} on these {len(labels)} examples, so no temperature is reliable: it is set "
                 f"to {self.temperature.item():.4g}. Use more calibration examples.",
                 stacklevel=3,
             )
 
     def _transform(self, logits: np.ndarray) -> np.ndarray:
-        return softmax(logits / self.temperature)
+        return softmax(logits / self.temperature, axis=1)
 
 
 class AgreementTemperature(PostHocCalibrator):
     """
-    A temperature without labels, from the model before its alignment (DACA, Luo et al., arXiv 2505.16690).
+    Temperature scaling without labels, to the confidence of the reference model (DACA).
 
-    On the questions that both models answer alike, T minimises the mean KL divergence of `softmax(z / T)` from the reference's
-    option probabilities. Questions that they answer differently are left out: there the reference's confidence is in another
-    answer and lies below the aligned model's accuracy, so that T would come out too large. As good as the reference is calibrated.
+    T minimises the mean KL divergence of `softmax(z / T)` from the reference's option probabilities, over the
+    questions that both models answer alike. On the others the reference's confidence is in another answer, which would
+    make T too large. The result is calibrated as well as the reference is.
+
+    References:
+        Luo et al., "Your pre-trained LLM is secretly an unsupervised confidence calibrator", arXiv 2505.16690.
 
     Example:
 
@@ -111,7 +120,7 @@ class AgreementTemperature(PostHocCalibrator):
     >>> import numpy as np
     >>> from hf_calib.posthoc import AgreementTemperature
     >>> reference = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
-    >>> aligned = np.array([[4.0, 0.0], [0.0, 8.0], [0.0, 1.0]])  # four times too sure, and the last answer is another
+    >>> aligned = np.array([[4.0, 0.0], [0.0, 8.0], [0.0, 1.0]])  # logits times 4; the last answer differs
     >>> round(AgreementTemperature().fit(aligned, reference).temperature.item(), 4)
     4.0
 
@@ -125,39 +134,45 @@ class AgreementTemperature(PostHocCalibrator):
 
     def fit(self, option_logits, reference_option_logits) -> AgreementTemperature:
         """
-        Learn the temperature.
+        Fit the temperature.
 
         Args:
             option_logits (array-like of shape `(N, K)`):
                 Option logits of the aligned model, `-inf` as padding.
             reference_option_logits (array-like of shape `(N, K)`):
-                Those of the model before its alignment, for the same questions.
+                Option logits of the reference model (before alignment), for the same questions.
+
+        Returns:
+            The calibrator itself.
 
         Raises:
-            `ValueError`: if the models never agree, or were asked different questions.
+            `ValueError`: if the models never agree, or the questions differ in their numbers of options.
         """
         logits, reference = check_option_logits(option_logits), check_option_logits(reference_option_logits)
         if logits.shape != reference.shape or (np.isneginf(logits) != np.isneginf(reference)).any():
             raise ValueError(
-                f"`option_logits` {logits.shape} and `reference_option_logits` {reference.shape} have other numbers of "
-                "options: both models must be asked the same questions."
+                f"`option_logits` {logits.shape} and `reference_option_logits` {reference.shape} differ in their "
+                "numbers of options: evaluate both models on the same questions."
             )
         agree = logits.argmax(axis=1) == reference.argmax(axis=1)
         if not agree.any():
             raise ValueError(f"The two models agree on none of {len(logits)} questions: there is nothing to fit on.")
-        self.temperature = np.exp([best_log_temperature(logits[agree], softmax(reference[agree]))])
+        self.temperature = np.exp([best_log_temperature(logits[agree], softmax(reference[agree], axis=1))])
         return self
 
     def _transform(self, logits: np.ndarray) -> np.ndarray:
-        return softmax(logits / self.temperature)
+        return softmax(logits / self.temperature, axis=1)
 
 
 class EnsembleTemperatureScaling(PostHocCalibrator):
     """
-    Ensemble temperature scaling (Zhang et al., arXiv 2003.07329): `w1 softmax(z / T) + w2 softmax(z) + w3 uniform`.
+    Ensemble temperature scaling: `w1 softmax(z / T) + w2 softmax(z) + w3 uniform`.
 
-    T is that of temperature scaling, the weights then have the least negative log-likelihood. No weight above
-    `1 - 1 / (n + 2)` goes to the uniform part, so that the order of the options is never lost.
+    T is that of temperature scaling. The weights minimise the negative log-likelihood. The weight of the uniform part
+    is at most `1 - 1 / (n + 2)`, so the order of the options is kept.
+
+    References:
+        Zhang, Kailkhura and Han, "Mix-n-Match", arXiv 2003.07329.
     """
 
     method = "ensemble_temperature"
@@ -165,8 +180,6 @@ class EnsembleTemperatureScaling(PostHocCalibrator):
     parameters = ("temperature", "weights")
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        from scipy.optimize import minimize
-
         self.temperature, _ = fit_temperature(logits, labels)
         right = self._parts(logits)[:, np.arange(len(labels)), labels]
 
@@ -187,10 +200,10 @@ class EnsembleTemperatureScaling(PostHocCalibrator):
         self.weights = weights if loss(weights)[0] < loss(scaled)[0] else scaled
 
     def _parts(self, logits: np.ndarray) -> np.ndarray:
-        """The three distributions, `(3, N, K)`."""
+        """The three distributions of the mixture, `(3, N, K)`."""
         present = np.isfinite(logits)
         uniform = present / present.sum(axis=1, keepdims=True)
-        return np.stack([softmax(logits / self.temperature), softmax(logits), uniform])
+        return np.stack([softmax(logits / self.temperature, axis=1), softmax(logits, axis=1), uniform])
 
     def _transform(self, logits: np.ndarray) -> np.ndarray:
         return np.tensordot(self.weights, self._parts(logits), axes=1)
@@ -198,13 +211,12 @@ class EnsembleTemperatureScaling(PostHocCalibrator):
 
 class _LinearScaling(PostHocCalibrator):
     """
-    `softmax(W log p + b)` with p the option probabilities as they are and `W = I / T + V`: temperature scaling, and
-    a deviation from it that costs.
+    Base class of vector and matrix scaling, as a penalised deviation from temperature scaling.
 
-    The penalty is `penalty * (|V|^2 + |b|^2)`, in units in which the logits have variance 1, on top of the summed negative
-    log-likelihood; T itself is free. Its strength is chosen by cross-validation as the largest that is worse than the best by
-    no more than one standard error of the difference. Infinity, which is temperature scaling, is among the choices, and none
-    is below 1, a normal prior of variance 1/2: a few labels cannot make it explode.
+    The map is `softmax(W log p + b)` with `W = I / T + V`, where p are the uncalibrated probabilities. The loss is the
+    summed negative log-likelihood plus `penalty * (|V|^2 + |b|^2)`, with log-probabilities scaled to variance 1. The
+    penalty is chosen by cross-validation: the largest whose loss is within one standard error of the best. The choices
+    range from infinity, which is temperature scaling, to 1, a normal prior of variance 1/2.
     """
 
     keeps_order = False
@@ -215,13 +227,11 @@ class _LinearScaling(PostHocCalibrator):
     def _fit(self, logits: np.ndarray, labels: np.ndarray) -> None:
         n, penalty = len(labels), np.inf
         if n >= 2 * self.n_folds:
-            fold = folds(n, self.n_folds, seed=0)
             losses = np.empty((len(self.penalties), n))
-            for k in range(self.n_folds):
-                train, held = fold != k, fold == k
+            for train, held in KFold(self.n_folds, shuffle=True, random_state=0).split(logits):
                 for row, solution in enumerate(self._path(logits[train], labels[train], self.penalties)):
                     log_probabilities = self._log_probabilities(logits[held], *solution)
-                    losses[row, held] = -log_probabilities[range(held.sum()), labels[held]]
+                    losses[row, held] = -log_probabilities[range(len(held)), labels[held]]
             excess = losses - losses[losses.mean(axis=1).argmin()]
             within = excess.mean(axis=1) <= excess.std(axis=1, ddof=1) / np.sqrt(n)
             penalty = self.penalties[int(np.argmax(within))]
@@ -229,9 +239,7 @@ class _LinearScaling(PostHocCalibrator):
         self.penalty = np.array([penalty])
 
     def _path(self, logits: np.ndarray, labels: np.ndarray, penalties) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Weight and bias for each penalty; the first search begins at temperature scaling, each other where the last ended."""
-        from scipy.optimize import minimize
-
+        """Fit weight and bias for each penalty, starting from temperature scaling, then from the previous solution."""
         n, num_options = logits.shape
         present = np.isfinite(logits)
         inputs = _inputs(logits)
@@ -246,7 +254,7 @@ class _LinearScaling(PostHocCalibrator):
             return self._weight(theta[0], theta[1:-num_options].reshape(shape)), theta[-num_options:]
 
         def loss(theta: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-            log_probabilities = log_softmax(np.where(present, self._scores(inputs, *split(theta)), -np.inf))
+            log_probabilities = log_softmax(np.where(present, self._scores(inputs, *split(theta)), -np.inf), axis=1)
             residual = (np.exp(log_probabilities) - targets) / n
             parts = [[(residual * inputs).sum()], self._gradient(residual, inputs).ravel(), residual.sum(axis=0)]
             cost = np.concatenate([[0.0], 2 * penalty / n * theta[1:]])
@@ -261,14 +269,15 @@ class _LinearScaling(PostHocCalibrator):
         return solutions
 
     def _log_probabilities(self, logits: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        return log_softmax(np.where(np.isneginf(logits), -np.inf, self._scores(_inputs(logits), weight, bias)))
+        scores = np.where(np.isneginf(logits), -np.inf, self._scores(_inputs(logits), weight, bias))
+        return log_softmax(scores, axis=1)
 
     def _transform(self, logits: np.ndarray) -> np.ndarray:
         num_options, width = len(self.bias), logits.shape[1]
         if np.isfinite(logits[:, num_options:]).any():
             raise ValueError(
-                f"This {self.title} was fitted on questions with at most {num_options} options and cannot be applied to "
-                "more: fit it on such questions, or use temperature scaling."
+                f"This {self.title} was fitted on questions with at most {num_options} options and cannot be applied "
+                "to more: fit it on questions with as many, or use temperature scaling."
             )
         missing = max(0, num_options - width)
         logits = np.pad(logits[:, :num_options], ((0, 0), (0, missing)), constant_values=-np.inf)
@@ -278,17 +287,19 @@ class _LinearScaling(PostHocCalibrator):
 
 def _inputs(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities, 0 where there is padding."""
-    log_probabilities = log_softmax(logits)
+    log_probabilities = log_softmax(logits, axis=1)
     return np.where(np.isneginf(log_probabilities), 0.0, log_probabilities)
 
 
 class VectorScaling(_LinearScaling):
     """
-    Vector scaling (Guo et al., arXiv 1706.04599) as a penalised deviation from temperature scaling: a scale and a bias for
-    every place among the options. It repairs a taste for letters or places, and may change answers; where the order of the
-    options means nothing, it is temperature scaling.
+    Vector scaling, as a penalised deviation from temperature scaling: a scale and a bias for every option position.
 
-    Questions with fewer options than others are taken: the places that they have count.
+    It corrects a preference for letters or positions, and may change answers. Without such a preference it is close to
+    temperature scaling. Questions may differ in their numbers of options.
+
+    References:
+        Guo et al., "On calibration of modern neural networks", arXiv 1706.04599.
     """
 
     method = "vector"
@@ -309,10 +320,14 @@ class VectorScaling(_LinearScaling):
 
 class MatrixScaling(_LinearScaling):
     """
-    Matrix scaling of log-probabilities (Guo et al., arXiv 1706.04599; as Dirichlet calibration, Kull et al., arXiv
-    1910.12656), as a penalised deviation from temperature scaling. It may change answers.
+    Matrix scaling of log-probabilities, as a penalised deviation from temperature scaling.
 
-    Every option's score depends on all options' log-probabilities, so all questions must have the same number of options.
+    The score of an option depends on the log-probabilities of all options, so all questions must have the same number
+    of options. Answers may change.
+
+    References:
+        Guo et al., "On calibration of modern neural networks", arXiv 1706.04599; as Dirichlet calibration, Kull et
+        al., arXiv 1910.12656.
     """
 
     method = "matrix"
@@ -345,6 +360,6 @@ def _check_full(logits: np.ndarray, num_options: int | None = None) -> None:
     if (counts < num_options).any():
         row = int(np.argmax(counts < num_options))
         raise ValueError(
-            f"Matrix scaling needs the same number of options everywhere: row {row} has {counts[row]}, not {num_options}. Use "
-            "vector scaling, or leave these questions out."
+            f"Matrix scaling needs the same number of options in all rows: row {row} has {counts[row]}, not "
+            f"{num_options}. Use vector scaling, or leave out these questions."
         )

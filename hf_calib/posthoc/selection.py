@@ -1,4 +1,4 @@
-"""Which calibrator is best, judged inside the calibration questions: cross-validation, and the choice by it."""
+"""Choose a calibrator by cross-validation on the calibration questions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
+from sklearn.model_selection import KFold
 
 from ..measures.validation import as_labels
-from .base import PostHocCalibrator, check_option_logits, folds, softmax
+from .base import PostHocCalibrator, check_option_logits
 
 
 AS_IS = "as is"
@@ -17,7 +19,7 @@ AS_IS = "as is"
 
 def fit_calibrator(method: str, option_logits, labels, reference_option_logits=None) -> PostHocCalibrator:
     """
-    A calibrator by its name, fitted.
+    Fit a calibrator, given its name.
 
     Args:
         method (`str`):
@@ -25,7 +27,7 @@ def fit_calibrator(method: str, option_logits, labels, reference_option_logits=N
         option_logits (array-like of shape `(N, K)`):
             Option logits, `-inf` as padding.
         labels (array-like of shape `(N,)`):
-            Index of the right option; not looked at by an unsupervised method.
+            Index of the right option; ignored by an unsupervised method.
         reference_option_logits (array-like of shape `(N, K)`, *optional*):
             Of the model before its alignment, for an unsupervised method.
     """
@@ -42,7 +44,7 @@ def cross_validate(
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """
-    Calibrated probabilities of every question, by calibrators that were fitted on other questions.
+    Calibrate every question with calibrators that were fitted on other questions.
 
     Args:
         methods (`Sequence[str]`):
@@ -59,7 +61,10 @@ def cross_validate(
             Seed of the folds.
 
     Returns:
-        `dict[str, np.ndarray]`: `"as is"` and each method to probabilities `(N, K)`.
+        `dict[str, np.ndarray]`: probabilities `(N, K)`, by method; those of `"as is"` are not calibrated.
+
+    Raises:
+        `ValueError`: for fewer than two folds, or fewer than two questions a fold.
     """
     logits = check_option_logits(option_logits)
     labels = as_labels(labels, *logits.shape)
@@ -67,15 +72,13 @@ def cross_validate(
         raise ValueError(f"n_folds must be at least 2, got {n_folds}.")
     if len(logits) < 2 * n_folds:
         raise ValueError(
-            f"{len(logits)} questions are too few for {n_folds} folds: {2 * n_folds} are needed, hundreds are good."
+            f"{len(logits)} questions are too few for {n_folds} folds: at least {2 * n_folds} are needed."
         )
-    fold = folds(len(logits), n_folds, seed)
-    outcomes = {AS_IS: softmax(logits), **{method: np.empty_like(logits) for method in methods}}
-    for k in range(n_folds):
-        train, held = fold != k, fold == k
+    outcomes = {AS_IS: softmax(logits, axis=1), **{method: np.empty_like(logits) for method in methods}}
+    for train, held in KFold(n_folds, shuffle=True, random_state=seed).split(logits):
         reference = None if reference_option_logits is None else np.asarray(reference_option_logits)[train]
         for method in methods:
-            with warnings.catch_warnings():  # what a fold cannot fit shows in its figures
+            with warnings.catch_warnings():  # a poor fit shows in its loss
                 warnings.simplefilter("ignore", UserWarning)
                 calibrator = fit_calibrator(method, logits[train], labels[train], reference)
             outcomes[method][held] = calibrator.transform(logits[held])
@@ -86,11 +89,11 @@ def choose_method(
     outcomes: Mapping[str, np.ndarray], labels, simplest_first: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
     """
-    The simplest method whose negative log-likelihood is worse than the best by no more than half a standard error.
+    Choose the simplest method whose negative log-likelihood is within half a standard error of the best.
 
-    Judged by the likelihood because it is a proper score: a constant confidence has a perfect ECE and knows nothing. The
-    standard error is that of the difference, question by question. `"as is"` is chosen only where nothing is better: with a
-    handful of labels its standard error excuses any miscalibration. (Half: docs/results/post-hoc.md.)
+    The criterion is a proper score, because the ECE of a constant confidence can be 0. The standard error is that of
+    the paired difference. `"as is"` is only chosen if it is the best, because with few labels the standard error is
+    large.
 
     Args:
         outcomes (`Mapping[str, np.ndarray]`):
@@ -98,10 +101,11 @@ def choose_method(
         labels (array-like of shape `(N,)`):
             Index of the right option.
         simplest_first (`Sequence[str]`):
-            Methods in the order in which the first that will do is taken.
+            Names of the methods, the simplest first.
 
     Returns:
-        `tuple`: its name, and for every name `cv_nll`, `cv_excess` (over the best) and `cv_excess_se`.
+        `tuple[str, dict]`: the name of the chosen method, and for every method `cv_nll`, its mean negative
+        log-likelihood, `cv_excess`, the difference to the best, and `cv_excess_se`, the standard error of that.
     """
     rows = np.arange(len(labels))
     losses = {name: -np.log(np.maximum(p[rows, labels], 1e-12)) for name, p in outcomes.items()}

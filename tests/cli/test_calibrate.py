@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
 from samples import save_world_model
+from scipy.special import softmax
 from transformers import AutoModelForCausalLM
 
 from hf_calib.cli.main import main
@@ -13,7 +14,7 @@ from hf_calib.data.synthetic_world import World
 from hf_calib.inference.model_loading import load_model
 from hf_calib.inference.predict import predict_options
 from hf_calib.inference.predictions import OptionPredictions
-from hf_calib.posthoc import METHODS, PostHocCalibrator, softmax
+from hf_calib.posthoc import METHODS, PostHocCalibrator
 
 
 def predict(model, questions, path):
@@ -103,14 +104,14 @@ def test_a_folded_checkpoint_gives_the_calibrated_options(folder, tmp_path, kind
         World().tokenizer().save_pretrained(source)
         predictions = folder / "adapter-train.npz"
         predicted = predict(source, questions, None)
-        predicted.labels = drawn(softmax(predicted.option_logits / 2))
+        predicted.labels = drawn(softmax(predicted.option_logits / 2, axis=-1))
         predicted.save(predictions)
     arguments = ["--predictions", str(predictions), "--method", "temperature", "--fold_into", str(source)]
     assert call(folder, *arguments, "--output_dir", str(tmp_path / "out")) == 0
     folded = predict(tmp_path / "out" / "model", questions, None)
     temperature = PostHocCalibrator.load(tmp_path / "out/calibrators/temperature").temperature
     logits = OptionPredictions.load(predictions).option_logits
-    np.testing.assert_allclose(folded.probabilities, softmax(logits / temperature), atol=1e-4)
+    np.testing.assert_allclose(folded.probabilities, softmax(logits / temperature, axis=-1), atol=1e-4)
     config = json.loads((tmp_path / "out/model/config.json").read_text())
     assert config["calibration_temperature"] == pytest.approx(temperature.item())
 

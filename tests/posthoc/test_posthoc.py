@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
+from scipy.special import softmax
 
 from hf_calib.measures.calibration_error import expected_calibration_error, negative_log_likelihood
 from hf_calib.posthoc import (
@@ -27,7 +28,6 @@ from hf_calib.posthoc import (
     cross_validate,
     fit_calibrator,
     set_confidence,
-    softmax,
 )
 
 
@@ -41,7 +41,7 @@ def make(n=2000, k=4, temperature=3.0, seed=0, padding=False):
     logits = rng.normal(size=(n, k)) * 1.5
     if padding:
         logits[::3, -1] = -np.inf
-    labels = (softmax(logits).cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+    labels = (softmax(logits, axis=-1).cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
     return logits * temperature, labels
 
 
@@ -52,14 +52,14 @@ def test_temperature_is_the_best_on_a_grid(temperature, padding):
     calibrator = TemperatureScaling().fit(logits, labels)
     assert calibrator.temperature[0] == pytest.approx(temperature, rel=0.1)
     reached = negative_log_likelihood(calibrator.transform(logits), labels)
-    grid = [negative_log_likelihood(softmax(logits / t), labels) for t in np.geomspace(0.05, 50, 400)]
+    grid = [negative_log_likelihood(softmax(logits / t, axis=-1), labels) for t in np.geomspace(0.05, 50, 400)]
     assert reached <= min(grid) + 1e-12
 
 
 def test_temperature_agrees_with_scipy():
     logits, labels = make(n=300)
     found = optimize.minimize_scalar(
-        lambda log_t: negative_log_likelihood(softmax(logits / np.exp(log_t)), labels),
+        lambda log_t: negative_log_likelihood(softmax(logits / np.exp(log_t), axis=-1), labels),
         bounds=(-3, 4),
         options={"xatol": 1e-10},
     )
@@ -68,7 +68,9 @@ def test_temperature_agrees_with_scipy():
 
 def drawn(logits, seed):
     """Labels drawn from the softmax of these logits."""
-    return (softmax(logits).cumsum(axis=1) > np.random.default_rng(seed).random((len(logits), 1))).argmax(axis=1)
+    return (softmax(logits, axis=-1).cumsum(axis=1) > np.random.default_rng(seed).random((len(logits), 1))).argmax(
+        axis=1
+    )
 
 
 @pytest.mark.parametrize("kind", ORDERLY)
@@ -76,7 +78,7 @@ def drawn(logits, seed):
 def test_calibrators_repair_and_keep_the_predictions(kind, padding):
     calibrator = kind().fit(*make(seed=1, padding=padding))
     logits, labels = make(n=5000, seed=2, padding=padding)
-    before, after = softmax(logits), calibrator.transform(logits)
+    before, after = softmax(logits, axis=-1), calibrator.transform(logits)
     assert expected_calibration_error(before, labels) > 0.15
     assert expected_calibration_error(after, labels) < 0.05
     np.testing.assert_allclose(after.sum(axis=1), 1, atol=1e-12)
@@ -90,7 +92,7 @@ def test_isotonic_repairs_what_no_temperature_can():
     def uneven(seed):
         rng = np.random.default_rng(seed)
         logits = rng.normal(size=(8000, 4)) * 3
-        chance = np.where(softmax(logits).max(axis=1) > 0.8, 0.6, 0.55)
+        chance = np.where(softmax(logits, axis=-1).max(axis=1) > 0.8, 0.6, 0.55)
         labels = logits.argmax(axis=1)
         wrong = rng.random(8000) > chance
         labels[wrong] = (labels[wrong] + rng.integers(1, 4, wrong.sum())) % 4
@@ -130,8 +132,8 @@ def test_linear_scaling_recovers_its_truth(kind):
 
     def world(n, seed):
         logits = np.random.default_rng(seed).normal(size=(n, 4)) * 4
-        scores = np.log(softmax(logits)) @ weight.T + bias
-        return logits, drawn(scores, seed + 1), softmax(scores)
+        scores = np.log(softmax(logits, axis=-1)) @ weight.T + bias
+        return logits, drawn(scores, seed + 1), softmax(scores, axis=-1)
 
     test, labels, truth = world(20_000, 1)
     logits, answers, _ = world(5000, 3)
@@ -161,7 +163,7 @@ def test_unpenalised_matrix_scaling_is_logistic_regression():
     logits, labels = make(n=500)
     calibrator = MatrixScaling()
     calibrator.penalties = (1e-9,)
-    inputs = np.log(softmax(logits))
+    inputs = np.log(softmax(logits, axis=-1))
     expected = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(inputs, labels).predict_proba(inputs)
     np.testing.assert_allclose(calibrator.fit(logits, labels).transform(logits), expected, atol=2e-3)
 
@@ -190,7 +192,7 @@ def test_ensemble_temperature_recovers_the_mixture():
     labels = np.where(rng.random(20_000) < 0.2, rng.integers(0, 4, 20_000), drawn(logits, 1))
     calibrator = EnsembleTemperatureScaling().fit(logits, labels)
     np.testing.assert_allclose(calibrator.weights.sum(), 1)
-    truth = 0.8 * softmax(logits) + 0.05
+    truth = 0.8 * softmax(logits, axis=-1) + 0.05
     np.testing.assert_allclose(calibrator.transform(logits), truth, atol=0.03)
     after, scaled = calibrator.transform(logits), TemperatureScaling().fit(logits, labels).transform(logits)
     assert negative_log_likelihood(after, labels) < negative_log_likelihood(scaled, labels) - 0.01
@@ -201,7 +203,7 @@ def test_beta_agrees_with_netcal():
     netcal = pytest.importorskip("netcal.scaling")
     logits, labels = make(n=4000, k=2)
     calibrator = BetaCalibration().fit(logits, labels)
-    confidences = softmax(logits / calibrator.temperature).max(axis=1)
+    confidences = softmax(logits / calibrator.temperature, axis=-1).max(axis=1)
     correct = (logits.argmax(axis=1) == labels).astype(int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -216,7 +218,7 @@ def test_isotonic_is_scikit_learns():
     from sklearn.isotonic import IsotonicRegression
 
     logits, labels = make(n=500)
-    confidences, correct = softmax(logits).max(axis=1), logits.argmax(axis=1) == labels
+    confidences, correct = softmax(logits, axis=-1).max(axis=1), logits.argmax(axis=1) == labels
     expected = IsotonicRegression(y_max=1 - 1 / 502).fit(confidences, correct).predict(confidences)
     ours = IsotonicConfidence().fit(logits, labels).transform(logits).max(axis=1)
     free = expected > 0.5
@@ -226,7 +228,9 @@ def test_isotonic_is_scikit_learns():
 def test_histogram_bins_hold_their_accuracy():
     logits, labels = make(n=3000)
     calibrator = HistogramBinning().fit(logits, labels)
-    bins = np.searchsorted(calibrator.edges, softmax(logits / calibrator.temperature).max(axis=1), side="right")
+    bins = np.searchsorted(
+        calibrator.edges, softmax(logits / calibrator.temperature, axis=-1).max(axis=1), side="right"
+    )
     assert len(calibrator.accuracies) == 15 and np.bincount(bins).tolist() == [200] * 15
     correct = logits.argmax(axis=1) == labels
     rates = np.array([correct[bins == b].mean() for b in range(15)])
@@ -246,9 +250,11 @@ def test_agreement_temperature_recovers_the_temperature_of_the_reference():
     assert fitted.temperature[0] == pytest.approx(3, rel=1e-9)
     # minimum of the mean KL divergence on the questions with agreement, found another way
     noisy = aligned + rng.normal(size=aligned.shape)
-    agree, target = noisy.argmax(axis=1) == reference.argmax(axis=1), softmax(reference)
+    agree, target = noisy.argmax(axis=1) == reference.argmax(axis=1), softmax(reference, axis=-1)
     found = optimize.minimize_scalar(
-        lambda t: -(target * np.log(softmax(noisy / np.exp(t))))[agree].sum(), bounds=(-1, 3), options={"xatol": 1e-9}
+        lambda t: -(target * np.log(softmax(noisy / np.exp(t), axis=-1)))[agree].sum(),
+        bounds=(-1, 3),
+        options={"xatol": 1e-9},
     )
     temperature = AgreementTemperature().fit(noisy, reference).temperature[0]
     assert np.log(temperature) == pytest.approx(found.x, abs=1e-5)
@@ -257,7 +263,7 @@ def test_agreement_temperature_recovers_the_temperature_of_the_reference():
 def test_agreement_needs_the_same_questions_and_agreement():
     with pytest.raises(ValueError, match="agree on none of 2 questions"):
         AgreementTemperature().fit([[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]])
-    with pytest.raises(ValueError, match="asked the same questions"):
+    with pytest.raises(ValueError, match="same questions"):
         AgreementTemperature().fit([[1.0, 0.0, -np.inf]], [[1.0, 0.0, 0.5]])
 
 
@@ -269,7 +275,7 @@ def test_agreement_needs_the_same_questions_and_agreement():
 def test_few_labels_do_not_explode(kind, n):
     """Never far worse than the model as it is on other questions, and never certain of anything."""
     test, labels = make(n=5000, seed=100)
-    as_it_is = negative_log_likelihood(softmax(test), labels)
+    as_it_is = negative_log_likelihood(softmax(test, axis=-1), labels)
     for seed in range(5):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -290,7 +296,7 @@ def test_likelihood_is_not_worse_where_it_was_fitted(kind, seed, n, k, temperatu
         except UserWarning:
             return
     after = negative_log_likelihood(kind().fit(logits, labels).transform(logits), labels)
-    assert after <= negative_log_likelihood(softmax(logits), labels) + 1e-9
+    assert after <= negative_log_likelihood(softmax(logits, axis=-1), labels) + 1e-9
 
 
 # The choice
@@ -323,7 +329,7 @@ def test_cross_validation_does_not_see_the_question_it_calibrates():
     np.testing.assert_array_equal(
         cross_validate(["isotonic"], logits, changed, n_folds=30)["isotonic"][7], outcomes["isotonic"][7]
     )
-    with pytest.raises(ValueError, match="9 questions are too few for 5 folds: 10 are needed"):
+    with pytest.raises(ValueError, match="9 questions are too few for 5 folds: at least 10"):
         cross_validate(["isotonic"], logits[:9], labels[:9])
     with pytest.raises(ValueError, match="n_folds"):
         cross_validate(["isotonic"], logits, labels, n_folds=1)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 from runs import SFT_RUN, logged
+from scipy.special import softmax
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, predict_options
 from hf_calib.data.questions import PromptFormat, load_questions
 from hf_calib.data.synthetic_world import World, WorldConfig
 from hf_calib.inference.model_loading import load_model
-from hf_calib.posthoc import softmax
 from hf_calib.trainers.reference import calibrate_reference
 
 
@@ -101,29 +101,30 @@ def test_the_reference_is_calibrated_on_all_labels(world_model, reference, quest
     assert len(found) == (40 if objective == "cft" else 34)
     # All that has changed is the odds of the prediction, alike for all.
     odds, moved = (
-        softmax(logits).max(axis=1) / (1 - softmax(logits).max(axis=1)) for logits in (before.option_logits, found)
+        softmax(logits, axis=-1).max(axis=1) / (1 - softmax(logits, axis=-1).max(axis=1))
+        for logits in (before.option_logits, found)
     )
     factor = moved[-1] / odds[-1]
     assert factor < 0.8 or factor > 1.25
     np.testing.assert_allclose(moved[-10:], factor * odds[30:], rtol=1e-3)
     expected = calibrate_reference(list(before.option_logits), np.array([*answers[:30], *[-100] * 10]), 0.0)
     assert (
-        np.abs(softmax(found)[:, None] - softmax(np.array(expected))).max(-1).min(-1).max() < 1e-4
+        np.abs(softmax(found, axis=-1)[:, None] - softmax(np.array(expected), axis=-1)).max(-1).min(-1).max() < 1e-4
     )  # each is one of them
-    assert softmax(np.array(expected))[:30].max(axis=1).mean() == pytest.approx(20 / 30, abs=1e-6)
+    assert softmax(np.array(expected), axis=-1)[:30].max(axis=1).mean() == pytest.approx(20 / 30, abs=1e-6)
 
 
 def test_its_confidence_goes_to_its_accuracy_by_the_number_of_labels():
     rng = np.random.default_rng(0)
     logits = 2 * rng.standard_normal((1000, 4))
-    labels = (softmax(logits / 4).cumsum(axis=1) > rng.random((1000, 1))).argmax(axis=1)
-    accuracy, confidence = (logits.argmax(axis=1) == labels).mean(), softmax(logits).max(axis=1).mean()
+    labels = (softmax(logits / 4, axis=-1).cumsum(axis=1) > rng.random((1000, 1))).argmax(axis=1)
+    accuracy, confidence = (logits.argmax(axis=1) == labels).mean(), softmax(logits, axis=-1).max(axis=1).mean()
     rows = list(logits)
 
     def moved(labels, pseudo_count):
         result = np.array(calibrate_reference(rows, labels, pseudo_count))
         np.testing.assert_array_equal(result.argmax(axis=1), logits.argmax(axis=1))
-        return softmax(result).max(axis=1).mean()
+        return softmax(result, axis=-1).max(axis=1).mean()
 
     assert confidence - accuracy > 0.2
     assert moved(labels, 0.0) == pytest.approx(accuracy, abs=1e-6)
@@ -136,7 +137,7 @@ def test_its_confidence_goes_to_its_accuracy_by_the_number_of_labels():
     assert moved(logits.argmin(axis=1), 0.0) < 0.5
     # Labels that are not known count for nothing, and questions may have different numbers of options.
     mixed = calibrate_reference([*rows, np.array([5.0, 0.0])], np.append(labels, -100), 0.0)
-    assert len(mixed[-1]) == 2 and softmax(np.array(mixed[:-1])).max(axis=1).mean() == pytest.approx(
+    assert len(mixed[-1]) == 2 and softmax(np.array(mixed[:-1]), axis=-1).max(axis=1).mean() == pytest.approx(
         accuracy, abs=1e-6
     )
 
