@@ -2,11 +2,11 @@
 
     python benchmarks/calibrated_dpo/calibrated_dpo.py --seeds 0 1 2 --output_dir calibrated-dpo
 
-Every method trains the pre-trained model of recipes/quickstart six times: at beta 0.1, 1 and 10, with two values of its own
-knob. Of each, the run is taken that does best on validation pairs and questions (the lowest sum of pair-ECE and option conf-ECE,
-among the runs whose pair accuracy is within a point of plain DPO's highest), and reported on test pairs and questions, whose
-prompts the validation questions do not share. A run that was cut off goes on where it stopped. Prints two tables and, last, one line of
-JSON.
+Every method trains the pre-trained model of recipes/quickstart six times: at beta 0.1, 1 and 10, with two values of
+its own knob. Of each, the run is taken that does best on validation pairs and questions (the lowest sum of pair-ECE
+and option conf-ECE, among the runs whose pair accuracy is within a point of plain DPO's highest), and reported on test
+pairs and questions, whose prompts the validation questions do not share. A run that was cut off goes on where it
+stopped. Prints two tables and, last, one line of JSON.
 """
 
 import argparse

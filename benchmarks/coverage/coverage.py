@@ -4,10 +4,11 @@
     python benchmarks/coverage/coverage.py --num_rows 5000 --n_bins 15 --binning equal_mass
     python benchmarks/coverage/coverage.py --num_rows 500 2000 --kinds "sine .06" "sine .12"
 
-Every model is a population of confidences with a probability of being right each; N rows are drawn from it and given to
-`bootstrap_interval`, as a user would. The truth is the error of the population in the same bins. Four other intervals are
-computed from the same rows, if these are not weighted. Prints a table for each N (coverage in percent; for the interval that is
-shipped also misses on either side, as "truth below / above", and mean width) and, last, one line of JSON.
+Every model is a population of confidences with a probability of being right each; N rows are drawn from it and given
+to `bootstrap_interval`, as a user would. The truth is the error of the population in the same bins. Four other
+intervals are computed from the same rows, if these are not weighted. Prints a table for each N (coverage in percent;
+for the interval that is shipped also misses on either side, as "truth below / above", and mean width) and, last, one
+line of JSON.
 """
 
 import argparse

@@ -1,14 +1,15 @@
-"""Speed of the evaluation, next to lm-evaluation-harness on the same model, questions and prompts, and whether the two agree.
+"""Speed of the evaluation beside lm-evaluation-harness, and whether the two agree.
 
     python benchmarks/evaluation/evaluation.py --arc arc_easy_test.parquet --mmlu mmlu_test.parquet
-    python benchmarks/evaluation/evaluation.py --model ./smollm2 --arc arc_easy_test.parquet --mmlu mmlu_test.parquet \\
-        --peer_python ~/lm-eval/bin/python
+    python benchmarks/evaluation/evaluation.py --model ./smollm2 \\
+        --arc arc_easy_test.parquet --mmlu mmlu_test.parquet --peer_python ~/lm-eval/bin/python
 
-lm-evaluation-harness runs in a virtual environment of its own, made on the first call (or given by `--peer_python`), with the same
-torch and transformers. It gets the very prompts and options that `predict_options` writes, as a task of the kind `multiple_choice`.
-Both load the model once, outside the clock, in float32 on the CPU with the same number of threads, and both take the batch size at
-which they were fastest on a few of the questions. Then they take turns on chunks of the questions, whoever is first changing each
-time; the ratio is the median over chunks, with a 95% bootstrap interval. Prints a table and, last, one line of JSON.
+lm-evaluation-harness runs in a virtual environment of its own, made on the first call (or given by `--peer_python`),
+with the same torch and transformers. It gets the very prompts and options that `predict_options` writes, as a task of
+the kind `multiple_choice`. Both load the model once, outside the clock, in float32 on the CPU with the same number of
+threads, and both take the batch size at which they were fastest on a few of the questions. Then they take turns on
+chunks of the questions, whoever is first changing each time; the ratio is the median over chunks, with a 95% bootstrap
+interval. Prints a table and, last, one line of JSON.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""The peer's half of benchmarks/evaluation/evaluation.py: lm-evaluation-harness in an environment of its own, asked line by line.
+"""lm-evaluation-harness in its own environment, driven line by line by evaluation.py.
 
-It loads the model once. A line of JSON names a task file and a batch size; the answer, a line too, holds the seconds that
-`lm_eval.evaluate` took (of the wall and of the process) and the log-likelihood of every option of every question.
+It loads the model once. A line of JSON names a task file and a batch size; the answer, a line too, holds the seconds
+that `lm_eval.evaluate` took (of the wall and of the process) and the log-likelihood of every option of every question.
 """
 
 import json

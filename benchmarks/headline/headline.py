@@ -4,8 +4,10 @@
     python benchmarks/headline/headline.py --config benchmarks/headline/headline_world.yaml --output_dir headline-world
 
     # SmolLM2 on real questions; with a local model folder and files, and two of the seeds
-    python benchmarks/headline/headline.py --config benchmarks/headline/headline_smollm2.yaml --output_dir headline-smollm2
-    python benchmarks/headline/headline.py --config benchmarks/headline/headline_smollm2.yaml --output_dir headline-smollm2 \\
+    python benchmarks/headline/headline.py --config benchmarks/headline/headline_smollm2.yaml \\
+        --output_dir headline-smollm2
+    python benchmarks/headline/headline.py --config benchmarks/headline/headline_smollm2.yaml \\
+        --output_dir headline-smollm2 \\
         --set models.SmolLM2-135M.path=./smollm2 datasets.ARC-Easy.train=arc_easy_train.parquet seeds=[0,1]
 
     # what is there to do, and how long it takes by what has been measured; a few of the methods; the tables again
@@ -13,11 +15,11 @@
     python benchmarks/headline/headline.py --config ... --output_dir ... --only "as is" TS TS-IR RCFT
     python benchmarks/headline/headline.py --config ... --output_dir ... --report_only
 
-A method gets a number of labelled questions of one source, the same for all, and is tested on the questions of every source. The
-same command goes on where an earlier run stopped: a stage is done again only if something that it is made of has changed. One
-that fails is reported, and left out of the tables.
-Several runs may share a folder if they have different seeds and the untrained model's answers are there (`--only "as is"` first).
-Writes report.md, cells.md, results.json and figures; prints tables and, last, one line of JSON: every bar, and whether it is met.
+A method gets a number of labelled questions of one source, the same for all, and is tested on the questions of every
+source. The same command goes on where an earlier run stopped: a stage is done again only if something that it is made
+of has changed. One that fails is reported, and left out of the tables. Several runs may share a folder if they have
+different seeds and the untrained model's answers are there (`--only "as is"` first). Writes report.md, cells.md,
+results.json and figures; prints tables and, last, one line of JSON: every bar, and whether it is met.
 """
 
 import argparse
@@ -65,7 +67,8 @@ def print_plan(stages: list[Stage], output_dir: Path) -> None:
 
 def work(stages: list[Stage], output_dir: Path) -> set[Stage]:
     """
-    Do what is not done. A stage that fails (a method that cannot be applied to some questions, say) keeps only those from being
+    Do what is not done. A stage that fails (a method that cannot be applied to some questions, say) keeps only those
+    from being
     done that build on it; they are returned. A stage stands behind those that it needs.
     """
     failed = set()

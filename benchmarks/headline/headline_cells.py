@@ -1,4 +1,4 @@
-"""What benchmarks/headline/headline.py says of cells: their measures, paired comparisons on the same questions, bars over all of them."""
+"""Cells of the headline: their measures, paired comparisons on the same questions, and bars over all cells."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hf_calib.measures.calibration_error import classwise_calibration_error
 
 
 MEASURES = (
-    "n", "accuracy", "confidence", "ece", "ece_low", "ece_high", "ece_noise_floor", "ece_noise_floor_p95", "ece_p_value",
-    "debiased_ece", "cw_ece", "cw_ece_noise_floor", "smooth_ece", "nll", "brier", "brier_calibration", "brier_refinement",
-    "auroc", "aurc",
+    "n", "accuracy", "confidence", "ece", "ece_low", "ece_high", "ece_noise_floor", "ece_noise_floor_p95",
+    "ece_p_value", "debiased_ece", "cw_ece", "cw_ece_noise_floor", "smooth_ece", "nll", "brier", "brier_calibration",
+    "brier_refinement", "auroc", "aurc",
 )  # fmt: skip
 PAIRED = ("ece", "cw_ece", "nll", "brier", "accuracy")
 
@@ -55,7 +55,7 @@ def measure(views: Sequence[OptionPredictions]) -> dict[str, float]:
 
 
 def cw_noise_floor(probabilities: np.ndarray, n_draws: int = 50, seed: int = 0) -> float:
-    """Mean cw-ECE under labels drawn from the probabilities: what a calibrated model that says so would show on as many questions."""
+    """Noise floor of cw-ECE: its mean under labels drawn from the probabilities."""
     cumulative, errors = probabilities.astype(np.float64).cumsum(axis=1), []
     for draw in np.random.default_rng(seed).random((n_draws, len(cumulative), 1)):
         labels = (cumulative <= draw * cumulative[:, -1:]).sum(axis=1)
@@ -65,8 +65,8 @@ def cw_noise_floor(probabilities: np.ndarray, n_draws: int = 50, seed: int = 0) 
 
 def quantities(views: Sequence[OptionPredictions], n_bins: int = 10) -> dict[str, np.ndarray]:
     """
-    What the measures of [`PAIRED`] are made of, question by question: a measure is the mean, or, where there is a row for
-    each bin, the summed absolute mean of the rows.
+    What the measures of [`PAIRED`] are made of, question by question: a measure is the mean, or, where there is a row
+    for each bin, the summed absolute mean of the rows.
     """
     edges, found = bin_edges(np.empty(0), n_bins), []
     for predictions in views:
@@ -94,10 +94,10 @@ def compare(
     """
     Ours less another method, on the same questions.
 
-    The interval is that of the difference as it is measured on so many questions: how far the Bayesian bootstrap, in which
-    every draw weighs the questions alike for both methods, scatters. A measured calibration error is too large by what noise
-    adds to it, the more so the smaller it is; so the difference, and its interval, rather understate how much better the better
-    method is.
+    The interval is that of the difference as it is measured on so many questions: how far the Bayesian bootstrap, in
+    which every draw weighs the questions alike for both methods, scatters. A measured calibration error is too large
+    by what noise adds to it, the more so the smaller it is; so the difference, and its interval, rather understate how
+    much better the better method is.
 
     Args:
         ours, other (`Sequence[OptionPredictions]`):
@@ -151,8 +151,8 @@ def over_seeds(values: Mapping[Place, float], weights: Mapping[Place, float] | N
     )
 
 
-# What a bar reads in one place: measures of ours, those of the methods against it, those of the original, names of measures. A
-# ratio of means is the mean of the ratios, weighted by their denominators.
+# What a bar reads in one place: measures of ours, those of the methods against it, those of the original, names of
+# measures. A ratio of means is the mean of the ratios, weighted by their denominators.
 READINGS: dict[str, Callable[..., float]] = {
     "ratio": lambda ours, against, original, names: float(
         np.mean([_ratio(ours[name], min(other[name] for other in against)) for name in names])
@@ -188,8 +188,8 @@ def read_bar(bar: Bar, results: Results, ours: str, baselines: Sequence[str], or
             Methods compared, where the bar names no others.
 
     Returns:
-        `dict`: `value`, `half` (of its interval over the seeds), `cells`, `left_out` (places whose baselines lie within the
-        noise floor), `met`; or `None` where nothing has been measured yet.
+        `dict`: `value`, `half` (of its interval over the seeds), `cells`, `left_out` (places whose baselines lie
+        within the noise floor), `met`; or `None` where nothing has been measured yet.
     """
     ours, against, left_out, values, weights = bar.ours or ours, bar.against or baselines, 0, {}, {}
     budgets = bar.where.get("budget")

@@ -1,4 +1,4 @@
-"""What the YAML of benchmarks/headline/headline.py says: models, data sets, methods, budgets, seeds and bars, checked."""
+"""The configuration of the headline: models, data sets, methods, budgets, seeds and bars, checked."""
 
 from __future__ import annotations
 
@@ -84,14 +84,15 @@ class Method:
         hold_out (`float`, *optional*):
             Share of the labels that training does not get, for the calibrator.
         folds (`int`, *optional*):
-            Cross-fit: train so many models, each without another part of the labels (of the recipe's E-step), and average them.
-            A calibrator is fitted on what each made of its own part.
+            Cross-fit: train so many models, each without another part of the labels (of the recipe's E-step), and
+            average them. A calibrator is fitted on what each made of its own part.
         of (`str`, *optional*):
             Take the model that this other method has trained.
         calibrator (`str`, *optional*):
             Post-hoc method, by its name in `hf_calib.posthoc`. It is fitted on all labels; of a model that was trained
             on them, on those held out from training: `hold_out`, or else the rows of the recipe's E-step.
-            `transferred_temperature` is fitted for each test anew, on these labels and on that test's questions without theirs.
+            `transferred_temperature` is fitted for each test anew, on these labels and on that test's questions
+            without theirs.
         option_normalization (`str`, *optional*):
             Of a model that is not trained: `"sum"` or `"mean"`, whatever the labels prefer.
     """
@@ -115,7 +116,8 @@ class Method:
             self.recipe or self.of or self.option_normalization not in NORMALIZATIONS
         ):
             raise ValueError(
-                f"option_normalization={self.option_normalization!r}: sum or mean is wanted, of a model that is not trained"
+                f"option_normalization={self.option_normalization!r}: sum or mean is wanted, of a model that is not "
+                f"trained"
             )
         if (self.set or self.budgets or self.hold_out or self.folds) and not self.recipe:
             raise ValueError("set, budgets, hold_out and folds belong to a recipe, and there is none")
@@ -160,14 +162,14 @@ class Bar:
         measure (`str` or `list[str]`):
             Measure of each cell.
         statistic (`str`):
-            `"ratio"` (ours over the better baseline of the same cell), `"ratio_of_means"` (mean of ours over that of the better
-            baseline: cells in which both are small count little), `"difference"` (ours less the original), or `"share_below"`
-            (of the cells in which ours is below every baseline, in all measures named).
+            `"ratio"` (ours over the better baseline of the same cell), `"ratio_of_means"` (mean of ours over that of
+            the better baseline: cells in which both are small count little), `"difference"` (ours less the original),
+            or `"share_below"` (of the cells in which ours is below every baseline, in all measures named).
         at_most (`float`, *optional*), at_least (`float`, *optional*):
             Threshold: one of them.
         where (`dict`, *optional*):
-            `budget` (a number or several), `domain` (`"in"` or `"out"`), `above_floor: true` (cells whose better baseline
-            is further from calibrated than chance explains).
+            `budget` (a number or several), `domain` (`"in"` or `"out"`), `above_floor: true` (cells whose better
+            baseline is further from calibrated than chance explains).
         ours (`str`, *optional*), against (`list[str]`, *optional*):
             Other methods to compare than those of the whole run.
     """

@@ -1,4 +1,4 @@
-"""All that benchmarks/headline/headline.py has to do: the cells of a configuration, and the stages that each builds on."""
+"""The plan of the headline: the cells of a configuration, and the stages that each builds on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from hf_calib.training import quickstart
 
 
 class Asked(NamedTuple):
-    """A model to be asked: where it lies, the training it came from (none: it was there before), the folder of its answers."""
+    """A model to evaluate: its folder, the stage that trained it (`None`: given), the folder of its answers."""
 
     path: str
     training: Stage | None
@@ -63,8 +63,8 @@ class Plan:
 
     def cells(self, methods: Sequence[str] | None = None) -> dict[Place, dict[str, Stage]]:
         """
-        The stages that measure the methods (all by default), by place and method; each leaves a measures.json. The tests of
-        one trained model stand next to each other.
+        The stages that measure the methods (all by default), by place and method; each leaves a measures.json. The
+        tests of one trained model stand next to each other.
         """
         config, cells = self.config, {}
         for seed, model, source, budget in product(config.seeds, config.models, config.datasets, config.budgets):

@@ -26,8 +26,8 @@ Rows = list[list[str]]
 
 HEADINGS = {
     "accuracy": "accuracy", "confidence": "confidence", "ece": "conf-ECE", "ece_noise_floor": "floor",
-    "debiased_ece": "debiased", "cw_ece": "cw-ECE", "cw_ece_noise_floor": "its floor", "smooth_ece": "smooth", "tce": "TCE",
-    "nll": "NLL", "brier": "Brier",
+    "debiased_ece": "debiased", "cw_ece": "cw-ECE", "cw_ece_noise_floor": "its floor", "smooth_ece": "smooth",
+    "tce": "TCE", "nll": "NLL", "brier": "Brier",
     "brier_calibration": "its calibration", "brier_refinement": "refinement", "auroc": "AUROC", "aurc": "AURC",
 }  # fmt: skip
 DRAWN = ("ece", "cw_ece", "nll", "accuracy")
@@ -222,7 +222,8 @@ def methods_figure(budgets: Mapping[int, Mapping[Place, Mapping]], methods: Sequ
                     if values:
                         mean, half = over_seeds(values)
                         axes.errorbar(
-                            mean, row + 0.16 * (shift - (len(budgets) - 1) / 2), xerr=half if np.isfinite(half) else None,
+                            mean, row + 0.16 * (shift - (len(budgets) - 1) / 2),
+                            xerr=half if np.isfinite(half) else None,
                             fmt=mark, color=colour, markersize=4.5, linewidth=1,
                             label=f"{budget:,} labels" if row == 0 else "_",
                         )  # fmt: skip
@@ -265,10 +266,10 @@ def _with_half(value: float, half: float) -> str:
 
 def _reading(config: Config) -> str:
     return (
-        f"{len(config.seeds)} seeds; every method has the same labels, however it divides them. ± is half a 95% t interval "
-        "over the seeds. **floor**: the conf-ECE that a perfectly calibrated model with these confidences would show on as "
-        "many questions. **ratio**: mean over the seeds of ours over the better baseline, which is chosen for each measure "
-        "and seed. **surely better**: seeds in which the 95% interval of the paired difference in conf-ECE lies below 0 and "
-        "the better baseline is further from calibrated than chance explains; **surely worse**: the other way round. "
-        "Every single cell is in cells.md."
+        f"{len(config.seeds)} seeds; every method has the same labels, however it divides them. ± is half a 95% t "
+        "interval over the seeds. **floor**: the conf-ECE that a perfectly calibrated model with these confidences "
+        "would show on as many questions. **ratio**: mean over the seeds of ours over the better baseline, which is "
+        "chosen for each measure and seed. **surely better**: seeds in which the 95% interval of the paired "
+        "difference in conf-ECE lies below 0 and the better baseline is further from calibrated than chance "
+        "explains; **surely worse**: the other way round. Every single cell is in cells.md."
     )

@@ -38,8 +38,8 @@ sys.path.append(str(Path(__file__).parents[1] / "rivals"))  # trainers that a re
 @dataclass(eq=False)
 class Stage:
     """
-    A piece of work with a folder. It is done where the folder holds `stage.json` with the key: a digest of all that the
-    result is made of, the keys of the stages it builds on included.
+    A piece of work with a folder. It is done where the folder holds `stage.json` with the key: a digest of all that
+    the result is made of, the keys of the stages it builds on included.
     """
 
     folder: Path

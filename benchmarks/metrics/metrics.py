@@ -3,8 +3,9 @@
     python benchmarks/metrics/metrics.py
     python benchmarks/metrics/metrics.py --sizes 1000000 --repeats 3
 
-Contestants take turns and the median counts. Every library takes as many threads as it takes by itself (torch: all cores; NumPy:
-one here). Prints tables and, last, one line of JSON: ratios (peer's time over ours), seconds and megabytes.
+Contestants take turns and the median counts. Every library takes as many threads as it takes by itself (torch: all
+cores; NumPy: one here). Prints tables and, last, one line of JSON: ratios (peer's time over ours), seconds and
+megabytes.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Ideas for RCFT that have not become part of it, each as little more than what it changes; rcft_variants.py measures them."""
+"""Candidate changes to RCFT that were not adopted. rcft_variants.py measures them."""
 
 from collections import deque
 
@@ -17,7 +17,7 @@ GRID = 64  # confidences at which a Venn-Abers map is computed
 
 
 class DualWeight(CalibratedSFTTrainer):
-    """The weight of EM-ECE by dual ascent: it rises while the ECE on the E-step questions is above its noise floor, and falls below."""
+    """Set the weight of EM-ECE by dual ascent: up while the ECE of the E-step is above its noise floor, else down."""
 
     def _fit_map(self, kind, probabilities, truth):
         super()._fit_map(kind, probabilities, truth)
@@ -27,7 +27,7 @@ class DualWeight(CalibratedSFTTrainer):
 
 
 class MovingWindow(CalibratedSFTTrainer):
-    """The map is that of the last questions trained on, as they were answered then: no question is held out, none asked again."""
+    """Fit the map on the last training questions, as answered at their step. No question is held out."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -57,7 +57,7 @@ class Mixup(CalibratedSFTTrainer):
 
 
 class StopOnRefinement(CalibratedSFTTrainer):
-    """Keeps the weights of the E-step at which the questions have the least NLL under their best temperature (arXiv 2501.19195)."""
+    """Keep the weights of the E-step with the least NLL under the best temperature (arXiv 2501.19195)."""
 
     least = np.inf
 
@@ -87,7 +87,7 @@ class WithCalibrator(CalibratedSFTTrainer):
 
 
 class ClasswiseTargets(WithCalibrator):
-    """Every option's target is what options of its probability come to, be it the first or not, divided by their sum."""
+    """Fit one map for the probabilities of all options; targets are its values divided by their sum."""
 
     class kind(EMCalibrator):
         def fit(self, probabilities, labels):
@@ -103,7 +103,7 @@ class ClasswiseTargets(WithCalibrator):
 
 
 class VennAbers(WithCalibrator):
-    """Inductive Venn-Abers (Vovk & Petej, arXiv 1211.0025): two isotonic regressions for every confidence, one with each outcome."""
+    """Inductive Venn-Abers (arXiv 1211.0025): two isotonic regressions a confidence, one with each outcome."""
 
     class kind(EMCalibrator):
         def _fit_isotonic(self, confidences, correct):

@@ -1,4 +1,4 @@
-"""One change at a time to RCFT, from the aligned models that benchmarks/synthetic_world/synthetic_world.py left behind.
+"""One change at a time to RCFT, on the aligned models of synthetic_world.py.
 
     python benchmarks/synthetic_world/synthetic_world.py --seeds 0 1 2 --output_dir synthetic-world
     python benchmarks/rcft_variants/rcft_variants.py synthetic-world/seed-*

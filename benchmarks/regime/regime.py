@@ -2,8 +2,8 @@
 
     python benchmarks/regime/regime.py --runs 1000
 
-Prints the rate of each verdict at level 0.05, and, last, one line of JSON: the largest rate of each wrong verdict. On the border
-both verdicts are wrong; where only one is, the other is bracketed.
+Prints the rate of each verdict at level 0.05, and, last, one line of JSON: the largest rate of each wrong verdict. On
+the border both verdicts are wrong; where only one is, the other is bracketed.
 """
 
 import argparse

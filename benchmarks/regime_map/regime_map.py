@@ -3,15 +3,16 @@
     # the quickstart's world, where the truth is known: CFT and RCFT, trained far too hard
     python benchmarks/regime_map/regime_map.py world --output_dir regime-world
 
-    # SmolLM2 on ARC-Easy (a GPU, or an afternoon); smaller, with a local model folder and files, and another weight of EM-ECE
+    # SmolLM2 on ARC-Easy (a GPU, or several hours); then smaller, with local files and another weight of EM-ECE
     python benchmarks/regime_map/regime_map.py smollm2 --output_dir regime-smollm2
-    python benchmarks/regime_map/regime_map.py smollm2 --output_dir regime-smollm2 --num_questions 120 300 --lambda_ece 10 \\
-        --model ./smollm2 --train arc_easy_train.parquet --test arc_easy_test.parquet
+    python benchmarks/regime_map/regime_map.py smollm2 --output_dir regime-smollm2 \\
+        --num_questions 120 300 --lambda_ece 10 --model ./smollm2 \\
+        --train arc_easy_train.parquet --test arc_easy_test.parquet
 
-Every few steps the model is asked the training questions and the test questions. A run that was cut off begins again, one that is
-done is kept. The training questions are those with a gradient: what RCFT holds out for its E-step is not measured. Writes map.md,
-points.json and map.png / .svg; prints, last, one line of JSON: the test ECE of RCFT over that of CFT at the same accuracy on the
-training questions.
+Every few steps the model is asked the training questions and the test questions. A run that was cut off begins again,
+one that is done is kept. The training questions are those with a gradient: what RCFT holds out for its E-step is not
+measured. Writes map.md, points.json and map.png / .svg; prints, last, one line of JSON: the test ECE of RCFT over that
+of CFT at the same accuracy on the training questions.
 """
 
 import argparse
@@ -91,8 +92,8 @@ def track(points: list[dict], run: str, part: str, measure: str) -> np.ndarray:
 
 
 def at_same_accuracy(points: list[dict]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Test ECE of each run where its accuracy on the training questions first reaches five values, from the border (without a
-    truth, the first measurement) to the most that both runs reach."""
+    """Test ECE of each run where its accuracy on the training questions first reaches five values, from the border
+    (without a truth, the first measurement) to the most that both runs reach."""
     reached = {run: np.maximum.accumulate(track(points, run, "train", "accuracy")) for run in RUNS}
     border = points[0]["critical_accuracy"] or max(accuracies[0] for accuracies in reached.values())
     accuracies = np.linspace(border, min(accuracies[-1] for accuracies in reached.values()), 6)[1:]

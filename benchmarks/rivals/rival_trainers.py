@@ -23,8 +23,8 @@ class RivalSFTConfig(CalibratedSFTConfig):
 
     Args:
         batch_loss (`str`, *optional*):
-            Calibration error of a micro-batch that is added with the weight `lambda_ece`: `"mmce"` or `"sb_ece"`. It is
-            for `objective="cft"`, since it needs no E-step. The larger the micro-batch, the better the estimate.
+            Calibration error of a micro-batch that is added with the weight `lambda_ece`: `"mmce"` or `"sb_ece"`. It
+            is for `objective="cft"`, since it needs no E-step. The larger the micro-batch, the better the estimate.
         option_label_smoothing (`float`, *optional*, defaults to `0.0`):
             Label smoothing of the cross-entropy over the options, in [0, 1).
         option_focal_gamma (`float`, *optional*, defaults to `0.0`):

@@ -1,4 +1,4 @@
-"""The main job on SmolLM2-135M-Instruct and ARC-Easy: as it is, temperature scaling, TS-IR, CFT and RCFT on the same labels.
+"""SmolLM2-135M-Instruct on ARC-Easy: as it is, temperature scaling, TS-IR, CFT and RCFT on the same labels.
 
     python benchmarks/smollm2/smollm2.py --scoring text --output_dir smollm2-text
     python benchmarks/smollm2/smollm2.py --scoring letter --output_dir smollm2-letter
@@ -7,8 +7,8 @@
     python benchmarks/smollm2/smollm2.py --scoring text --output_dir smollm2-text --model ./smollm2 \\
         --train arc_easy_train.parquet --test arc_easy_test.parquet
 
-Everything goes through the recipes of recipes/smollm2-135m and is kept: a run that was cut off goes on where it stopped. Writes
-report.md, results.json and the reliability diagrams; prints a table and, last, one line of JSON.
+Everything goes through the recipes of recipes/smollm2-135m and is kept: a run that was cut off goes on where it
+stopped. Writes report.md, results.json and the reliability diagrams; prints a table and, last, one line of JSON.
 """
 
 import argparse
@@ -87,8 +87,8 @@ def main() -> None:
     stages = [{"stage": name, **evaluation_results(p)} for name, p in predictions.items()]
     title = f"SmolLM2-135M-Instruct on ARC-Easy, {args.scoring} mode"
     notes = (
-        f"{len(test)} test questions; {len(train)} labelled training questions (seed {args.seed}) for every method: RCFT "
-        f"holds {recipe['em_holdout']:.0%} of them out for its E-step."
+        f"{len(test)} test questions; {len(train)} labelled training questions (seed {args.seed}) for every method: "
+        f"RCFT holds {recipe['em_holdout']:.0%} of them out for its E-step."
     )
     write_stage_report(args.output_dir, stages, predictions, title, notes)
     print_table(stages, title)

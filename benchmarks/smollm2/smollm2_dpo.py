@@ -4,15 +4,16 @@
 
     # with a local model folder and local parquet files
     python benchmarks/smollm2/smollm2_dpo.py --seeds 0 --output_dir smollm2-dpo --model ./smollm2 \\
-        --train arc_easy_train.parquet arc_challenge_train.parquet openbookqa_train.parquet --test arc_easy_test.parquet
+        --train arc_easy_train.parquet arc_challenge_train.parquet openbookqa_train.parquet \\
+        --test arc_easy_test.parquet
 
     # settings are tried on other questions of the training split; the test questions are for the figures alone
     python benchmarks/smollm2/smollm2_dpo.py --evaluate_on validation --only DPO "calibrated DPO" --output_dir tried
 
-The recipes are those of recipes/smollm2-135m: the pairs (right answer, distractor) are made of `--num_train` questions, and
-calibrated DPO has these questions and no more: a part of them is its E-step set. Other questions make the held-out pairs. Every
-seed draws its own questions of each kind. All is kept: a run that was cut off goes on where it stopped. Writes report.md and
-results.json; prints tables and, last, one line of JSON.
+The recipes are those of recipes/smollm2-135m: the pairs (right answer, distractor) are made of `--num_train`
+questions, and calibrated DPO has these questions and no more: a part of them is its E-step set. Other questions make
+the held-out pairs. Every seed draws its own questions of each kind. All is kept: a run that was cut off goes on where
+it stopped. Writes report.md and results.json; prints tables and, last, one line of JSON.
 """
 
 import argparse
@@ -110,7 +111,8 @@ def measure(
     loss: str = "sigmoid",
 ) -> dict:
     """
-    The measures of a model (`pair_...` those of the pairs, read as the loss of its training means them), and what it gives
+    The measures of a model (`pair_...` those of the pairs, read as the loss of its training means them), and what it
+    gives
     to both completions of each pair.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,8 +232,9 @@ def main() -> None:
     found = tables(runs)
     notes = (
         f"SmolLM2-135M-Instruct; {args.num_train} training questions, {args.num_pairs} held-out pairs and "
-        f"{args.num_questions} {args.evaluate_on} questions for each of {len(runs)} seeds. ± is half a 95% t interval over "
-        "the seeds; the intervals of single seeds are those of their questions. A preference is sigmoid(beta * margin), "
+        f"{args.num_questions} {args.evaluate_on} questions for each of {len(runs)} seeds. ± is half a 95% t interval "
+        "over the seeds; the intervals of single seeds are those of their questions. "
+        "A preference is sigmoid(beta * margin), "
         "of IPO sigmoid(4 * beta * margin), its margin a mean over tokens."
     )
     lines = ["# DPO and its calibration on real questions", notes]

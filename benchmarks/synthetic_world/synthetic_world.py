@@ -2,7 +2,8 @@
 
     python benchmarks/synthetic_world/synthetic_world.py --seeds 0 1 2 --output_dir synthetic-world
 
-A run that was cut off goes on where it stopped. Prints a table (mean over seeds, and the extremes) and, last, one line of JSON.
+A run that was cut off goes on where it stopped. Prints a table (mean over seeds, and the extremes) and, last, one line
+of JSON.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/training/dpo_step.py
     python benchmarks/training/dpo_step.py --model HuggingFaceTB/SmolLM2-135M-Instruct --length 256 --batch_size 2
 
-Both trainers hold the same model and see the same batches, one right after the other; the ratio is the median over these
-pairs of steps, with a 95% bootstrap interval that says how fine a difference the run can tell. The E-step is reported by
-itself. Prints one line of JSON last.
+Both trainers hold the same model and see the same batches, one right after the other; the ratio is the median over
+these pairs of steps, with a 95% bootstrap interval that says how fine a difference the run can tell. The E-step is
+reported by itself. Prints one line of JSON last.
 """
 
 import argparse

@@ -3,14 +3,15 @@
     python benchmarks/training/training.py
     python benchmarks/training/training.py --model ./smollm2 --dataset arc_easy_train.parquet --num_steps 20
 
-All trainers hold the same model and see the same rows, one right after the other: the tokens of question and answer, of which
-the answer's count. A step is all that a trainer does with the rows of one: padding, counting tokens, forward and backward pass,
-logging, the optimizer. Its ratio is the median over the steps, with a 95% bootstrap interval that says how fine a difference the
-run can tell. Peak memory is of the tensors alive during a step, weights and optimizer state among them, as torch's allocator
-counts them. The E-step of an epoch is timed whole, over the time of the epoch with it.
+All trainers hold the same model and see the same rows, one right after the other: the tokens of question and answer,
+of which the answer's count. A step is all that a trainer does with the rows of one: padding, counting tokens, forward
+and backward pass, logging, the optimizer. Its ratio is the median over the steps, with a 95% bootstrap interval that
+says how fine a difference the run can tell. Peak memory is of the tensors alive during a step, weights and optimizer
+state among them, as torch's allocator counts them. The E-step of an epoch is timed whole, over the time of the epoch
+with it.
 
-With letters RCFT trains on the same tokens as SFT. With texts it needs the wrong options too, beside the right one: more tokens,
-reported apart. Prints one line of JSON last.
+With letters RCFT trains on the same tokens as SFT. With texts it needs the wrong options too, beside the right one:
+more tokens, reported apart. Prints one line of JSON last.
 """
 
 import argparse
@@ -168,16 +169,17 @@ def measure(args: argparse.Namespace, scoring: str) -> dict[str, float]:
         figures[f"{name}_step_time_ratio_low"], figures[f"{name}_step_time_ratio_high"] = low, high
         figures[f"{name}_peak_memory_ratio"] = peaks[name] / peaks["sft"]
         print(
-            f"{scoring}: {name.upper()} takes {ratio - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}] of SFT's step, quartiles of the "
-            f"steps {np.quantile(ratios, 0.25) - 1:+.1%} and {np.quantile(ratios, 0.75) - 1:+.1%}; peak memory "
+            f"{scoring}: {name.upper()} takes {ratio - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}] of SFT's step, "
+            f"quartiles of the steps {np.quantile(ratios, 0.25) - 1:+.1%} and {np.quantile(ratios, 0.75) - 1:+.1%}; "
+            "peak memory "
             f"{peaks[name] / 1e6:.1f} MB of {peaks['sft'] / 1e6:.1f}"
         )
     estep = statistics.median(esteps)
     epoch = statistics.mean(seconds["rcft"]) * size / args.batch_size
     figures["estep_share"] = estep / (epoch + estep)
     print(
-        f"{scoring}: E-step on {len(rcft.estep_dataset)} questions {estep:.2f} s, the steps on {size} others {epoch:.2f} s: "
-        f"{figures['estep_share']:.1%} of an epoch"
+        f"{scoring}: E-step on {len(rcft.estep_dataset)} questions {estep:.2f} s, the steps on {size} others "
+        f"{epoch:.2f} s: {figures['estep_share']:.1%} of an epoch"
     )
     return {name: round(float(value), 4) for name, value in figures.items()}
 
