@@ -20,8 +20,8 @@ class Examples:
         confidences (`np.ndarray` of shape `(N,)`): Confidence of each prediction, float64 in [0, 1].
         correct (`np.ndarray` of shape `(N,)`): 1.0 where the prediction is right, else 0.0.
         weights (`np.ndarray` of shape `(N,)`, *optional*): Importance weights, all above 0.
-        kept (`np.ndarray` of shape `(rows,)`, *optional*): Which of the rows given have a weight above 0; `None` if
-        all.
+        kept (`np.ndarray` of shape `(rows,)`, *optional*): Whether each row given has a weight above 0; `None` if all
+            have.
     """
 
     confidences: np.ndarray

@@ -139,6 +139,8 @@ def draw_errors(bins: BinGaps, n_draws: int, rng: np.random.Generator, sparse: b
     Returns:
         `np.ndarray` of shape `(n_draws,)`.
     """
+    from scipy.special import expit, logit
+
     gaps, variance = bins.gaps, bins.variance
     noise = _FLAT / np.sqrt(np.mean(1 / variance))
     # equal steps of log(noise + spread): flat below the noise, scale-free above it
@@ -152,7 +154,7 @@ def draw_errors(bins: BinGaps, n_draws: int, rng: np.random.Generator, sparse: b
         pick_share, pick = np.divmod(_choose(log_posterior, n_draws, rng), _SPREADS)
         share = share[pick_share, 0]
         centre = 0.0
-        is_off = rng.random((n_draws, len(gaps))) < 1 / (1 + (1 - share) / share * np.exp(-off[pick]))
+        is_off = rng.random((n_draws, len(gaps))) < expit(logit(share) + off[pick])
     else:
         total = precision.sum(axis=1)
         mean = precision @ gaps / total
@@ -168,5 +170,6 @@ def draw_errors(bins: BinGaps, n_draws: int, rng: np.random.Generator, sparse: b
 
 
 def _choose(log_posterior: np.ndarray, n_draws: int, rng: np.random.Generator) -> np.ndarray:
-    posterior = np.exp(log_posterior - log_posterior.max()).ravel()
-    return rng.choice(posterior.size, n_draws, p=posterior / posterior.sum())
+    from scipy.special import softmax
+
+    return rng.choice(log_posterior.size, n_draws, p=softmax(log_posterior.ravel()))

@@ -144,7 +144,7 @@ def _explain_threshold(
     place = {
         CALIBRATABLE: "is below",
         NON_CALIBRATABLE: "is above",
-        UNDETERMINED: "cannot be told on {n:,} questions from",
+        UNDETERMINED: "cannot be distinguished on {n:,} questions from",
     }[regime]
     found = f"Accuracy {{accuracy:.3f}} {place} the critical accuracy {{critical_accuracy:.3f}}"
     if test == "reference":
