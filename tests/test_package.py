@@ -85,7 +85,11 @@ def test_import_is_free():
 def test_measures_work_without_torch():
     code = """
 import sys
-sys.modules.update(dict.fromkeys(("torch", "transformers", "trl", "datasets", "sklearn", "matplotlib")))  # None: no import
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "trl", "datasets", "sklearn", "matplotlib"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
 from hf_calib import calibration_report, classify_regime, collapse_report, order_report
 data = [[0.9, 0.1], [0.2, 0.8]] * 20, [0, 0] * 20
 calibration_report(*data), classify_regime(*data), collapse_report(*data), order_report([data[0]] * 2, data[1])
