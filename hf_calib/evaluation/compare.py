@@ -1,4 +1,4 @@
-"""Comparison of post-hoc calibrators: fitted on some predictions, chosen among by cross-validation, measured on others."""
+"""Compare post-hoc calibrators: fit them, choose one by cross-validation, and measure them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Comparison:
     Result of [`compare_calibrators`].
 
     Attributes:
-        chosen (`str`): The method to take, or `"as is"`.
-        calibrators (`dict[str, PostHocCalibrator]`): Each method's, fitted on all calibration questions.
+        chosen (`str`): The chosen method, or `"as is"`.
+        calibrators (`dict[str, PostHocCalibrator]`): Calibrators by method, fitted on all calibration questions.
         scores (`dict[str, dict]`): `cv_nll`, `cv_excess` and `cv_excess_se` of `"as is"` and each method.
-        predictions (`dict[str, OptionPredictions]`): What `"as is"` and each method say to the questions measured.
-        left_out (`dict[str, str]`): Methods that could not be fitted, and why.
-        held_out (`bool`): Whether the questions measured are others than those of the calibration.
+        predictions (`dict[str, OptionPredictions]`): Predictions for the test questions, of `"as is"` and each method.
+        left_out (`dict[str, str]`): Methods that could not be fitted, with the reason.
+        held_out (`bool`): Whether the test questions are disjoint from the calibration questions.
     """
 
     chosen: str
@@ -45,26 +45,26 @@ def compare_calibrators(
     seed: int = 0,
 ) -> Comparison:
     """
-    Fit calibrators, choose among them inside the calibration questions, and apply them.
+    Fit calibrators, choose one by cross-validation on the calibration questions, and apply all.
 
     Args:
         calibration ([`OptionPredictions`]):
             Predictions to fit on.
         test ([`OptionPredictions`], *optional*):
-            Predictions to calibrate, of the same model for other questions. By default those of the calibration questions,
-            each by calibrators that were fitted without it.
+            Predictions to calibrate, of the same model for other questions. Defaults to the calibration questions,
+            each calibrated by calibrators that were fitted without it.
         reference ([`OptionPredictions`], *optional*):
-            Predictions of the model before its alignment for the calibration questions: adds the temperature without labels.
+            Predictions of the model before alignment for the calibration questions, for the method `"agreement"`.
         methods (`Sequence[str]`, *optional*):
-            Keys of [`~hf_calib.posthoc.METHODS`]. By default all that the predictions admit.
+            Keys of [`~hf_calib.posthoc.METHODS`]. Defaults to all that can be fitted.
         n_folds (`int`, *optional*, defaults to `5`):
             Folds of the cross-validation.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the folds.
 
     Raises:
-        `ValueError`: for an unknown method, one of those named that the predictions do not admit, too few questions, or
-            questions that are in both sets.
+        `ValueError`: for an unknown method, a named method that cannot be fitted, too few questions, or questions in
+            both sets.
     """
     if unknown := [name for name in methods or () if name not in METHODS]:
         raise ValueError(f"method {unknown[0]!r} is not known; choose among {', '.join(METHODS)}.")
@@ -104,7 +104,7 @@ def compare_calibrators(
 
 
 def _check_disjoint(calibration: OptionPredictions, test: OptionPredictions) -> None:
-    """The same id with the same logits is the same question; ids alone may count the rows of two files."""
+    """Check that no question has the same id and logits in both sets. Ids alone may be row numbers of two files."""
     rows = {name: row for row, name in enumerate(calibration.ids.tolist())}
     shared = [
         name
@@ -113,8 +113,8 @@ def _check_disjoint(calibration: OptionPredictions, test: OptionPredictions) -> 
     ]
     if shared:
         raise ValueError(
-            f"{len(shared)} of {len(test)} questions to be calibrated are among those fitted on, the first of them "
-            f"{shared[0]!r}: calibrate on other questions than those you measure."
+            f"{len(shared)} of {len(test)} test questions are among the calibration questions, the first of them "
+            f"{shared[0]!r}: use disjoint sets of questions."
         )
 
 
@@ -123,13 +123,13 @@ def _same(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 def stage_name(method: str) -> str:
-    """What a method is called in tables."""
+    """Name of a method in tables."""
     return AS_IS if method == AS_IS else METHODS[method].title
 
 
 def comparison_stages(comparison: Comparison, **measuring) -> list[dict[str, Any]]:
     """
-    Measures of every method, as rows of [`~hf_calib.evaluation.tables.results_table`].
+    Compute the measures of every method, as rows of [`~hf_calib.evaluation.tables.results_table`].
 
     Args:
         comparison ([`Comparison`]):
@@ -153,12 +153,14 @@ def write_comparison(
     output_dir: str | Path, comparison: Comparison, stages: Sequence[Mapping[str, Any]], num_questions: int, title: str
 ) -> Path:
     """
-    Write `report.md`, `results.json`, `reliability.png` / `.svg`, the calibrators as `calibrators/<method>/`, and
-    `predictions.npz`: the questions measured, under the method chosen.
+    Write a comparison to a folder.
+
+    The files are `report.md`, `results.json`, `reliability.png` and `.svg`, the calibrators as
+    `calibrators/<method>/`, and `predictions.npz`, the test predictions of the chosen method.
 
     Args:
         output_dir (`str` or `Path`):
-            Folder; made if it is not there.
+            The folder, which is created if it is missing.
         comparison ([`Comparison`]):
             Result of [`compare_calibrators`].
         stages (`Sequence[Mapping]`):
@@ -169,7 +171,7 @@ def write_comparison(
             Heading of the report.
 
     Returns:
-        `Path`: of `report.md`.
+        `Path`: path of `report.md`.
     """
     output_dir = Path(output_dir)
     for method, calibrator in comparison.calibrators.items():
@@ -180,7 +182,7 @@ def write_comparison(
 
 
 def choice_sentence(comparison: Comparison) -> str:
-    """What was chosen, and what that says."""
+    """Describe the chosen method in a sentence."""
     if comparison.chosen == AS_IS:
         return "Chosen: as is. No calibrator is better than the model as it is."
     calibrator = comparison.calibrators[comparison.chosen]
@@ -189,7 +191,11 @@ def choice_sentence(comparison: Comparison) -> str:
 
 
 def _notes(comparison: Comparison, num_questions: int) -> str:
-    how = "other questions" if comparison.held_out else "the same questions, each by calibrators fitted without it"
+    how = (
+        "other questions"
+        if comparison.held_out
+        else "the same questions, each calibrated by calibrators fitted without it"
+    )
     rows = [
         "| method | cross-validated NLL | over the best ± standard error | keeps the answers |",
         "|---|---:|---:|---|",
@@ -202,7 +208,8 @@ def _notes(comparison: Comparison, num_questions: int) -> str:
     parts = [
         "## The choice",
         choice_sentence(comparison),
-        f"Fitted on {num_questions:,} questions, measured above on {how}. The choice is made inside the calibration questions.",
+        f"Fitted on {num_questions:,} questions, measured above on {how}. "
+        "The choice is made by cross-validation on the calibration questions.",
         "\n".join(rows),
     ]
     parts += [f"Left out: {METHODS[name].title} ({reason})" for name, reason in comparison.left_out.items()]

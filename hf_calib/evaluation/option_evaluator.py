@@ -1,4 +1,4 @@
-"""An `evaluate` evaluator for option questions: model and data in, the metric and the time it took out."""
+"""An `evaluate` evaluator of language models on option questions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 class OptionEvaluator(evaluate.Evaluator):
     """
-    Evaluator of causal language models on questions with options, in the manner of `evaluate.evaluator(task)`.
+    Evaluator of causal language models on option questions, with the interface of `evaluate.evaluator(task)`.
 
-    The tasks that evaluate knows give a metric the predicted classes alone. This one gives it the option probabilities,
-    which a calibration error is made of.
+    The tasks of `evaluate` pass predicted classes to a metric. This one passes option probabilities, which calibration
+    errors need.
 
     Example:
 
@@ -51,7 +51,7 @@ class OptionEvaluator(evaluate.Evaluator):
         **options,
     ) -> dict[str, Any]:
         """
-        Predict and measure.
+        Predict option probabilities and compute a metric.
 
         Args:
             model_or_pipeline (`str` or [`~transformers.PreTrainedModel`]):
@@ -65,17 +65,17 @@ class OptionEvaluator(evaluate.Evaluator):
                 Split of a data set that has several.
             metric (`str` or [`~evaluate.EvaluationModule`], *optional*):
                 Metric that takes option probabilities as `predictions` and the index of the right option as
-                `references`. Defaults to `ece_regime`, which also gets the columns `subject` and `target_probabilities` of
-                the questions, if there are any.
+                `references`. Defaults to `ece_regime`, which also gets the columns `subject` and
+                `target_probabilities` of the questions, if there are any.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-                Needed with a model that is not a name.
+                Tokenizer; required if the model is not given by its name.
             metric_kwargs (`dict`, *optional*):
                 Options of the metric's `compute`, e.g. `{"critical_accuracy": 0.6}`.
             options:
-                Options of [`predict_options`], e.g. `scoring` and `batch_size`.
+                `scoring`, and fields of [`~hf_calib.inference.predict.PredictionOptions`], e.g. `batch_size`.
 
         Returns:
-            `dict`: what the metric returns, and `total_time_in_seconds`, `samples_per_second`, `latency_in_seconds`.
+            `dict`: the results of the metric, and `total_time_in_seconds`, `samples_per_second`, `latency_in_seconds`.
         """
         questions = load_questions(data, subset, split) if isinstance(data, str) else adapt_questions(data)
         if isinstance(model_or_pipeline, str):
@@ -93,6 +93,6 @@ class OptionEvaluator(evaluate.Evaluator):
         return {**metric.compute(**inputs | (metric_kwargs or {})), **speed}
 
     def predictions_processor(self, predictions: OptionPredictions) -> dict[str, Any]:
-        """Inputs of any metric."""
+        """Arguments of a metric: option probabilities as `predictions`, labels as `references`."""
         probabilities, labels, _ = predictions.unpadded()
         return {"predictions": probabilities, "references": labels}

@@ -1,4 +1,4 @@
-"""How an evaluation was made, as its results.json states it, so that another may make it again."""
+"""The protocol of an evaluation, as recorded in its results.json, so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class EvaluationProtocol:
     """
-    What an evaluation's figures depend on, apart from the model.
+    Everything that the results of an evaluation depend on, except the model.
 
     Args:
         dataset (`str`), dataset_config (`str`, *optional*), split (`str`, *optional*):
-            The questions: a data set on the Hub, or the name of a file or folder.
+            The questions: a data set on the Hub, a file or a folder.
         limit (`int`, *optional*), seed (`int`, *optional*, defaults to `0`):
-            How many of them, drawn by this seed, which is also that of the intervals.
-        drop_invalid (`bool`, *optional*, defaults to `False`), drop_too_long (`bool`, *optional*, defaults to `False`):
-            Whether malformed and too long questions are left out.
+            Largest number of questions, and the seed of their draw and of the intervals.
+        drop_invalid (`bool`, *optional*, defaults to `False`), drop_too_long (`bool`, *optional*, defaults to
+        `False`):
+            Whether invalid questions, and those longer than `max_length`, are left out.
         max_length (`int`, *optional*):
-            Most tokens of a question with one option.
+            Largest number of tokens of a prompt with one option.
         scoring, option_normalization, prompt_template, use_chat_template, system_prompt:
-            How they are asked; see [`~hf_calib.data.prompts.PromptArguments`].
+            How questions are written and scored; see [`~hf_calib.data.prompts.PromptArguments`].
         n_bins, binning, n_bootstrap, alpha:
-            How the answers are measured; see [`~hf_calib.evaluation.evaluate.evaluate_probabilities`].
+            How predictions are measured; see [`~hf_calib.evaluation.evaluate.evaluate_probabilities`].
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Type of the weights while they were asked.
+            Type of the weights during prediction.
     """
 
     dataset: str
@@ -69,11 +70,11 @@ class EvaluationProtocol:
     @classmethod
     def of(cls, source: Any) -> EvaluationProtocol:
         """
-        The protocol in the arguments of a command, or in a results.json.
+        Read the protocol from the arguments of a command, or from a results.json.
 
         Args:
             source (`Mapping` or an object with such attributes):
-                What it lacks has its default.
+                Values by name; missing ones have their defaults.
         """
         found = source if isinstance(source, Mapping) else vars(source)
         known = {field.name: found[field.name] for field in fields(cls) if field.name in found}
@@ -81,8 +82,10 @@ class EvaluationProtocol:
 
     def statement(self, predictions: OptionPredictions, tokenizer: PreTrainedTokenizerBase | None = None) -> dict:
         """
-        The protocol in a results.json, with defaults that may change replaced by what they stood for, and what tells whether
-        the same questions were put to the same weights.
+        Describe the protocol for a results.json.
+
+        Defaults of the prompt are replaced by their values. `questions` and `weights` are digests, to check that an
+        evaluation is repeated with the same questions and weights.
         """
         stated = {**asdict(self), "prompt_template": self.prompt_template or DEFAULT_TEMPLATES[self.scoring]}
         if tokenizer is not None:
@@ -96,17 +99,20 @@ class EvaluationProtocol:
 
     def load_questions(self, dataset: str | None = None) -> Dataset:
         """
-        The questions stated, or those of another source in their place.
+        Load the questions of the protocol, or from another source.
 
         Args:
             dataset (`str`, *optional*):
-                File, folder, or data set on the Hub. By default the one stated, if it is on the Hub: a path is that of
-                somebody else's machine.
+                File, folder, or data set on the Hub. Defaults to the one of the protocol, which must then be on the
+                Hub: a path may be of another machine.
+
+        Raises:
+            `ValueError`: if no data set is given and that of the protocol is not on the Hub.
         """
         if dataset is None and not is_hub_id(self.dataset):
             raise ValueError(
-                f"the questions of the evaluation are called {self.dataset!r}, which is no data set on the Hub: name the file "
-                "with --dataset."
+                f"the questions of the evaluation are {self.dataset!r}, which is not a data set on the Hub: pass the "
+                "file with --dataset."
             )
         same = dataset is None
         return load_questions(
@@ -127,7 +133,7 @@ class EvaluationProtocol:
         output_path: Path | None = None,
         **options,
     ) -> OptionPredictions:
-        """Ask a model as stated; `options` are further ones of [`predict_options`]."""
+        """Predict with the options of the protocol; `options` are further ones of [`predict_options`]."""
         return predict_options(
             model,
             tokenizer,
@@ -142,7 +148,7 @@ class EvaluationProtocol:
         )
 
     def measure(self, predictions: OptionPredictions, reference: OptionPredictions | None = None, **more) -> dict:
-        """All measures as stated, those of subjects too where there are several."""
+        """Compute all measures with the options of the protocol, for each subject too if there are several."""
         options = {name: getattr(self, name) for name in ("n_bins", "binning", "n_bootstrap", "seed", "alpha")}
         if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
             options["groups"] = predictions.subjects
@@ -150,24 +156,24 @@ class EvaluationProtocol:
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """Options of a reliability diagram that shows the same figures."""
+        """Options of a reliability diagram with the same measures."""
         return {name: getattr(self, name) for name in ("n_bins", "binning", "n_bootstrap", "seed")}
 
 
 def questions_digest(ids, labels) -> str:
-    """Names a set of questions with their answers, in whatever order they are asked."""
+    """Digest of a set of questions and their answers, independent of their order."""
     return digest(
         *sorted(f"{name}\x1e{label}" for name, label in zip(np.asarray(ids), np.asarray(labels), strict=True))
     )
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name may be one of the Hub (perhaps with a configuration): not a file, not a path."""
+    """Whether a name can be a data set on the Hub, with or without a configuration, and is not a file."""
     if not name or re.search(r"\s", name) or Path(name).expanduser().exists():
         return False
     try:
         validate_repo_id(name.partition(":")[0])
     except HFValidationError:
         return False
-    # "test.parquet" would be a valid name of a repository; nobody has one
+    # "test.parquet" would be a valid name of a repository.
     return Path(name).suffix not in (".parquet", ".jsonl", ".json", ".csv", ".tsv")

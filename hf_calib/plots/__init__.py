@@ -1,4 +1,4 @@
-"""Figures: reliability diagrams, option by option and group by group too, the regime plane, before and after alignment."""
+"""Figures: reliability diagrams, the regime plane, and the shift of confidence by alignment."""
 
 from .confidence_shift import confidence_shift, order_diagram
 from .regime_plane import regime_plane

@@ -1,4 +1,4 @@
-"""Before and after alignment: where the confidence went, and what the place of an option has to do with it."""
+"""Figures that compare a model before and after alignment: confidence, and dependence on option order."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def confidence_shift(
     seed: int = 0,
 ) -> Figure:
     """
-    Draw where the confidence went: question by question, and as histograms.
+    Draw how alignment changed the confidence: for each question, and as histograms.
 
-    On the left every point is a question, its confidence before across and after up: what lies above the diagonal has
-    become surer, and the colour tells whether rightly so. On the right the confidences before and after, divided into
+    On the left a point is a question, with its confidence before (x) and after (y). The colour and the marker show
+    whether the answer is right after alignment. On the right are histograms of the confidence of both models, for
     right and wrong answers, with mean confidence and accuracy.
 
     Args:
@@ -42,13 +42,13 @@ def confidence_shift(
         labels (array-like of shape `(N,)`):
             Index of the right option.
         names (`tuple[str, str]`, *optional*, defaults to `("base", "aligned")`):
-            What the two models are called.
+            Names of the two models.
         title (`str`, *optional*):
             Heading.
         max_points (`int`, *optional*, defaults to `1500`):
-            Most questions drawn as points, picked by `seed`; the histograms are of all.
+            Largest number of points, sampled with `seed`. The histograms contain all questions.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the pick.
+            Seed of the sample.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -79,8 +79,8 @@ def confidence_shift(
         ):
             rows = picked[correct[picked] == value]
             points.scatter(
-                before[rows], after[rows], s=9, c=colour, marker=marker, linewidths=0 if marker == "o" else 0.7, alpha=0.45,
-                label=label, zorder=3,
+                before[rows], after[rows], s=9, c=colour, marker=marker, linewidths=0 if marker == "o" else 0.7,
+                alpha=0.45, label=label, zorder=3,
             )  # fmt: skip
         points.plot(
             [low, 1], [low, 1], color=BLACK, linewidth=1.0, linestyle=(0, (4, 2.5)), zorder=4, label="unchanged"
@@ -136,16 +136,16 @@ def order_diagram(
     report: Mapping[str, Any], names: tuple[str, str] = ("base", "aligned"), title: str | None = None
 ) -> Figure:
     """
-    Draw the option-order experiment: accuracy by the place of the right option, and how often each place is chosen.
+    Draw how a model depends on the order of options: accuracy and predictions by position.
 
-    A model that reads the options and not their places shows two level lines. Bars are the shares of the answers that
-    went to a place; the diamonds are the letter prior, the probability that a place has before the options are read.
+    Without dependence both are level. Bars are the share of predictions at each position. Diamonds are the letter
+    prior: the mean probability of a position over all orders of the options.
 
     Args:
         report (`Mapping`):
             Result of [`~hf_calib.measures.position_bias.order_report`], with or without a reference.
         names (`tuple[str, str]`, *optional*, defaults to `("base", "aligned")`):
-            What the reference and the model are called.
+            Names of the reference and the model.
         title (`str`, *optional*):
             Heading.
 
@@ -175,15 +175,15 @@ def order_diagram(
             key = f"{prefix}accuracy_at/{{}}"
             value, low, high = by_place(key), by_place(f"{key}_low"), by_place(f"{key}_high")
             accuracy.errorbar(
-                places + 0.5 * offset, value, (value - low, high - value), fmt="o" if prefix == "" else "s", color=colour,
-                markersize=6, elinewidth=1.1, capsize=2, label=f"{name} (95% interval)", zorder=3,
+                places + 0.5 * offset, value, (value - low, high - value), fmt="o" if prefix == "" else "s",
+                color=colour, markersize=6, elinewidth=1.1, capsize=2, label=f"{name} (95% interval)", zorder=3,
             )  # fmt: skip
             accuracy.axhline(
                 report[f"{prefix}accuracy"], color=colour, linewidth=1.0, linestyle=(0, (4, 2.5)), zorder=2
             )
             chosen.bar(
-                places + offset, by_place(f"{prefix}predicted_at/{{}}"), width, color=colour if prefix == "" else "#C9C9C9",
-                edgecolor="white", label=f"{name}: chosen", zorder=2,
+                places + offset, by_place(f"{prefix}predicted_at/{{}}"), width, color=colour if prefix == "" else
+                "#C9C9C9", edgecolor="white", label=f"{name}: chosen", zorder=2,
             )  # fmt: skip
             chosen.plot(
                 places + offset, by_place(f"{prefix}letter_prior/{{}}"), "D", color="white", markeredgecolor=BLACK,

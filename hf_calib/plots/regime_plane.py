@@ -1,4 +1,4 @@
-"""The regime plane: where models stand between accuracy, calibration error and the critical accuracy."""
+"""The regime plane: models by accuracy and calibration error, with the critical accuracy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MARKERS = {
     "undetermined": ("D", "#5A5A5A"),
     None: ("o", BLACK),
 }
-_WITHIN_NOISE = 0.05  # p-value of the noise-floor test from which a marker is hollow
+_WITHIN_NOISE = 0.05  # least p-value of the noise-floor test for a hollow marker
 
 
 class _Point(NamedTuple):
@@ -41,27 +41,28 @@ def regime_plane(
     title: str | None = None,
 ) -> Figure:
     """
-    Draw models in the plane of accuracy (across) and conf-ECE (up).
+    Draw models in the plane of accuracy (x) and conf-ECE (y).
 
-    The vertical line is the critical accuracy ACC*. To its right, the slanted line is ECE = ACC - ACC*: because of
-    `ECE + TCE >= ACC - ACC*` (Proposition 3 in docs/concepts/theory.md) a model in the shaded region below it has a target
-    calibration error of at least its distance up to the line, so that ECE and TCE cannot both vanish anywhere right of
-    ACC*. Every point has 95% intervals both ways (Wilson's of the accuracy, on the effective number of questions where
-    they have weights; that of the ECE as reported), its shape tells the regime, and it is hollow where the ECE is
-    within its noise floor.
+    The vertical line is the critical accuracy ACC*. Right of it, the slanted line is `ECE = ACC - ACC*`. Because of
+    `ECE + TCE >= ACC - ACC*` (Proposition 3 in docs/concepts/theory.md), a model below that line, in the shaded region,
+    has a target calibration error of at least its vertical distance to the line. So ECE and TCE cannot both be 0 right
+    of ACC*.
 
-    Where the points have different critical accuracies (other questions, another target), the distance ACC - ACC*
-    goes across instead, and the border stands at 0.
+    Every point has 95% intervals: Wilson's for the accuracy, with the effective number of questions if they are
+    weighted, and the reported one for the ECE. The marker shows the regime, and is hollow if the ECE is within its noise
+    floor.
+
+    If the points differ in their critical accuracies, the x axis is `ACC - ACC*` and the line is at 0.
 
     Args:
         points (`Mapping[str, Mapping]` or `Sequence[Mapping]`):
-            Results by name, or results that each have their name as `stage`, as in the `results.json` of a report.
-            Read are `accuracy`, `ece`, `n`, and where they are there `n_effective`, `ece_low`, `ece_high`,
-            `ece_p_value`, `critical_accuracy` and `regime`: the keys of [`calibration_report`] and [`RegimeReport`].
+            Results by name, or a sequence of results with their name as `stage`, as in the `results.json` of a report.
+            Their keys are those of [`calibration_report`] and [`RegimeReport`]: `accuracy`, `ece`, `n`, and optionally
+            `n_effective`, `ece_low`, `ece_high`, `ece_p_value`, `critical_accuracy` and `regime`.
         runs (`Iterable[Sequence[str]]`, *optional*):
-            Training runs: names of points in their order, joined by arrows. Runs may share points.
+            Training runs: names of points in their order, connected by arrows. Runs may share points.
         critical_accuracy (`float`, *optional*):
-            ACC* in (0, 1) of all points; goes before their own.
+            ACC* in (0, 1) of all points; overrides theirs.
         title (`str`, *optional*):
             Heading.
 
@@ -69,8 +70,8 @@ def regime_plane(
         `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: A point lacks a measure, has no name or has a name twice, a run names a point that is not there,
-            or some points have different critical accuracies and another has none.
+        `ValueError`: if a point lacks a measure or a name, a name is repeated, a run names an unknown point, or some
+            points have different critical accuracies and others have none.
 
     Example:
 
@@ -101,7 +102,7 @@ def regime_plane(
     arrows = []
     for run in runs:
         if unknown := [name for name in run if name not in placed]:
-            raise ValueError(f"`runs` names {unknown[0]!r}, which is no point; there are {', '.join(placed)}.")
+            raise ValueError(f"`runs` names {unknown[0]!r}, which is not a point; the points are {', '.join(placed)}.")
         arrows += [(placed[start], placed[end]) for start, end in zip(run, run[1:], strict=False)]
 
     with mpl.rc_context(STYLE):
@@ -123,7 +124,7 @@ def regime_plane(
             note = "no critical accuracy is known, so there is no border to draw"
             axes.text(0, 1.015, note, transform=axes.transAxes, va="bottom", fontsize=8, color="#5A5A5A")
         add_legend(figure, columns=2)
-        figure.draw_without_rendering()  # settles the layout: the labels are placed on what is really there
+        figure.draw_without_rendering()  # the labels are placed on the final layout
         _place_labels(axes, list(placed.values()), arrows, border)
     return figure
 
@@ -168,7 +169,7 @@ def _set_limits(axes: Axes, points: list[_Point], border: float | None) -> None:
     low, high = min(ends), max(ends)
     pad = max(0.12 * (high - low), 0.01)
     low, high = low - pad, high + pad
-    if border is not None:  # room for what is said on either side of it
+    if border is not None:  # space for the captions on both sides
         side = 0.3 * (high - low)
         low, high = min(low, border - side), max(high, border + side)
     axes.set_xlim(low, high)
@@ -223,7 +224,7 @@ def _draw_points(axes: Axes, points: list[_Point]) -> None:
 
 
 def _place_labels(axes: Axes, points: list[_Point], arrows: list[tuple[_Point, _Point]], border: float | None) -> None:
-    """Put each name where it covers least of the other names, points, intervals and arrows (greedy, in pixels)."""
+    """Place each name where it covers least of the other names, points, intervals and arrows (greedy, in pixels)."""
     pixel = axes.figure.dpi / 72
     frame, to_pixels = axes.get_window_extent().extents, axes.transData.transform
 
@@ -240,7 +241,7 @@ def _place_labels(axes: Axes, points: list[_Point], arrows: list[tuple[_Point, _
         right, top = axes.get_xlim()[1], axes.get_ylim()[1]
         lines += [strip((border, 0), (border, top)), strip((border, 0), (right, right - border))]
     centres = to_pixels([(point.x, point.y) for point in points])
-    # what is in the way, and how much it matters
+    # Boxes to avoid, with their weights.
     taken = [(np.vstack(lines), 1), (np.hstack([centres - 5 * pixel, centres + 5 * pixel]), 4)]
     ways = np.array([(1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)])
     for index in np.argsort([-point.y for point in points], kind="stable"):
@@ -255,17 +256,17 @@ def _place_labels(axes: Axes, points: list[_Point], arrows: list[tuple[_Point, _
                 middle = centre + way * (half + reach * pixel)
                 box = np.concatenate([middle - half - pixel, middle + half + pixel])
                 cost = sum(weight * _overlap(boxes, box).sum() for boxes, weight in taken) + reach * pixel**2
-                cost += 100 * ((box[2:] - box[:2]).prod() - _overlap(frame, box))  # what leaves the frame
+                cost += 100 * ((box[2:] - box[:2]).prod() - _overlap(frame, box))  # area outside the frame
                 best = min(best, (cost, box, reach), key=lambda candidate: candidate[0])
         _, box, reach = best
         taken.append((box[None], 50))
         text.set_position((box[:2] + pixel - centre) / pixel)
-        if reach > 7:  # far away: a thin line says whose name it is
+        if reach > 7:  # a thin line connects a distant name to its point
             ends = axes.transData.inverted().transform([centre, np.clip(centre, box[:2], box[2:])])
             axes.plot(*ends.T, color=GREY, linewidth=0.7, zorder=3)
 
 
 def _overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Area that each box (x0, y0, x1, y1) shares with one box."""
+    """Area of the intersection of each box (x0, y0, x1, y1) with one box."""
     sides = np.minimum(boxes[..., 2:], box[2:]) - np.maximum(boxes[..., :2], box[:2])
     return np.maximum(sides, 0).prod(axis=-1)

@@ -1,8 +1,9 @@
-"""Reliability diagrams: accuracy against confidence, for stages side by side, option by option, group by group."""
+"""Reliability diagrams: accuracy against confidence, of one or several models, of each option, or of each group."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from ..measures.binning import ReliabilityBins, assign_bins, reliability_bins, top_label
 from ..measures.calibration_error import classwise_calibration_error
 from ..measures.noise_floor import bootstrap_interval, noise_floor
+from ..measures.options import MeasureOptions
 from ..measures.validation import as_labels, as_outcomes, as_probabilities, as_weights
 from .style import BLACK, BLUE, GRID, SKY, STYLE, VERMILLION, add_legend, new_figure, wilson_interval
 
@@ -24,7 +26,7 @@ _TITLE_WIDTH = 26  # characters
 
 
 class _Panel(NamedTuple):
-    """What one panel shows: shape `(N,)` each."""
+    """Data of one panel, of shape `(N,)` each."""
 
     confidences: np.ndarray
     correct: np.ndarray
@@ -46,14 +48,11 @@ def reliability_diagram(
     probabilities,
     labels,
     title: str | None = None,
-    n_bins: int = 10,
-    binning: str = "equal_width",
-    n_bootstrap: int = 1000,
-    seed: int = 0,
     sample_weight=None,
+    **options,
 ) -> Figure:
     """
-    Accuracy against confidence for one set of predictions. See [`reliability_grid`] for what is drawn.
+    Draw accuracy against confidence for one set of predictions; see [`reliability_grid`].
 
     Args:
         probabilities (array-like of shape `(N, K)` or `(N,)`):
@@ -62,49 +61,33 @@ def reliability_diagram(
             Index of the right option; with confidences, whether each prediction is right (0 or 1).
         title (`str`, *optional*):
             Heading of the panel.
-        n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins.
-        binning (`str`, *optional*, defaults to `"equal_width"`):
-            `"equal_width"` or `"equal_mass"`.
-        n_bootstrap (`int`, *optional*, defaults to `1000`):
-            Resamples behind the interval and the noise floor in the caption.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of both.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weights.
+        options:
+            Fields of [`~hf_calib.measures.options.MeasureOptions`]: `n_bins`, `binning`, and `n_bootstrap` and `seed`
+            of the intervals and noise floors in the captions.
 
     Returns:
         `matplotlib.figure.Figure`, for [`save_figure`] or a notebook; pyplot is not touched.
     """
-    return _draw({title or "": _panel(probabilities, labels, sample_weight)}, n_bins, binning, n_bootstrap, seed)
+    return _draw({title or "": _panel(probabilities, labels, sample_weight)}, MeasureOptions(**options))
 
 
-def reliability_grid(
-    stages: Mapping[str, tuple],
-    n_bins: int = 10,
-    binning: str = "equal_width",
-    n_bootstrap: int = 1000,
-    seed: int = 0,
-) -> Figure:
+def reliability_grid(stages: Mapping[str, tuple], **options) -> Figure:
     """
-    Reliability diagrams of several models or stages side by side, on the same axes.
+    Draw reliability diagrams of several models side by side, on the same axes.
 
-    Each panel has the accuracy of every confidence bin with its 95% Wilson interval, the hatched gap between accuracy
-    and mean confidence, and the diagonal of perfect calibration; underneath, the share of predictions in each bin with
-    accuracy and mean confidence marked; above, the ECE with its 95% interval, its noise floor and N.
+    A panel shows the accuracy of every confidence bin with its 95% Wilson interval, the gap between accuracy and mean
+    confidence (hatched), and the diagonal of perfect calibration. Below is the share of predictions in each bin, with
+    accuracy and mean confidence. Above is the ECE with its 95% interval, its noise floor, and N.
 
     Args:
         stages (`Mapping[str, tuple]`):
             Heading of each panel to `(probabilities, labels)` or `(probabilities, labels, sample_weight)` as in
-            [`reliability_diagram`], in the order they are drawn.
-        n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins.
-        binning (`str`, *optional*, defaults to `"equal_width"`):
-            `"equal_width"` or `"equal_mass"`.
-        n_bootstrap (`int`, *optional*, defaults to `1000`):
-            Resamples behind the intervals and noise floors in the captions.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of both.
+            [`reliability_diagram`], in the order of the panels.
+        options:
+            Fields of [`~hf_calib.measures.options.MeasureOptions`]: `n_bins`, `binning`, and `n_bootstrap` and `seed`
+            of the intervals and noise floors in the captions.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -112,7 +95,7 @@ def reliability_grid(
     if not stages:
         raise ValueError("`stages` is empty: there is nothing to draw.")
     panels = {stage: _panel(*arrays) for stage, arrays in stages.items()}
-    return _draw(panels, n_bins, binning, n_bootstrap, seed)
+    return _draw(panels, MeasureOptions(**options))
 
 
 def classwise_diagram(
@@ -125,7 +108,8 @@ def classwise_diagram(
     seed: int = 0,
 ) -> Figure:
     """
-    One panel for each option: how often it is the right one, against the probability it was given, chosen or not.
+    Draw one panel for each option: how often it is right, against its probability, whether predicted or not.
+
     The mean of the options' errors is the classwise ECE.
 
     Args:
@@ -136,13 +120,13 @@ def classwise_diagram(
         names (`Sequence[str]`, *optional*):
             Name of each option, by default A, B, C, ... (numbers beyond 26 options).
         max_options (`int`, *optional*, defaults to `5`):
-            Most panels; the options that are right most often are kept, and a note says how many there are.
+            Largest number of panels. The options that are right most often are drawn, and a note states the total.
         n_bins (`int`, *optional*, defaults to `10`):
             Number of equal-width bins.
         n_bootstrap (`int`, *optional*, defaults to `1000`):
-            Resamples behind the intervals and noise floors in the captions.
+            Number of draws behind the intervals and noise floors in the captions.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of both.
+            Seed of the draws.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -168,7 +152,8 @@ def classwise_diagram(
     note += f": the mean over {options} options" if options == len(drawn) else f" over all {options} options"
     if len(drawn) < options:
         note += f"; shown are the {len(drawn)} that are right most often"
-    return _draw(panels, n_bins, "equal_width", n_bootstrap, seed, ("probability", "frequency"), note)
+    options = MeasureOptions(n_bins=n_bins, n_bootstrap=n_bootstrap, seed=seed)
+    return _draw(panels, options, ("probability", "frequency"), note)
 
 
 def group_diagram(
@@ -178,14 +163,11 @@ def group_diagram(
     sort_by: str = "ece",
     max_groups: int = 9,
     min_size: int = 50,
-    n_bins: int = 10,
-    binning: str = "equal_width",
-    n_bootstrap: int = 1000,
-    seed: int = 0,
     sample_weight=None,
+    **options,
 ) -> Figure:
     """
-    One panel for each group of questions: subject by subject, say.
+    Draw one panel for each group of questions, e.g. for each subject.
 
     Args:
         probabilities (array-like of shape `(N, K)` or `(N,)`):
@@ -193,33 +175,29 @@ def group_diagram(
         labels (array-like of shape `(N,)`):
             Index of the right option, or whether each prediction is right.
         groups (array-like of shape `(N,)`):
-            Group of each question; anything that has a text.
+            Group of each question; converted to text.
         sort_by (`str`, *optional*, defaults to `"ece"`):
-            `"ece"`: the largest sure ECE first, by the lower end of its interval, because the measured ECE is largest
-            where a group is small; `"size"`: the largest group first.
+            `"ece"`: by the lower end of the ECE's interval, largest first, because the ECE itself is biased upwards in
+            small groups. `"size"`: the largest group first.
         max_groups (`int`, *optional*, defaults to `9`):
-            Most groups with a panel of their own: the first in this order. The others share the last panel.
+            Largest number of groups with their own panel. The others share the last panel.
         min_size (`int`, *optional*, defaults to `50`):
-            Groups of fewer questions share the last panel too: their ECE would be mostly noise.
-        n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins.
-        binning (`str`, *optional*, defaults to `"equal_width"`):
-            `"equal_width"` or `"equal_mass"`.
-        n_bootstrap (`int`, *optional*, defaults to `1000`):
-            Resamples behind the intervals and noise floors in the captions.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of both.
+            Smallest number of questions of a group with its own panel: the ECE of a smaller one is mostly noise.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weights.
+        options:
+            Fields of [`~hf_calib.measures.options.MeasureOptions`]: `n_bins`, `binning`, and `n_bootstrap` and `seed`
+            of the intervals and noise floors in the captions.
 
     Returns:
         `matplotlib.figure.Figure`.
     """
+    options = MeasureOptions(**options)
     everything = _panel(probabilities, labels, sample_weight)
     groups = np.asarray([str(group) for group in groups])
     if len(groups) != len(everything.correct):
         raise ValueError(f"`groups` has {len(groups)} entries for {len(everything.correct)} rows of predictions.")
-    if everything.weights is not None:  # a group of nothing but weights of 0 is no group
+    if everything.weights is not None:  # ignore groups whose weights are all 0
         counted = everything.weights > 0
         everything, groups = everything.of(counted), groups[counted]
     if sort_by not in ("ece", "size"):
@@ -231,35 +209,58 @@ def group_diagram(
     panels = {k: everything.of(index == k) for k in large}
 
     def rank(k: int) -> float:
-        return -sizes[k] if sort_by == "size" else -_interval(panels[k], n_bins, binning, n_bootstrap, seed)[0]
+        return -sizes[k] if sort_by == "size" else -_interval(panels[k], options)[0]
 
     large = sorted(large, key=rank)[:max_groups]
     drawn = {names[k]: panels[k] for k in large}
     order = "largest first" if sort_by == "size" else "by the lower end of the ECE's interval"
-    note = f"{len(names)} groups, {order}; each 95% interval stands for its own group alone"
+    note = f"{len(names)} groups, {order}; each 95% interval is for one group"
     if others := len(names) - len(large):
         label = f"{others} other group{'s' if others > 1 else ''}"
         drawn[label] = everything.of(~np.isin(index, large))
         rest = np.delete(sizes, large)
         note += f". The last panel joins {others} of {rest.min():,} to {rest.max():,} questions each"
-    return _draw(drawn, n_bins, binning, n_bootstrap, seed, note=note)
+    return _draw(drawn, options, note=note)
 
 
 def _bins(panel: _Panel, n_bins: int, binning: str) -> ReliabilityBins:
     return reliability_bins(panel.confidences, panel.correct, n_bins, binning, panel.weights)
 
 
-def _interval(panel: _Panel, n_bins: int, binning: str, n_bootstrap: int, seed: int) -> tuple[float, float]:
-    data = panel.confidences, panel.correct, n_bins, binning
-    return bootstrap_interval(*data, n_bootstrap=n_bootstrap, seed=seed, sample_weight=panel.weights)
+def _interval(panel: _Panel, options: MeasureOptions) -> tuple[float, float]:
+    return bootstrap_interval(panel.confidences, panel.correct, sample_weight=panel.weights, **asdict(options))
+
+
+def _caption(panel: _Panel, bins: ReliabilityBins, options: MeasureOptions, names: tuple[str, str]) -> str:
+    """ECE with its interval and noise floor, N, and both means."""
+    low, high = _interval(panel, options)
+    floor = noise_floor(
+        panel.confidences,
+        panel.correct,
+        options.n_bins,
+        options.binning,
+        n_simulations=options.n_bootstrap,
+        seed=options.seed,
+        sample_weight=panel.weights,
+    )
+    confidence, accuracy = _means(panel)
+    across, up = names
+    return (
+        f"ECE {bins.error:.3f}  [{low:.3f}, {high:.3f}]\n"
+        f"noise floor {floor.mean:.3f},  N = {bins.counts.sum():,}\n"
+        f"{up} {accuracy:.3f},  {across} {confidence:.3f}"
+    )
+
+
+def _means(panel: _Panel) -> tuple[float, float]:
+    """Mean confidence and accuracy."""
+    confidence, accuracy = (np.average(values, weights=panel.weights) for values in (panel.confidences, panel.correct))
+    return float(confidence), float(accuracy)
 
 
 def _draw(
     panels: Mapping[str, _Panel],
-    n_bins: int,
-    binning: str,
-    n_bootstrap: int,
-    seed: int,
+    options: MeasureOptions,
     names: tuple[str, str] = ("confidence", "accuracy"),
     note: str | None = None,
 ) -> Figure:
@@ -277,26 +278,15 @@ def _draw(
             axes = figure.add_subplot(grid[2 * row, column], sharex=first, sharey=first)
             shares = figure.add_subplot(grid[2 * row + 1, column], sharex=axes, sharey=first_shares)
             first, first_shares = first or axes, first_shares or shares
-            bins = _bins(panel, n_bins, binning)
+            bins = _bins(panel, options.n_bins, options.binning)
             _draw_bins(axes, bins, _effective_counts(panel, bins), up)
-            confidence, accuracy = (
-                float(np.average(values, weights=panel.weights)) for values in (panel.confidences, panel.correct)
-            )
-            _draw_shares(shares, _bins(panel, n_bins, "equal_width"))
+            confidence, accuracy = _means(panel)
+            _draw_shares(shares, _bins(panel, options.n_bins, "equal_width"))
             shares.axvline(accuracy, color=BLUE, linewidth=1.8, zorder=3, label=f"mean {up}")
             shares.axvline(
                 confidence, color=VERMILLION, linewidth=1.8, linestyle=(0, (2, 1.2)), zorder=4, label=f"mean {across}"
             )
-            low, high = _interval(panel, n_bins, binning, n_bootstrap, seed)
-            floor = noise_floor(
-                panel.confidences, panel.correct, n_bins, binning, n_simulations=n_bootstrap, seed=seed,
-                sample_weight=panel.weights,
-            )  # fmt: skip
-            caption = (
-                f"ECE {bins.error:.3f}  [{low:.3f}, {high:.3f}]\n"
-                f"noise floor {floor.mean:.3f},  N = {bins.counts.sum():,}\n"
-                f"{up} {accuracy:.3f},  {across} {confidence:.3f}"
-            )
+            caption = _caption(panel, bins, options, names)
             axes.text(0, 1.025, caption, transform=axes.transAxes, va="bottom", fontsize=8, linespacing=1.35)
             axes.set_title(_wrapped(heading), loc="left", fontsize=11, fontweight="bold", pad=42, parse_math=False)
             axes.tick_params(labelbottom=False, labelleft=column == 0)
@@ -313,13 +303,13 @@ def _draw(
 
 
 def _wrapped(heading: str) -> str:
-    """A heading on at most two lines, broken at spaces and underscores."""
+    """Wrap a heading to at most two lines, at spaces and underscores."""
     lines = [line.replace("_ ", "_") for line in wrap(heading.replace("_", "_ "), _TITLE_WIDTH)]
     return "\n".join(lines[:2]) + ("…" if len(lines) > 2 else "")
 
 
 def _effective_counts(panel: _Panel, bins: ReliabilityBins) -> np.ndarray:
-    """Examples of equal weight that would be as good as those of each bin: `(sum w)^2 / sum w^2`."""
+    """Effective sample size of each bin: `(sum w)^2 / sum w^2`."""
     if panel.weights is None:
         return bins.counts
     squares = np.bincount(assign_bins(panel.confidences, bins.edges), panel.weights**2, len(bins.counts))

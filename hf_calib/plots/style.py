@@ -1,4 +1,4 @@
-"""The look that all figures share: the Okabe-Ito palette, with hatching, shape and shade to tell things apart in grey."""
+"""Style of the figures: the Okabe-Ito palette, with hatching and markers that are distinct in greyscale."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ STYLE: dict[str, Any] = {
     "ytick.color": BLACK,
     "xtick.major.width": 0.8,
     "ytick.major.width": 0.8,
-    "svg.hashsalt": "hf_calib",  # the same figure gives the same file
+    "svg.hashsalt": "hf_calib",  # reproducible files
 }
 GRID = {"color": "#E6E6E6", "linewidth": 0.7, "zorder": 0}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, to be filled under `rc_context(STYLE)`. pyplot is not touched."""
+    """Create an empty figure, with its size in inches, without pyplot. Draw on it under `rc_context(STYLE)`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -43,7 +43,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_legend(figure: Figure, columns: int | None = None, first: Sequence[str] = ()) -> None:
-    """One legend under the figure: each label of its panels once, those of `first` before the others."""
+    """Add one legend under the figure, with each label of its panels once, and the labels in `first` first."""
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -61,15 +61,18 @@ def add_legend(figure: Figure, columns: int | None = None, first: Sequence[str] 
 
 def wilson_interval(rate, counts, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
     """
-    Wilson score interval of binomial rates.
+    Compute the Wilson score interval of binomial rates.
 
     Args:
         rate (`np.ndarray` of shape `(bins,)`):
             Observed rates in [0, 1].
         counts (`np.ndarray` of shape `(bins,)`):
-            Number of trials, above 0; an effective number need not be whole.
+            Number of trials, above 0; fractions are allowed, for effective numbers.
         z (`float`, *optional*, defaults to `1.96`):
-            Quantile of the normal distribution: 1.96 for 95%.
+            Quantile of the normal distribution; 1.96 gives 95%.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: lower and upper ends, `(bins,)`.
     """
     scale = 1 + z**2 / counts
     centre = (rate + z**2 / (2 * counts)) / scale
@@ -79,19 +82,18 @@ def wilson_interval(rate, counts, z: float = 1.96) -> tuple[np.ndarray, np.ndarr
 
 def save_figure(figure: Figure, path, svg: bool = True) -> tuple[Path, Path | None]:
     """
-    Write a figure as PNG (200 dpi) and as SVG.
+    Save a figure as PNG (200 dpi) and SVG.
 
     Args:
         figure (`matplotlib.figure.Figure`):
             The figure.
         path (`str` or `PathLike`):
-            Where to; an ending of `.png` or `.svg` may be given and is replaced for the other one. Missing folders are
-            made.
+            Path of the files; an ending of `.png` or `.svg` is replaced. Missing folders are created.
         svg (`bool`, *optional*, defaults to `True`):
-            `False` for the PNG alone.
+            Whether to save the SVG too.
 
     Returns:
-        `tuple[Path, Path]`: the PNG and the SVG, or `None` in its place.
+        `tuple[Path, Path | None]`: paths of the PNG and the SVG.
     """
     import matplotlib as mpl
 

@@ -123,7 +123,7 @@ def test_a_folded_checkpoint_gives_the_calibrated_options(folder, tmp_path, kind
         (["--predictions", "{folder}/aligned-train.npz", "--method", "platt"], "'platt' is not known; choose among agreement"),
         (["--predictions", "{folder}/aligned-train.npz", "--method", "agreement"], "needs the reference"),
         (["--predictions", "{folder}/aligned-train.npz", "--reference_predictions", "{folder}/base-test.npz"], "300 of 300 questions are not"),
-        (["--predictions", "{folder}/aligned-test.npz", "--apply_to", "{folder}/aligned-test.npz"], "400 of 400 questions to be"),
+        (["--predictions", "{folder}/aligned-test.npz", "--apply_to", "{folder}/aligned-test.npz"], "400 of 400 test questions"),
         (["--predictions", "{folder}/aligned-train.npz", "--n_folds", "200"], "300 questions are too few for 200 folds"),
         (["--predictions", "{folder}/aligned-train.npz", "--method", "beta", "--fold_into", "{folder}/base"], "add temperature"),
         (["--predictions", "{folder}/aligned-train.npz", "--fold_into", "{folder}"], "config.json"),

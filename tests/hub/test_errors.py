@@ -57,7 +57,7 @@ def test_what_is_not_there(hub, api, example, monkeypatch, capsys):
     with pytest.raises(OSError, match="alice/nowhere: no such repository"):
         load_calibrator("alice/nowhere")
     assert main(example.call("alice/unasked")) == 0
-    assert "are called 'test.parquet', which is no data set on the Hub" in failed(["verify", "alice/unasked"], capsys)
+    assert "'test.parquet', which is not a data set on the Hub" in failed(["verify", "alice/unasked"], capsys)
 
 
 def test_a_name_that_is_taken(hub, api, example, capsys):
