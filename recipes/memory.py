@@ -77,7 +77,8 @@ def estimate(name: str, tuning: str, num_gpus: int, lora_r: int) -> dict[str, fl
         name (`str`):
             One of `MODELS`.
         tuning (`str`):
-            `"full"`, `"lora"` (frozen weights in bf16) or `"qlora"` (frozen weights of linear layers in 4 bits; with DDP alone).
+            `"full"`, `"lora"` (frozen weights in bf16) or `"qlora"` (frozen weights of linear layers in 4 bits; with
+            DDP alone).
         num_gpus (`int`):
             Over how many they are spread.
         lora_r (`int`):

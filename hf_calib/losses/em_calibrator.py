@@ -28,12 +28,13 @@ class EMCalibrator:
             Number of bins of the two binned estimators; at least 1.
         pseudo_count (`float`, *optional*, defaults to `2.0`):
             Number of perfectly calibrated pseudo-questions added to every bin (or block), which shrinks its accuracy
-            towards its mean confidence. At least 0; 0 takes the raw accuracies, as in the paper. The target of an empty
-            bin is the confidence itself, whatever the pseudo-count.
+            towards its mean confidence. At least 0; 0 takes the raw accuracies, as in the paper. The target of an
+            empty bin is the confidence itself, whatever the pseudo-count.
 
     References:
-        Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning Approach",
-        ICML 2025, https://huggingface.co/papers/2505.01997, section 5. The isotonic map and the shrinkage are ours.
+        Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning
+        Approach", ICML 2025, https://huggingface.co/papers/2505.01997, section 5. The isotonic map and the shrinkage
+        are ours.
 
     Example:
 

@@ -62,7 +62,8 @@ def em_ece_loss(
         `ValueError`: for an unknown `loss_type`.
 
     References:
-        Xiao et al., ICML 2025, https://huggingface.co/papers/2505.01997, section 5 (the squared error). `"kl"` is ours.
+        Xiao et al., ICML 2025, https://huggingface.co/papers/2505.01997, section 5 (the squared error). `"kl"` is
+        ours.
     """
     targets = targets.detach().to(option_logits.device, torch.float32)
     logits, mask = finite_logits(option_logits, mask)

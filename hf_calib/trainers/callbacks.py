@@ -30,8 +30,8 @@ class CollapseCallback(TrainerCallback):
     """
     Measures preference collapse on a small question set before training, every few steps, and at the end.
 
-    It works with every trainer of a causal language model (such as TRL's SFT, DPO, KTO and GRPO trainers), with PEFT, and
-    in several processes as long as each has the whole model. The measures of [`collapse_report`] are logged as
+    It works with every trainer of a causal language model (such as TRL's SFT, DPO, KTO and GRPO trainers), with PEFT,
+    and in several processes as long as each has the whole model. The measures of [`collapse_report`] are logged as
     `collapse/<measure>`; `hf_calib.measures.preference_collapse.MEANINGS` explains them. Reliability diagrams of the
     reference and the model are logged to TensorBoard, Weights & Biases or Trackio. The predictions are saved as
     `<output_dir>/collapse/step-<step>.npz`, for `hf-calib diagnose`. The training itself does not change.
@@ -52,7 +52,8 @@ class CollapseCallback(TrainerCallback):
             Options of the measures and the diagram; by default 200 draws.
 
     Raises:
-        `ValueError`: if the weights are partitioned among the processes (DeepSpeed ZeRO-3, FSDP), `every` is below 1, or a
+        `ValueError`: if the weights are partitioned among the processes (DeepSpeed ZeRO-3, FSDP), `every` is below 1,
+        or a
             question is malformed.
 
     Example:

@@ -33,9 +33,9 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
 
         lambda_pref (`float`, *optional*, defaults to `1.0`):
             Weight of EM-ECE on the pairs; at least 0. A pair is a question of two options with the probabilities
-            (q, 1 - q), where q = sigmoid(beta * margin) is the preference probability that the policy implies. The margin
-            is that of the loss (its f-divergence; for `"ipo"` and `"sigmoid_norm"` a mean over tokens), and beta is
-            scaled for `"ipo"` and `"sppo_hard"`; see [`~hf_calib.trainers.preference.preference_scale`].
+            (q, 1 - q), where q = sigmoid(beta * margin) is the preference probability that the policy implies. The
+            margin is that of the loss (its f-divergence; for `"ipo"` and `"sigmoid_norm"` a mean over tokens), and
+            beta is scaled for `"ipo"` and `"sppo_hard"`; see [`~hf_calib.trainers.preference.preference_scale`].
         lambda_options (`float`, *optional*, defaults to `0.0`):
             Weight of the loss on option questions (`option_dataset`); at least 0.
         option_ratio (`float`, *optional*, defaults to `1.0`):
@@ -43,14 +43,15 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
         option_loss_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the cross-entropy over the options, within the loss on option questions; at least 0.
         option_likelihood_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the answer's negative log-likelihood (as in CFT), within the loss on option questions; at least 0.
+            Weight of the answer's negative log-likelihood (as in CFT), within the loss on option questions; at least
+            0.
         preference_probability_column (`str`, *optional*, defaults to `"preference_probability"`):
             Column with the probability that the chosen completion is preferred, such as the share of annotators who
             agree. It is the target of q for the training pairs, which then need no E-step. Where only the pairs of the
             E-step have the column, it replaces the label "the chosen completion wins".
         chat_template_path (`str`, *optional*):
-            Jinja file with the chat template of a tokenizer that has none; it is saved with the tokenizer. Same argument
-            as in [`~trl.SFTConfig`].
+            Jinja file with the chat template of a tokenizer that has none; it is saved with the tokenizer. Same
+            argument as in [`~trl.SFTConfig`].
 
         > Parameters that control option scoring
 
@@ -65,7 +66,8 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
     > [!NOTE]
     > These parameters have default values different from [`~hf_calib.trainers.e_step.EMArguments`]:
     > - `em_holdout`: Defaults to a tenth of the rows, at most 512, instead of `0.2`.
-    > - `em_refresh`: Defaults to `"25"` steps instead of `"epoch"`. Before training, the policy equals its reference and
+    > - `em_refresh`: Defaults to `"25"` steps instead of `"epoch"`. Before training, the policy equals its reference
+    > and
     >   every pair is a tie, so the first map of the pairs is estimated after 25 steps. `"once"` would estimate it of a
     >   policy that has hardly moved.
     """

@@ -37,8 +37,8 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
     forward passes; the option questions take one more. Losses, PEFT, the reference model, precomputed reference
     log-probabilities, gradient accumulation, DeepSpeed and checkpoints work as in [`~trl.DPOTrainer`].
 
-    Evaluation adds every measure of [`calibration_report`]: of the pairs as `eval_pair_ece`, `eval_pair_accuracy`, ...,
-    and of the questions as `eval_option_ece`, ...
+    Evaluation adds every measure of [`calibration_report`]: of the pairs as `eval_pair_ece`, `eval_pair_accuracy`,
+    ..., and of the questions as `eval_option_ece`, ...
 
     To add or replace a loss over the pairs, override [`~CalibratedDPOTrainer.compute_pair_loss`]; over the options,
     [`~hf_calib.trainers.option_mixin.OptionTrainingMixin.compute_option_loss`].
@@ -223,8 +223,8 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         """
         Compute the loss on a micro-batch of pairs that is added to DPO's: `lambda_pref` times EM-ECE.
 
-        EM-ECE is 0 while there is neither a preference probability nor a calibration map. Override this method to add or
-        replace a loss over the pairs.
+        EM-ECE is 0 while there is neither a preference probability nor a calibration map. Override this method to add
+        or replace a loss over the pairs.
 
         Args:
             preference_logits (`torch.Tensor` of shape `(batch,)`):

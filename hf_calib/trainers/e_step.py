@@ -50,16 +50,18 @@ class EMArguments:
         em_pseudo_count (`float`, *optional*, defaults to `2.0`):
             Shrinkage of the map, in pseudo-questions; see [`EMCalibrator`].
         em_holdout (`float`, *optional*, defaults to `0.2`):
-            Training rows that are held out for the E-step: a fraction in (0, 1), or a number of rows (as `test_size` of
-            scikit-learn's `train_test_split`). Rows of the same question (the same text, or the same two completions of a
-            prompt) are held out together. 0 takes the E-step on the training rows, as in the paper; memorisation then
-            looks like calibration. `None` (the default of DPO) holds out a tenth of the rows, at most 512.
+            Training rows that are held out for the E-step: a fraction in (0, 1), or a number of rows (as `test_size`
+            of scikit-learn's `train_test_split`). Rows of the same question (the same text, or the same two
+            completions of a prompt) are held out together. 0 takes the E-step on the training rows, as in the paper;
+            memorisation then looks like calibration. `None` (the default of DPO) holds out a tenth of the rows, at
+            most 512.
         em_fold (`int`, *optional*, defaults to `0`):
             Which rows are held out: with `em_holdout` = 1/K, the folds 0 to K - 1 hold out disjoint rows. `hf-calib
             average` averages the K models. Only for `em_holdout` > 0.
         em_refresh (`str`, *optional*, defaults to `"epoch"`):
-            When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps. With `"once"`, a map that cannot
-            be estimated yet (pairs, while the policy equals its reference) is tried again after 1, 2, 4, 8, ... steps.
+            When the E-step is taken: `"epoch"`, `"once"`, or a number of optimizer steps. With `"once"`, a map that
+            cannot be estimated yet (pairs, while the policy equals its reference) is tried again after 1, 2, 4, 8, ...
+            steps.
         em_loss (`str`, *optional*, defaults to `"kl"`):
             Loss of the M-step: `"kl"`, or `"brier"`, the squared error of the paper; see [`em_ece_loss`].
         em_preset (`str`, *optional*):
@@ -229,8 +231,8 @@ class EMTrainerMixin:
         training = self.model.training
         self.model_wrapped.eval()
         batches = []
-        # The data loader draws a seed on the CPU, which must not change the random state of training. Forking the state
-        # of accelerators too would have each process open all of them.
+        # The data loader draws a seed on the CPU, which must not change the random state of training. Forking the
+        # state of accelerators too would have each process open all of them.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
             for inputs in self._scoring_dataloaders[key]:
                 scored = self._score_rows(kind, self._prepare_inputs(inputs))

@@ -107,8 +107,8 @@ def preference_margins(
         completion_mask (`torch.Tensor` of shape `(2 * batch, length)`):
             1 where a token belongs to the completion.
         loss_types (`list[str]`):
-            `loss_type` of [`~trl.DPOConfig`]. With several losses, the first one with a margin decides whether scores are
-            sums or, as in IPO, means over tokens.
+            `loss_type` of [`~trl.DPOConfig`]. With several losses, the first one with a margin decides whether scores
+            are sums or, as in IPO, means over tokens.
         f_divergence_type (`str`, *optional*, defaults to `"reverse_kl"`):
             See [`divergence_scores`].
         alpha (`float`, *optional*, defaults to `0.5`):
@@ -128,10 +128,10 @@ def preference_scale(loss_types: list[str]) -> float:
     """
     Return the number c for which `sigmoid(c * beta * margin)` is the preference probability that a margin implies.
 
-    It is 1 for DPO, whose expected loss is minimal where this is the probability of winning (Bradley-Terry), and for all
-    other losses without a value of their own. IPO and SPPO regress the margin: for a completion that wins with
-    probability p, their expected loss is minimal at `beta * margin = p - 1/2` and `2 * p - 1`. The sigmoid with the same
-    slope at a tie has c = 4 and c = 2. With c = 1, the margin of a certain win would be read as .62 under IPO.
+    It is 1 for DPO, whose expected loss is minimal where this is the probability of winning (Bradley-Terry), and for
+    all other losses without a value of their own. IPO and SPPO regress the margin: for a completion that wins with
+    probability p, their expected loss is minimal at `beta * margin = p - 1/2` and `2 * p - 1`. The sigmoid with the
+    same slope at a tie has c = 4 and c = 2. With c = 1, the margin of a certain win would be read as .62 under IPO.
 
     Args:
         loss_types (`list[str]`):

@@ -151,7 +151,8 @@ def calibrate_reference(rows: list[np.ndarray], labels: np.ndarray, pseudo_count
         labels (`np.ndarray` of shape `(N,)`):
             Index of the right options, -100 where it is not known.
         pseudo_count (`float`):
-            The number m, at least 0. With 0 the labels alone decide; with infinity the logits are returned as they are.
+            The number m, at least 0. With 0 the labels alone decide; with infinity the logits are returned as they
+            are.
 
     Returns:
         `list[np.ndarray]`: the shifted option logits of each question.

@@ -30,25 +30,25 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
         > Parameters that control the objective
 
         objective (`str`, *optional*, defaults to `"rcft"`):
-            `"cft"`: negative log-likelihood of the answers (L_SFT1 of the paper), for calibratable models. `"rcft"`: the
-            same plus `lambda_ece` times EM-ECE.
+            `"cft"`: negative log-likelihood of the answers (L_SFT1 of the paper), for calibratable models. `"rcft"`:
+            the same plus `lambda_ece` times EM-ECE.
         lambda_ece (`float`, *optional*, defaults to `1.0`):
             Weight of EM-ECE for `objective="rcft"`; at least 0.
         likelihood_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the likelihood in training; at least 0. With 0, set `option_loss_weight` or a reference.
         option_loss_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the cross-entropy over the options; at least 0. With single-token options its minimum is that of the
-            likelihood. With texts it is not: the likelihood rewards writing the answer, the cross-entropy rewards
+            Weight of the cross-entropy over the options; at least 0. With single-token options its minimum is that of
+            the likelihood. With texts it is not: the likelihood rewards writing the answer, the cross-entropy rewards
             preferring it to the other options.
         reference_model_name_or_path (`str`, *optional*):
-            Model whose option probabilities on the training questions are kept near, usually the model before preference
-            alignment. It is evaluated once, before training, and must have the vocabulary of the model.
+            Model whose option probabilities on the training questions are kept near, usually the model before
+            preference alignment. It is evaluated once, before training, and must have the vocabulary of the model.
         reference_weight (`float`, *optional*, defaults to `10.0`):
             Weight of the divergence from the reference over the options, in nats a question; at least 0.
         reference_pseudo_count (`float`, *optional*, defaults to `1000.0`):
             The reference is calibrated first: a constant is added to the logit of its prediction, so that its mean
-            confidence agrees with its accuracy on all labels and on this many pseudo-questions on which it is perfectly
-            calibrated. `0` uses the labels alone, `inf` leaves the reference as it is.
+            confidence agrees with its accuracy on all labels and on this many pseudo-questions on which it is
+            perfectly calibrated. `0` uses the labels alone, `inf` leaves the reference as it is.
 
         > Parameters that control option scoring
 
@@ -61,8 +61,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
             See [`~hf_calib.trainers.e_step.EMArguments`].
 
     References:
-        Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning Approach",
-        ICML 2025, https://huggingface.co/papers/2505.01997.
+        Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning
+        Approach", ICML 2025, https://huggingface.co/papers/2505.01997.
     """
 
     help_group = "objective"

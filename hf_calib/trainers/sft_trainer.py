@@ -23,9 +23,9 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
     """
     Trainer for calibration-aware fine-tuning (CFT) and regularised calibration-aware fine-tuning (RCFT).
 
-    The training data are option questions in the unified schema (`question`, `choices`, `answer`). Rows without `choices`
-    (texts, instruction pairs in any format of [`~trl.SFTTrainer`]) may be mixed in; they count in the likelihood only.
-    PEFT, gradient accumulation, DeepSpeed, evaluation and checkpoints work as in [`~trl.SFTTrainer`].
+    The training data are option questions in the unified schema (`question`, `choices`, `answer`). Rows without
+    `choices` (texts, instruction pairs in any format of [`~trl.SFTTrainer`]) may be mixed in; they count in the
+    likelihood only. PEFT, gradient accumulation, DeepSpeed, evaluation and checkpoints work as in [`~trl.SFTTrainer`].
 
     To add or replace a loss over the options, override
     [`~hf_calib.trainers.option_mixin.OptionTrainingMixin.compute_option_loss`].
@@ -38,18 +38,19 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         train_dataset ([`~datasets.Dataset`]):
             Questions, and rows of text among them.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
-            Questions to evaluate on. Every measure of [`calibration_report`] is logged, as `eval_ece`, `eval_accuracy`, ...
+            Questions to evaluate on. Every measure of [`calibration_report`] is logged, as `eval_ece`,
+            `eval_accuracy`, ...
         estep_dataset ([`~datasets.Dataset`], *optional*):
             Questions for the E-step. By default a part of `train_dataset` is held out; see `em_holdout`.
         unlabelled_dataset ([`~datasets.Dataset`], *optional*):
-            Questions without answers (`question`, `choices`; an answer is not read) to train on. They count in EM-ECE and
-            in the divergence from the reference, which need no label.
+            Questions without answers (`question`, `choices`; an answer is not read) to train on. They count in EM-ECE
+            and in the divergence from the reference, which need no label.
         kwargs:
             Further arguments of [`~trl.SFTTrainer`].
 
     References:
-        Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning Approach",
-        ICML 2025, https://huggingface.co/papers/2505.01997.
+        Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning
+        Approach", ICML 2025, https://huggingface.co/papers/2505.01997.
 
     Example:
 
@@ -206,8 +207,8 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batch_samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._trains_options:
-            # Losses over options are means over the questions of an optimizer step, as the likelihood is over its tokens:
-            # the result does not depend on how the step is divided into micro-batches and processes.
+            # Losses over options are means over the questions of an optimizer step, as the likelihood is over its
+            # tokens: the result does not depend on how the step is divided into micro-batches and processes.
             batches = [batch for batch in batch_samples if "option_label" in batch]
             labelled = sum((batch["option_label"] != IGNORE_INDEX).sum() for batch in batches)
             questions = sum(batch["option_mask"].any(-1).sum() for batch in batches)

@@ -45,8 +45,8 @@ class TrainArguments(ScriptArguments):
         trainer (`str`, *optional*, defaults to `"calibrated_sft"`):
             `"calibrated_sft"` (CFT and RCFT), `"calibrated_dpo"`, or TRL's `"sft"` and `"dpo"`.
         dataset_name (`list[str]`):
-            Training data. For DPO preference pairs, or option questions, which become pairs: the right option is chosen,
-            another one rejected; see [`~hf_calib.data.preference_pairs.pairs_from_questions`].
+            Training data. For DPO preference pairs, or option questions, which become pairs: the right option is
+            chosen, another one rejected; see [`~hf_calib.data.preference_pairs.pairs_from_questions`].
         limit (`int`, *optional*):
             Train on so many examples, drawn by `data_seed` (or `seed`); by default on all.
         eval_dataset_name (`list[str]`, *optional*):
@@ -66,8 +66,8 @@ class TrainArguments(ScriptArguments):
         eval_limit (`int`, *optional*):
             Evaluate on so many examples of `eval_dataset_name`, and of `eval_option_dataset_name`; by default on all.
         collapse_dataset_name (`list[str]`, *optional*):
-            Option questions, of the split `dataset_test_split`, on which preference collapse is measured during training,
-            with any trainer; see [`~hf_calib.trainers.callbacks.CollapseCallback`].
+            Option questions, of the split `dataset_test_split`, on which preference collapse is measured during
+            training, with any trainer; see [`~hf_calib.trainers.callbacks.CollapseCallback`].
         collapse_limit (`int`, *optional*, defaults to `500`):
             Measure preference collapse on so many of them.
         collapse_steps (`int`, *optional*, defaults to `100`):

@@ -1,4 +1,4 @@
-"""The mean of models, as of those that were each trained without another part of the labels (cross-fitting)."""
+"""Average of models or LoRA adapters, such as those of cross-fitting (`em_fold`)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _NOT_JOINED = (
 
 def average_models(models: Sequence[str | Path], output_dir: str | Path, trust_remote_code: bool = False) -> None:
     """
-    Write the mean of models, with the tokenizer of the first.
+    Write the mean of models, with the tokenizer of the first one.
 
-    The mean of LoRA adapters on one base model is an adapter again, which adds the mean of what they add; its rank is the sum of
-    theirs. Whole models are averaged in float32, parameter by parameter, and saved in the type of the first.
+    The mean of LoRA adapters of one base model is an adapter with the mean of their updates; its rank is the sum of
+    their ranks. Whole models are averaged parameter by parameter in float32, and saved in the type of the first one.
 
     Args:
         models (`Sequence[str | Path]`):
-            Local folders of two models or more of one architecture, or of as many adapters.
+            Local folders of at least two models of one architecture, or of at least two adapters.
         output_dir (`str` or `Path`):
             Folder to write.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run code that the models bring.
+            Whether to run code from the folders of the models.
 
     Raises:
-        `ValueError`: for what [`check_models`] refuses, and for models of different shape.
+        `ValueError`: see [`check_models`]; also for models of different shapes.
     """
     models = [str(model) for model in models]
     loading = {"trust_remote_code": trust_remote_code}
@@ -51,18 +51,26 @@ def average_models(models: Sequence[str | Path], output_dir: str | Path, trust_r
 
 def check_models(models: Sequence[str | Path]) -> str | None:
     """
-    The base model, if these are adapters, after a look at their configurations; `None` for whole models.
+    Check that models can be averaged.
+
+    Args:
+        models (`Sequence[str | Path]`):
+            Local folders.
+
+    Returns:
+        `str` or `None`: the base model of adapters; `None` for whole models.
 
     Raises:
-        `ValueError`: for what is no folder, for fewer than two, for adapters beside whole models or on different ones, and for
-            adapters that are more than plain LoRA, or on other layers.
+        `ValueError`: for a path that is not a folder, fewer than two models, a mixture of adapters and whole models,
+        adapters
+            of different base models or layers, and adapters that are not plain LoRA.
     """
     from peft import LoraConfig, PeftConfig
 
     if missing := [str(model) for model in models if not Path(model).is_dir()]:
-        raise ValueError(f"no folder: {', '.join(missing)}")
+        raise ValueError(f"not a folder: {', '.join(missing)}")
     if len(models) < 2:
-        raise ValueError(f"An average is of two models or more, got {len(models)}.")
+        raise ValueError(f"At least two models are needed, got {len(models)}.")
     adapters = [model for model in models if Path(model, "adapter_config.json").is_file()]
     if adapters and len(adapters) < len(models):
         raise ValueError(
@@ -72,15 +80,15 @@ def check_models(models: Sequence[str | Path]) -> str | None:
     if len(bases := {config.base_model_name_or_path for config in configs}) > 1:
         raise ValueError(f"The adapters belong to different base models: {', '.join(sorted(bases))}.")
     for adapter, config in zip(adapters, configs, strict=True):
-        # PEFT joins the two matrices of plain LoRA, and leaves out whatever else an adapter has learnt.
+        # PEFT combines the two matrices of plain LoRA, and ignores all other weights of an adapter.
         more = [name for name in _NOT_JOINED if getattr(config, name, None)]
         if type(config) is not LoraConfig or config.bias != "none" or more:
             raise ValueError(
-                f"{adapter} is more than plain LoRA: merge each adapter into the base model and average those."
+                f"{adapter} is not plain LoRA: merge each adapter into the base model and average the merged models."
             )
-        # Of adapters on other layers it keeps those of the first alone.
+        # PEFT keeps only the layers of the first adapter.
         if config.layers_to_transform != configs[0].layers_to_transform:
-            raise ValueError(f"{adapter} adapts other layers than {adapters[0]}: train all by one recipe.")
+            raise ValueError(f"{adapter} adapts other layers than {adapters[0]}: train all with one recipe.")
     return bases.pop() if bases else None
 
 
@@ -108,10 +116,10 @@ def _average_weights(models: Sequence[str], **loading) -> PreTrainedModel:
 
 
 def _add(name: str, total: PreTrainedModel, **loading) -> None:
-    """Add a model's parameters; it is gone before the next is loaded, so that two at most are in memory."""
+    """Add the parameters of a model to the sum; at most two models are in memory."""
     model, _ = load_model(name, dtype="float32", **loading)
     sums, added = dict(total.named_parameters()), dict(model.named_parameters())
     if {key: value.shape for key, value in sums.items()} != {key: value.shape for key, value in added.items()}:
-        raise ValueError(f"{name} and {total.name_or_path} are models of different shape.")
+        raise ValueError(f"{name} and {total.name_or_path} are models of different shapes.")
     for key, value in added.items():
         sums[key].add_(value)

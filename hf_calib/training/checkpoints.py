@@ -1,4 +1,4 @@
-"""Checkpoints of long runs: the one to go on from, the room that they will take, and another number of processes."""
+"""Checkpoints: which one to resume from, their disk space, and resuming with another number of processes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,11 @@ from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 logger = logging.getLogger(__name__)
 
 
-# Which one
-
-
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """
-    The newest checkpoint that is whole, `None` if there is none.
+    Find the newest complete checkpoint.
 
-    The trainer writes `trainer_state.json` last: a checkpoint without it was cut off by a kill or a full disk.
+    The trainer writes `trainer_state.json` last: a checkpoint without it was interrupted.
 
     Args:
         output_dir (`str` or `Path`):
@@ -44,23 +41,23 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
                 return str(found[step])
         except (OSError, ValueError, KeyError):
             pass
-        logger.warning(f"{found[step]} is not complete: it was cut off while being written. An older one is taken.")
+        logger.warning(f"{found[step]} is not complete and is skipped: writing it was interrupted.")
     return None
 
 
 def resume_point(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | bool | None:
     """
-    What `--resume_from_checkpoint` says, as `Trainer.train` takes it.
+    Convert `--resume_from_checkpoint` into the argument of `Trainer.train`.
 
     Args:
         resume_from_checkpoint (`str` or `bool`, *optional*):
-            `"auto"`: the newest whole checkpoint of `output_dir`, or a new run if there is none. `"true"`: the newest one,
-            which must be there. `"false"`: a new run. Anything else: a checkpoint's folder.
+            `"auto"`: the newest complete checkpoint of `output_dir`, or a new run if there is none. `"true"`: the
+            newest one, which must exist. `"false"`: a new run. Otherwise the folder of a checkpoint.
         output_dir (`str`):
             Folder of the run.
 
     Raises:
-        `FileNotFoundError`: if the folder is no checkpoint.
+        `FileNotFoundError`: if the folder is not a complete checkpoint.
     """
     text = str(resume_from_checkpoint)  # on the command line the argument is text
     if text.lower() == "auto":
@@ -71,25 +68,23 @@ def resume_point(resume_from_checkpoint: str | bool | None, output_dir: str) -> 
         return None
     if not (Path(text) / TRAINER_STATE_NAME).is_file():
         raise FileNotFoundError(
-            f"resume_from_checkpoint={text!r} holds no {TRAINER_STATE_NAME}, so that it is no (whole) checkpoint; 'auto' takes the "
-            "newest one of output_dir that is."
+            f"resume_from_checkpoint={text!r} has no {TRAINER_STATE_NAME}, so it is not a complete checkpoint; 'auto' takes the "
+            "newest complete one of output_dir."
         )
     return text
 
 
-# How large
-
-
 def checkpoint_bytes(trainer: Trainer) -> tuple[int, int]:
     """
-    Size of a checkpoint and of the saved model, estimated.
+    Estimate the size of a checkpoint and of the saved model.
 
-    Saved are the weights (of an adapter, its own alone) and, unless `save_only_model`, the optimizer's state: two numbers for
-    each trained weight with Adam. DeepSpeed adds the weights in float32 and once more as they are.
+    A checkpoint has the weights (only those of the adapter, if there is one) and, unless `save_only_model`, the state
+    of the optimizer: with Adam two numbers per trained weight. DeepSpeed adds the weights in float32 and in their own
+    type.
 
     Args:
         trainer ([`~transformers.Trainer`]):
-            A trainer that has its model.
+            A trainer with its model.
 
     Returns:
         `tuple[int, int]`: bytes of a checkpoint, bytes of the model.
@@ -97,7 +92,7 @@ def checkpoint_bytes(trainer: Trainer) -> tuple[int, int]:
     args, model, saved, state = trainer.args, trainer.model, 0, 0
     numbers = _numbers_per_weight(str(getattr(args.optim, "value", args.optim)))
     for parameter in model.parameters():
-        count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 has spread it already
+        count = getattr(parameter, "ds_numel", parameter.numel())  # partitioned by ZeRO-3
         if parameter.requires_grad or not isinstance(model, PeftModel):
             saved += count * parameter.element_size()
         if parameter.requires_grad and trainer.is_deepspeed_enabled:
@@ -108,7 +103,7 @@ def checkpoint_bytes(trainer: Trainer) -> tuple[int, int]:
 
 
 def _numbers_per_weight(optimizer: str) -> float:
-    """Numbers of the weight's own size that an optimizer keeps for it."""
+    """Return how many numbers of the weight's size an optimizer keeps per weight."""
     if "adafactor" in optimizer or optimizer in ("sgd", "adagrad", "rmsprop"):
         return 0 if "adafactor" in optimizer or optimizer == "sgd" else 1
     moments = 1 if "lion" in optimizer else 2
@@ -117,30 +112,30 @@ def _numbers_per_weight(optimizer: str) -> float:
 
 def check_disk_space(trainer: Trainer) -> None:
     """
-    Say before training that its checkpoints will not fit on the disk.
+    Check that the checkpoints of a training will fit on the disk.
 
     Args:
         trainer ([`~transformers.Trainer`]):
-            A trainer that has its model and data.
+            A trainer with its model and data.
 
     Raises:
-        `OSError`: if the checkpoints to be kept at one time and the model need more than is free.
+        `OSError`: if the checkpoints that exist at one time and the model need more than the free space.
     """
     args = trainer.args
     checkpoint, model = checkpoint_bytes(trainer)
     count = _planned_saves(trainer)
     if args.save_total_limit is not None:
-        # The new one is written before an old one goes, and the best stays.
+        # A checkpoint is written before an old one is deleted, and the best one is kept.
         count = min(count, args.save_total_limit + 1 + args.load_best_model_at_end)
-    there = len(list(Path(args.output_dir).glob("checkpoint-*")))  # to be overwritten, or to go
+    there = len(list(Path(args.output_dir).glob("checkpoint-*")))  # overwritten or deleted
     count = max(count - there, min(count, 1))
     needed, free = count * checkpoint + model, shutil.disk_usage(args.output_dir).free
     if needed > free:
         raise OSError(
-            f"output_dir {args.output_dir!r} has {_readable(free)} free, but the run is to write {_readable(needed)}: {count} "
-            f"checkpoints of {_readable(checkpoint)} and the model, {_readable(model)}. Make room, choose another output_dir, keep fewer "
-            "(--save_total_limit 2), save less often (--save_steps), or leave out what only a resumed run needs "
-            "(--save_only_model true)."
+            f"output_dir {args.output_dir!r} has {_readable(free)} free, but the run will write {_readable(needed)}: {count} "
+            f"checkpoints of {_readable(checkpoint)} and the model, {_readable(model)}. Free some space, choose another "
+            "output_dir, keep fewer checkpoints (--save_total_limit 2), save less often (--save_steps), or save no state of "
+            "the optimizer (--save_only_model true)."
         )
 
 
@@ -168,29 +163,26 @@ def _readable(size: float) -> str:
 
 
 def is_full_disk(error: BaseException, trainer: Trainer) -> bool:
-    """Whether a save failed for want of room, which the libraries below say in as many ways as there are of them."""
+    """Whether an error of any of the libraries means that the disk is full."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return True
-    # torch's archive writer has lost the reason
+    # torch's archive writer does not report the reason
     return (
         "PytorchStreamWriter" in str(error)
         and shutil.disk_usage(trainer.args.output_dir).free < checkpoint_bytes(trainer)[0]
     )
 
 
-# By how many processes
-
-
 def adapt_to_processes(trainer: Trainer, checkpoint: str) -> None:
     """
-    Make a DeepSpeed checkpoint readable for another number of processes than wrote it.
+    Make a DeepSpeed checkpoint readable for another number of processes.
 
-    ZeRO's optimizer state is cut into one part for each process. Where their number has changed, the checkpoint is converted
-    to DeepSpeed's universal format, beside its own, and the engine is told to read that.
+    ZeRO partitions the state of the optimizer over the processes. If their number has changed, the checkpoint is
+    converted to DeepSpeed's universal format, in the same folder, and the engine is configured to read that.
 
     Args:
         trainer ([`~transformers.Trainer`]):
-            The trainer that is to resume.
+            The trainer that resumes.
         checkpoint (`str`):
             Folder of the checkpoint.
     """
@@ -202,7 +194,8 @@ def adapt_to_processes(trainer: Trainer, checkpoint: str) -> None:
     folder = parts[0].parent
     if trainer.args.should_save and not (Path(checkpoint) / "latest_universal").exists():
         logger.warning(
-            f"{checkpoint} was written by {len(parts)} processes; it is converted for {trainer.accelerator.num_processes}."
+            f"{checkpoint} was written by {len(parts)} processes and is converted for "
+            f"{trainer.accelerator.num_processes}."
         )
         ds_to_universal.main(
             Namespace(
@@ -222,9 +215,10 @@ def adapt_to_processes(trainer: Trainer, checkpoint: str) -> None:
 
 class _RepairUniversalState(TrainerCallback):
     """
-    Sets right what DeepSpeed 0.19.8 makes of a universal ZeRO-3 checkpoint with several parameter groups
-    (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`): all share the step counter, which each then advances, and all have
-    the first one's weight decay, where the trainer's second group has none.
+    Repairs the state that DeepSpeed 0.19.8 loads from a universal ZeRO-3 checkpoint with several parameter groups.
+
+    `load_hp_checkpoint_state_from_checkpoint_dir_stage3` gives all groups the same step counter, which each of them
+    then advances, and the weight decay of the first group, where the trainer's second group has none.
     """
 
     def __init__(self, trainer: Trainer):

@@ -1,4 +1,4 @@
-"""A run under `accelerate launch`: what it leaves unsaid about CPUs, its end as its processes see it, and how they part."""
+"""Helpers for `accelerate launch`: arguments for CPUs, the end of the launcher, and the end of the process group."""
 
 import ctypes
 import os
@@ -8,20 +8,20 @@ import time
 
 
 class Stopped(Exception):
-    """Told to stop by SIGTERM, the work has saved what it had; what is said is where."""
+    """Raised when SIGTERM stopped a training; the message is the checkpoint that was saved."""
 
 
 def cpu_training_arguments() -> list[str]:
     """
-    Arguments of [`~transformers.TrainingArguments`] that training on CPUs needs, alone or in several processes.
+    Return the arguments of [`~transformers.TrainingArguments`] that training on CPUs needs.
 
     Without them TRL's default precision, bf16, is refused; the processes of `recipes/accelerate_configs/ddp.yaml` do
-    not find each other, so that each trains alone on all of the data; those of DeepSpeed take themselves for one and
-    stop. DeepSpeed must be told the backend and not the device (given `use_cpu`, accelerate makes plain data
-    parallelism of it), which leaves float32.
+    not find each other, and each trains alone on all data; those of DeepSpeed stop. DeepSpeed needs the backend and
+    not the device (with `use_cpu`, accelerate replaces it by plain data parallelism), and float32.
 
     Returns:
-        `list[str]`: Command-line arguments to put in front of the user's own; empty where there is an accelerator.
+        `list[str]`: command-line arguments, to be placed before those of the user; empty where there is an
+        accelerator.
     """
     import torch
 
@@ -34,10 +34,10 @@ def cpu_training_arguments() -> list[str]:
 
 def end_with_launcher() -> None:
     """
-    Have SIGTERM sent to this process when the `accelerate launch` above it ends.
+    Have SIGTERM sent to this process when the `accelerate launch` that started it ends.
 
-    On one process the launcher hands no signal on: stopped by the scheduler, it would leave the training behind, to be killed
-    without a checkpoint. Linux only; elsewhere, and without the launcher, this does nothing.
+    With one process the launcher does not forward signals: if a scheduler stops it, the training would go on and be
+    killed without a checkpoint. Linux only; elsewhere, and without the launcher, this does nothing.
     """
     if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -45,14 +45,14 @@ def end_with_launcher() -> None:
 
 def leave_process_group() -> None:
     """
-    Part from the other processes, once there is nothing more to say to them.
+    Destroy the process group, at the end of a script under `accelerate launch`.
 
-    The last act of a script that ran under `accelerate launch`. Gloo's threads let go of the last tensors a moment after the
-    collective that used them; where the interpreter is gone by then, the process aborts ("terminate called without an active
-    exception", https://github.com/pytorch/pytorch/pull/179291). The barrier, and a second
-    for its own tensor, which a busy machine can take, give them that moment. Alone, or called again, this does nothing.
+    Gloo's threads release the tensors of the last collective a moment after it. If the interpreter has ended by then,
+    the process aborts ("terminate called without an active exception",
+    https://github.com/pytorch/pytorch/pull/179291). A barrier and a second of waiting prevent that. Without a group,
+    or called again, this does nothing.
     """
-    distributed = sys.modules.get("torch.distributed")  # not imported: no group was joined
+    distributed = sys.modules.get("torch.distributed")  # not imported: there is no group
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
         time.sleep(1)

@@ -40,11 +40,11 @@ _OBJECTIVES = {
     "sft": "Supervised fine-tuning with TRL's SFTTrainer.",
     "dpo": "Direct preference optimisation with TRL's DPOTrainer.",
     "cft": "Calibration-aware fine-tuning (CFT): the likelihood of the answers to questions of the domain.",
-    "rcft": "Regularised calibration-aware fine-tuning (RCFT): the likelihood of the answers, and EM-ECE, which draws the option "
-    "probabilities towards a map of confidence to accuracy that is estimated on questions held out.",
+    "rcft": "Regularised calibration-aware fine-tuning (RCFT): the likelihood of the answers, and EM-ECE, which pulls the "
+    "option probabilities towards a map from confidence to accuracy that is estimated on held-out questions.",
     "calibrated_dpo": "Calibrated DPO: direct preference optimisation with EM-ECE on the pairs and on option questions.",
 }
-# Settings that a card shows, where the configuration of the trainer has them and they are not None.
+# Settings on the card, where the configuration of the trainer has them and they are not None.
 _SETTINGS = (
     "objective", "scoring", "option_normalization", "lambda_ece", "likelihood_weight",
     "option_loss_weight", "reference_model_name_or_path", "reference_weight", "beta", "loss_type", "lambda_pref",
@@ -57,8 +57,8 @@ def prepare_push(args, model_args) -> None:
     """
     Check, before anything is loaded, the repository's name, the token and the base model of the push.
 
-    The token is moved to the environment of this process, since the configuration is saved with every checkpoint. The model
-    is pushed once, at the end, unless `hub_strategy` pushes checkpoints.
+    The token is moved to the environment of this process, since the configuration is saved with every checkpoint. The
+    model is pushed once, at the end, unless `hub_strategy` pushes checkpoints.
     """
     if args.hub_token:
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
@@ -99,8 +99,8 @@ def training_record(
             Number of questions that were held out for the E-step.
 
     Returns:
-        `dict`: `base_model`, `hub_datasets`, `objective`, `settings`, `budget` (a list of sentences) and `hf_calib` (the
-        version). The command adds `command` and `recipe`.
+        `dict`: `base_model`, `hub_datasets`, `objective`, `settings`, `budget` (a list of sentences) and `hf_calib`
+        (the version). The command adds `command` and `recipe`.
     """
     trainer, names = script_args.trainer, script_args.dataset_name
     settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name, None) is not None}
@@ -142,7 +142,7 @@ def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int
         labelled = sum(answer is not None for answer in train["answer"])
         lines = [f"{labelled:,} labelled questions of {shown}."]
         if texts := len(train) - labelled:
-            lines.append(f"{texts:,} texts beside them, for their likelihood.")
+            lines.append(f"{texts:,} texts, for their likelihood.")
     else:
         lines = [f"{len(train):,} rows of {shown}."]
     for name, what in (

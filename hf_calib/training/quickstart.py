@@ -1,4 +1,4 @@
-"""The quickstart: a world is made, a model pre-trained, aligned into overconfidence, repaired, and reported on."""
+"""The quickstart: pre-train, align, repair and evaluate a small model on a synthetic world."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """A training run: the recipe of that name, from a model to a model, on data (and option questions) of the world."""
+    """A training run with the recipe of that name: its parent model, its data and its option questions."""
 
     name: str
     parent: str
@@ -45,7 +45,7 @@ STAGES = (
     Stage("rcft", "dpo", "train"),
     Stage("dpo_calibrated", "pretrain", "pairs", options="train"),
 )
-# Name of each trained model in the report, and of the post-hoc repairs of the aligned one.
+# Names in the report: trained models, and post-hoc calibrators of the aligned model.
 ROWS = {"pretrain": "base", "dpo": "dpo", "cft": "cft", "rcft": "rcft", "dpo_calibrated": "calibrated dpo"}
 POST_HOC = {"dpo + TS": TemperatureScaling, "dpo + TS-IR": TemperatureIsotonic}
 
@@ -55,7 +55,7 @@ NUM_STATEMENTS, NUM_PAIRS, NUM_TRAIN_QUESTIONS = 80_000, 9_600, 2_000
 
 
 def make_world(folder: Path, seed: int, num_test_questions: int) -> None:
-    """Write the world's data (parquet) and its untrained model."""
+    """Write the data of a world (parquet) and its untrained model."""
     world = World(WorldConfig(seed=seed))
     tables = {
         "statements": world.pretraining_statements(NUM_STATEMENTS, seed),
@@ -71,7 +71,7 @@ def make_world(folder: Path, seed: int, num_test_questions: int) -> None:
 
 
 def train_stage(stage: Stage, output_dir: Path, seed: int) -> float:
-    """Run `accelerate launch recipes/train.py` on the stage's recipe, as a user would; returns the seconds it took."""
+    """Run `accelerate launch recipes/train.py` with the recipe of a stage; return the seconds it took."""
     world = output_dir / "world"
     parent = world / "untrained" if stage.parent == "untrained" else output_dir / stage.parent
     command = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -84,7 +84,7 @@ def train_stage(stage: Stage, output_dir: Path, seed: int) -> float:
     start = time.perf_counter()
     log = output_dir / f"{stage.name}.log"
     with log.open("w") as written:
-        # The log is the user's to read afterwards; the progress bars are for now.
+        # The output goes to the log, the progress bars to the terminal.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None, text=True)
         for line in process.stdout:
             written.write(line)
@@ -94,7 +94,7 @@ def train_stage(stage: Stage, output_dir: Path, seed: int) -> float:
 
 
 def _recipe_digest(stage: Stage, seed: int, parent: str) -> str:
-    """Names what a stage's model is made of: its recipe, its seed, and whatever its parent is made of."""
+    """Compute a digest of the recipe, the seed and the digest of the parent."""
     recipe = recipe_path(f"quickstart/{stage.name}.yaml").read_text()
     return hashlib.sha256(json.dumps([recipe, seed, parent]).encode()).hexdigest()[:16]
 
@@ -109,9 +109,9 @@ def run_quickstart(output_dir: Path, seed: int = 0, num_test_questions: int = 10
         seed (`int`, *optional*, defaults to `0`):
             Seed of the world and of every stage.
         num_test_questions (`int`, *optional*, defaults to `10_000`):
-            Questions that every stage is evaluated on.
+            Number of questions that every stage is evaluated on.
         resume (`bool`, *optional*, defaults to `True`):
-            Whether to keep the stages that an earlier run finished with the same recipe, seed and parent.
+            Whether to keep finished stages of an earlier run with the same recipe, seed and parent.
     """
     console = Console()
     output_dir = output_dir.resolve()

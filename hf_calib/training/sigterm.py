@@ -1,4 +1,4 @@
-"""Being told to stop: on SIGTERM a run saves a checkpoint after the step in hand, on all processes alike, and ends."""
+"""Stopping on SIGTERM: all processes save a checkpoint after the same step, and the training ends."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class StopOnSigterm(TrainerCallback):
     """
     Saves a checkpoint and stops after the optimizer step in which a process receives SIGTERM.
 
-    So Slurm, Kubernetes and pre-emptible machines announce their end. A checkpoint is written by all processes together, and
-    the signal may reach one of them alone, or each at another step: they ask each other after every step, which costs the sum
-    of one number. ([`~transformers.TrainingArguments`]'s `enable_jit_checkpoint` has each process decide for itself.)
+    Slurm, Kubernetes and pre-emptible machines send it before they stop a process. All processes write a checkpoint
+    together, but the signal may reach only one of them, or each at another step: after every step they exchange one
+    number. (With `enable_jit_checkpoint` of [`~transformers.TrainingArguments`], each process decides for itself.)
 
     Args:
         trainer ([`~transformers.Trainer`]):
             The trainer to which the callback is added.
 
     Raises:
-        [`~hf_calib.training.distributed.Stopped`]: out of `trainer.train()`, once the checkpoint is there.
+        [`~hf_calib.training.distributed.Stopped`]: by `trainer.train()`, once the checkpoint is saved.
     """
 
     def __init__(self, trainer: Trainer):
@@ -34,18 +34,18 @@ class StopOnSigterm(TrainerCallback):
         self._previous = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if threading.current_thread() is threading.main_thread():  # no other may set a handler
+        if threading.current_thread() is threading.main_thread():  # only this thread may set a handler
             self._previous = signal.signal(signal.SIGTERM, self._receive)
 
     def _receive(self, number, frame):
-        self.received = True  # again and again: launcher and scheduler may both send it
+        self.received = True  # launcher and scheduler may both send it
 
     def on_step_end(self, args, state, control, **kwargs):
         accelerator = self.trainer.accelerator
         received = torch.tensor(int(self.received), device=accelerator.device)
         if accelerator.num_processes > 1:
             received = accelerator.reduce(received)
-        # After the last step what is left to do is short.
+        # After the last step the training ends anyway.
         if received.item() and state.global_step < state.max_steps:
             self.stopping = control.should_save = True
             control.should_evaluate = False
@@ -53,7 +53,7 @@ class StopOnSigterm(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if not self.stopping:
             return
-        # The trainer itself would load the best checkpoint, and perhaps delete this one. Trackers want to hear of the end.
+        # Trainer would load the best checkpoint, and perhaps delete this one. Trackers are notified here.
         self.trainer.callback_handler.on_train_end(args, state, control)
         raise Stopped(f"{args.output_dir}/checkpoint-{state.global_step}")
 
@@ -61,7 +61,7 @@ class StopOnSigterm(TrainerCallback):
         self.restore()
 
     def restore(self) -> None:
-        """Give SIGTERM back to whoever had it, also where training ends by an error."""
+        """Restore the previous handler of SIGTERM."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None

@@ -119,7 +119,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(call, whole, tmp_path, monkeypa
         patch.setattr(torch, "save", full)
         assert main(call) == 1
     out, error = tmp_path / "out", capsys.readouterr().err
-    assert "is full: make room" in error and "checkpoint-10" in error and "Traceback" not in error
+    assert "is full: free some space" in error and "checkpoint-10" in error and "Traceback" not in error
     assert (out / "checkpoint-15").is_dir() and last_checkpoint(out) == str(out / "checkpoint-10")
     assert main(call) == 0
     assert_same(load_file(out / "model.safetensors"), whole, rtol=1e-5, atol=1e-7)
