@@ -1,9 +1,10 @@
-"""How much memory the models of the recipes want: `python recipes/memory.py [--num_gpus 8]`.
+"""Estimate the GPU memory of the recipes' models: `python recipes/memory.py [--num_gpus 8]`.
 
-Weights, gradients and optimizer states, in GiB on each GPU, with AdamW and bf16: of the models, made on the meta device by the numbers
-of their configs, and of their adapters. What ZeRO-2 and ZeRO-3 leave on a GPU is what DeepSpeed's own estimators say
-(`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`). Activations come on top: with gradient
-checkpointing 2sbh bytes for each layer and 34sbh for the one in hand (Korthikanti et al., arXiv 2205.05198), s tokens, b rows, h wide.
+The table has weights, gradients and optimizer states, in GiB on each GPU, with AdamW and bf16. The models are built on the
+meta device. The figures for ZeRO-2 and ZeRO-3 are those of DeepSpeed's estimators
+(`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`). Activations are additional: with
+gradient checkpointing 2sbh bytes for each layer and 34sbh for the current one, with s tokens, b rows and hidden size h
+(Korthikanti et al., https://huggingface.co/papers/2205.05198).
 """
 
 import argparse
@@ -17,13 +18,13 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 
-# The config.json of each, as far as it says how large the model is.
+# The sizes in the config.json of each model.
 SEVEN_B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 MODELS = {
-    "smollm2-135m": ("llama", {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-                               "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}),
-    "qwen2.5-0.5b": ("qwen2", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-                               "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "smollm2-135m": ("llama", {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+                               "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}),
+    "qwen2.5-0.5b": ("qwen2", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
+                               "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}),
     "vicuna-7b": ("llama", {**SEVEN_B, "vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32}),
     "mistral-7b": ("mistral", {**SEVEN_B, "vocab_size": 32000, "intermediate_size": 14336, "num_key_value_heads": 8}),
     "olmo2-7b": ("olmo2", {**SEVEN_B, "vocab_size": 100352, "intermediate_size": 11008, "num_key_value_heads": 32}),
@@ -31,12 +32,12 @@ MODELS = {
 }  # fmt: skip
 CONFIGS = ("single_gpu, ddp", "zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2")
 GIB = 2**30
-# Of a trained weight: bf16 weight and gradient, and weight and two moments of AdamW in float32.
+# Bytes per trained weight: bf16 weight and gradient, and float32 weight and two moments of AdamW; the latter alone.
 TRAINED, OPTIMIZER = 16, 12
 
 
 def build(name: str, lora_r: int | None) -> PreTrainedModel:
-    """The model without its weights, with an adapter on all linear layers if `lora_r` is given."""
+    """Build the model on the meta device, with an adapter on all linear layers if `lora_r` is given."""
     model_type, numbers = MODELS[name]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **numbers), dtype=torch.bfloat16)
@@ -47,7 +48,7 @@ def build(name: str, lora_r: int | None) -> PreTrainedModel:
 
 
 def on_gpu(config: str, trained: int, frozen_bytes: float, largest_layer: int, num_gpus: int) -> float:
-    """Bytes on each GPU."""
+    """Estimate the bytes on each GPU."""
     gpus = {"num_gpus_per_node": num_gpus, "num_nodes": 1}
     if config == "zero1":
         return frozen_bytes + trained * (TRAINED - OPTIMIZER + OPTIMIZER / num_gpus)
@@ -71,7 +72,7 @@ def on_gpu(config: str, trained: int, frozen_bytes: float, largest_layer: int, n
 
 def estimate(name: str, tuning: str, num_gpus: int, lora_r: int) -> dict[str, float]:
     """
-    GiB on each GPU by configuration.
+    Estimate the GiB on each GPU, by configuration.
 
     Args:
         name (`str`):
@@ -80,30 +81,30 @@ def estimate(name: str, tuning: str, num_gpus: int, lora_r: int) -> dict[str, fl
             `"full"`, `"lora"` (frozen weights in bf16) or `"qlora"` (frozen weights of linear layers in 4 bits; with
             DDP alone).
         num_gpus (`int`):
-            Over how many they are spread.
+            Number of GPUs.
         lora_r (`int`):
             Rank of the adapter.
     """
     model = build(name, None if tuning == "full" else lora_r)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = {n: p.numel() for n, p in model.named_parameters() if not p.requires_grad}
-    quantised = sum(count for n, count in frozen.items() if tuning == "qlora" and "base_layer" in n)
-    # 4 bits, and 0.127 for the constants quantised in their turn (Dettmers et al., arXiv 2305.14314).
-    frozen_bytes = 2 * (sum(frozen.values()) - quantised) + quantised * 4.127 / 8
+    quantized = sum(count for n, count in frozen.items() if tuning == "qlora" and "base_layer" in n)
+    # 4 bits, and 0.127 for the constants, which are quantized too (Dettmers et al., arXiv 2305.14314).
+    frozen_bytes = 2 * (sum(frozen.values()) - quantized) + quantised * 4.127 / 8
     largest = max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
     configs = CONFIGS[:1] if tuning == "qlora" else CONFIGS
     return {config: on_gpu(config, trained, frozen_bytes, largest, num_gpus) / GIB for config in configs}
 
 
 def activations(name: str, batch_size: int, length: int) -> float:
-    """GiB of the activations of a step, with gradient checkpointing."""
+    """Estimate the GiB of the activations of a step, with gradient checkpointing."""
     _, numbers = MODELS[name]
     return (2 * numbers["num_hidden_layers"] + 34) * batch_size * length * numbers["hidden_size"] / GIB
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_gpus", type=int, default=8, help="GPUs that the states are spread over")
+    parser.add_argument("--num_gpus", type=int, default=8, help="number of GPUs")
     parser.add_argument("--lora_r", type=int, default=128, help="rank of the adapters")
     parser.add_argument("--batch_size", type=int, default=8, help="rows of a micro-batch, for the activations")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row, for the activations")

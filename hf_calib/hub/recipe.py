@@ -35,7 +35,7 @@ class Recipe:
 
     @property
     def names_other_data(self) -> bool:
-        """Whether the command line names another data set than the file, so that the file's `dataset_config` is not its own."""
+        """Whether the command line names other data than the file, and no `dataset_config` of them."""
         names = [_as_list(given.get("dataset_name")) for given in (self.command_line, self.content)]
         return names[0] not in ([], names[1]) and "dataset_config" not in self.command_line
 

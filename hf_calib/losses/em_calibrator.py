@@ -214,7 +214,7 @@ class EMCalibrator:
 
     @staticmethod
     def _order_preserving(a, ranked, rest, k):
-        """Smallest a' >= a with which the top target is not below the second (a' = 1 always qualifies), by bisection."""
+        """Find by bisection the smallest a' >= a with which the top target is not below the second."""
         low, high = a, torch.ones_like(a)
         fits = a >= _tail(a, ranked, rest, k).amax(-1)
         if fits.all():

@@ -78,8 +78,8 @@ class CollapseCallback(TrainerCallback):
             raise ValueError(f"every={every}; it must be at least 1")
         if divides_weights(trainer):
             raise ValueError(
-                "CollapseCallback needs the whole model in every process, but its weights are partitioned (ZeRO-3 or "
-                "FSDP). Train with ZeRO-2, or compare saved checkpoints with `hf-calib diagnose`."
+                "CollapseCallback needs the whole model in every process, but its weights are partitioned (ZeRO-3 "
+                "or FSDP). Train with ZeRO-2, or compare saved checkpoints with `hf-calib diagnose`."
             )
         self.trainer = trainer
         self.questions = adapt_questions(questions)
@@ -94,8 +94,8 @@ class CollapseCallback(TrainerCallback):
             self.reference = OptionPredictions.load(before)
         elif self.reference is None and state.global_step > 0:
             logger.warning(
-                f"{before} does not exist: the training began without this callback. The reference is the model at step "
-                f"{state.global_step}."
+                f"{before} does not exist: the training began without this callback. The reference is the model at "
+                f"step {state.global_step}."
             )
         if state.global_step == 0 or self.reference is None:
             self._measure(state.global_step)

@@ -214,7 +214,7 @@ class EMTrainerMixin:
             self.add_callback(_EStepCallback(self))
 
     def _score_rows(self, kind: str, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute probabilities `(batch, K)`, and labels `(batch,)` or label probabilities `(batch, K)`, of a batch."""
+        """Compute probabilities `(batch, K)` of a batch, and labels `(batch,)` or their probabilities `(batch, K)`."""
         raise NotImplementedError
 
     def _score_dataset(self, kind: str, dataset: Dataset, key: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -288,8 +288,8 @@ class EMTrainerMixin:
         state = json.loads(path.read_text()) if path.exists() else {"calibrators": {}}
         if state["calibrators"].keys() != self.calibrators.keys():
             raise FileNotFoundError(
-                f"{path.parent} has no {EM_STATE_NAME} with the calibration maps of {', '.join(self.calibrators)}: it is "
-                "not a checkpoint of a run with this objective."
+                f"{path.parent} has no {EM_STATE_NAME} with the calibration maps of {', '.join(self.calibrators)}: it "
+                "is not a checkpoint of a run with this objective."
             )
         self.calibrators = {kind: EMCalibrator.from_state_dict(s) for kind, s in state["calibrators"].items()}
         self._last_estep = state["last_estep"]

@@ -20,7 +20,7 @@ from .reference import REFERENCE_COLUMN
 
 
 class OptionTrainingMixin(EMTrainerMixin):
-    """Option questions, their losses and their E-step, for a TRL trainer whose configuration has [`PromptArguments`]."""
+    """Option questions, their losses and their E-step, for a TRL trainer configured with [`PromptArguments`]."""
 
     def compute_option_loss(
         self, option_logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor

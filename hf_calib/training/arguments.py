@@ -20,7 +20,7 @@ class RecipeSFTConfig(PromptArguments, SFTConfig):
 
 @dataclass
 class RecipeDPOConfig(PromptArguments, DPOConfig):
-    """[`~trl.DPOConfig`] with prompt arguments, for questions that become pairs, and those of `collapse_dataset_name`."""
+    """[`~trl.DPOConfig`] with prompt arguments, for questions that become pairs and for `collapse_dataset_name`."""
 
 
 # By name in a recipe: configuration, trainer, and kind of training data. A program may add its own.

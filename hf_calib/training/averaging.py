@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NOT_JOINED = (
-    "use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
+    "use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters",
+    "layer_replication",
 )  # fmt: skip
 
 

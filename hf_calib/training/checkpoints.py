@@ -68,8 +68,8 @@ def resume_point(resume_from_checkpoint: str | bool | None, output_dir: str) -> 
         return None
     if not (Path(text) / TRAINER_STATE_NAME).is_file():
         raise FileNotFoundError(
-            f"resume_from_checkpoint={text!r} has no {TRAINER_STATE_NAME}, so it is not a complete checkpoint; 'auto' takes the "
-            "newest complete one of output_dir."
+            f"resume_from_checkpoint={text!r} has no {TRAINER_STATE_NAME}, so it is not a complete checkpoint; "
+            "'auto' takes the newest complete one of output_dir."
         )
     return text
 
@@ -132,10 +132,10 @@ def check_disk_space(trainer: Trainer) -> None:
     needed, free = count * checkpoint + model, shutil.disk_usage(args.output_dir).free
     if needed > free:
         raise OSError(
-            f"output_dir {args.output_dir!r} has {_readable(free)} free, but the run will write {_readable(needed)}: {count} "
-            f"checkpoints of {_readable(checkpoint)} and the model, {_readable(model)}. Free some space, choose another "
-            "output_dir, keep fewer checkpoints (--save_total_limit 2), save less often (--save_steps), or save no state of "
-            "the optimizer (--save_only_model true)."
+            f"output_dir {args.output_dir!r} has {_readable(free)} free, but the run will write {_readable(needed)}: "
+            f"{count} checkpoints of {_readable(checkpoint)} and the model, {_readable(model)}. Free some space, "
+            "choose another output_dir, keep fewer checkpoints (--save_total_limit 2), save less often (--save_steps), "
+            "or save no state of the optimizer (--save_only_model true)."
         )
 
 

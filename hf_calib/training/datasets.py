@@ -93,8 +93,8 @@ def _evaluation_names(script_args: TrainArguments, training_args: SFTConfig | DP
         return script_args.eval_dataset_name
     if any(Path(name).is_file() for name in script_args.dataset_name):
         raise ValueError(
-            f"eval_strategy={training_args.eval_strategy.value!r} needs evaluation data, but dataset_name is a file, the "
-            "training data: name another file with eval_dataset_name."
+            f"eval_strategy={training_args.eval_strategy.value!r} needs evaluation data, but dataset_name is a file, "
+            "the training data: name another file with eval_dataset_name."
         )
     return script_args.dataset_name
 
@@ -142,8 +142,8 @@ class DataSources:
             if not {"chosen", "rejected"} & set(rows.column_names):
                 if find_adapter(rows.column_names) is None:
                     raise ValueError(
-                        f"{name} holds neither preference pairs (columns `chosen`, `rejected`, and perhaps `prompt`) nor "
-                        f"option questions (`question`, `choices`, `answer`, or as in "
+                        f"{name} holds neither preference pairs (columns `chosen`, `rejected`, and perhaps `prompt`) "
+                        f"nor option questions (`question`, `choices`, `answer`, or as in "
                         f"{', '.join(kind for kind in ADAPTERS if kind != 'unified')}); its columns are "
                         f"{', '.join(rows.column_names)}."
                     )

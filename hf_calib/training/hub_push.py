@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 _OBJECTIVES = {
     "sft": "Supervised fine-tuning with TRL's SFTTrainer.",
-    "dpo": "Direct preference optimisation with TRL's DPOTrainer.",
+    "dpo": "Direct preference optimization with TRL's DPOTrainer.",
     "cft": "Calibration-aware fine-tuning (CFT): the likelihood of the answers to questions of the domain.",
-    "rcft": "Regularised calibration-aware fine-tuning (RCFT): the likelihood of the answers, and EM-ECE, which pulls the "
-    "option probabilities towards a map from confidence to accuracy that is estimated on held-out questions.",
-    "calibrated_dpo": "Calibrated DPO: direct preference optimisation with EM-ECE on the pairs and on option questions.",
+    "rcft": "Regularised calibration-aware fine-tuning (RCFT): the likelihood of the answers, and EM-ECE, which pulls "
+    "the option probabilities towards a map from confidence to accuracy that is estimated on held-out questions.",
+    "calibrated_dpo": "Calibrated DPO: direct preference optimization with EM-ECE on pairs and on option questions.",
 }
 # Settings on the card, where the configuration of the trainer has them and they are not None.
 _SETTINGS = (
@@ -66,8 +66,9 @@ def prepare_push(args, model_args) -> None:
         return
     if model_args.use_peft and not is_hub_id(model_args.model_name_or_path):
         raise ValueError(
-            f"push_to_hub: an adapter of the local folder {model_args.model_name_or_path!r} cannot be loaded elsewhere. Publish "
-            "that model and train on it by its name, or train without push_to_hub and use `hf-calib push --merge true`."
+            f"push_to_hub: an adapter of the local folder {model_args.model_name_or_path!r} cannot be loaded "
+            "elsewhere. Publish that model and train on it by its name, or train without push_to_hub and use `hf-calib push "
+            "--merge true`."
         )
     if args.hub_strategy == HubStrategy.EVERY_SAVE:
         args.hub_strategy = HubStrategy.END
@@ -162,7 +163,7 @@ def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int
 def published_questions(
     script_args, training_args, model_args, datasets: dict[str, Dataset], collapse_questions: Dataset | None
 ) -> tuple[EvaluationProtocol | None, Dataset | None]:
-    """Choose the questions that are evaluated for the card, and their protocol: the prompts are those of the trainer."""
+    """Choose the questions that are evaluated for the card, and their protocol, with the prompts of the trainer."""
     names, limit, questions = script_args.collapse_dataset_name, script_args.collapse_limit, collapse_questions
     if script_args.trainer == "calibrated_sft" and "eval_dataset" in datasets:
         names, limit = script_args.eval_dataset_name or script_args.dataset_name, script_args.eval_limit
@@ -174,8 +175,8 @@ def published_questions(
         return None, None
     if model_args.load_in_4bit or model_args.load_in_8bit:
         logger.warning(
-            "push_to_hub: the model is trained on quantized weights, and quantization changes the calibration: no evaluation "
-            "is published. `hf-calib evaluate` on the weights that users load, and `hf-calib push`, add it."
+            "push_to_hub: the model is trained on quantized weights, and quantization changes the calibration: no "
+            "evaluation is published. `hf-calib evaluate` on the weights that users load, and `hf-calib push`, add it."
         )
         return None, None
     dataset, own_split = " + ".join(names), None
@@ -211,8 +212,9 @@ class Publication:
         self.record, self.protocol, self.questions = record, protocol, questions
         if questions is None:
             logger.warning(
-                "push_to_hub: without option questions the card will show no calibration; name some with eval_dataset_name "
-                "(calibrated_sft), eval_option_dataset_name (calibrated_dpo) or collapse_dataset_name."
+                "push_to_hub: without option questions the card will show no calibration; name some with "
+                "eval_dataset_name (calibrated_sft), eval_option_dataset_name (calibrated_dpo) or "
+                "collapse_dataset_name."
             )
 
     def measure(self, trainer: Trainer, folder: Path) -> None:

@@ -142,7 +142,8 @@ def run_quickstart(output_dir: Path, seed: int = 0, num_test_questions: int = 10
 
     title = "Quickstart: restoring the calibration of an aligned model"
     notes = (
-        f"Synthetic world, seed {seed}; {NUM_TRAIN_QUESTIONS:,} labelled questions for every repair and for calibrated DPO; "
+        f"Synthetic world, seed {seed}; {NUM_TRAIN_QUESTIONS:,} labelled questions for every repair and for "
+        "calibrated DPO; "
         f"{num_test_questions:,} test questions; {time.perf_counter() - start:.0f} s in all.\n\n"
         "Made by `hf-calib quickstart`; the recipes are in recipes/quickstart/."
     )

@@ -183,6 +183,6 @@ def _predict_held_out(trainer: Trainer) -> None:
     accuracy = (predictions.option_logits.argmax(1) == predictions.labels).mean()
     confidence = predictions.probabilities.max(1).mean()
     trainer.accelerator.print(
-        f"Held out: {len(predictions)} questions, accuracy {accuracy:.3f}, mean confidence {confidence:.3f}. To calibrate "
-        f"on them: hf-calib calibrate --predictions {folder}"
+        f"Held out: {len(predictions)} questions, accuracy {accuracy:.3f}, mean confidence {confidence:.3f}. "
+        f"To calibrate on them: hf-calib calibrate --predictions {folder}"
     )

@@ -129,7 +129,7 @@ def test_what_has_no_mean_is_refused(save, tmp_path):
     base, other = save("base-0", 0), save("other", 1)
     adapter = save("adapter", 2, base)
     for models, message in (
-        ([base], "two models or more, got 1"),
+        ([base], "At least two models are needed, got 1"),
         ([base, adapter], "Some of the models are adapters"),
         ([adapter, save("elsewhere", 3, other)], "different base models: .*base-0, .*other"),
         ([adapter, save("stable", 4, base, use_rslora=True)], "stable is not plain LoRA"),
