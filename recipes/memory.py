@@ -1,7 +1,7 @@
 """Estimate the GPU memory of the recipes' models: `python recipes/memory.py [--num_gpus 8]`.
 
-The table has weights, gradients and optimizer states, in GiB on each GPU, with AdamW and bf16. The models are built on the
-meta device. The figures for ZeRO-2 and ZeRO-3 are those of DeepSpeed's estimators
+The table has weights, gradients and optimizer states, in GiB on each GPU, with AdamW and bf16. The models are built
+on the meta device. The figures for ZeRO-2 and ZeRO-3 are those of DeepSpeed's estimators
 (`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`). Activations are additional: with
 gradient checkpointing 2sbh bytes for each layer and 34sbh for the current one, with s tokens, b rows and hidden size h
 (Korthikanti et al., https://huggingface.co/papers/2205.05198).
@@ -22,9 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 SEVEN_B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 MODELS = {
     "smollm2-135m": ("llama", {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-                               "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}),
+                               "num_hidden_layers": 30, "num_attention_heads": 9,
+                               "num_key_value_heads": 3, "tie_word_embeddings": True}),
     "qwen2.5-0.5b": ("qwen2", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
-                               "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+                               "num_hidden_layers": 24, "num_attention_heads": 14,
+                               "num_key_value_heads": 2, "tie_word_embeddings": True}),
     "vicuna-7b": ("llama", {**SEVEN_B, "vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32}),
     "mistral-7b": ("mistral", {**SEVEN_B, "vocab_size": 32000, "intermediate_size": 14336, "num_key_value_heads": 8}),
     "olmo2-7b": ("olmo2", {**SEVEN_B, "vocab_size": 100352, "intermediate_size": 11008, "num_key_value_heads": 32}),
@@ -90,7 +92,7 @@ def estimate(name: str, tuning: str, num_gpus: int, lora_r: int) -> dict[str, fl
     frozen = {n: p.numel() for n, p in model.named_parameters() if not p.requires_grad}
     quantized = sum(count for n, count in frozen.items() if tuning == "qlora" and "base_layer" in n)
     # 4 bits, and 0.127 for the constants, which are quantized too (Dettmers et al., arXiv 2305.14314).
-    frozen_bytes = 2 * (sum(frozen.values()) - quantized) + quantised * 4.127 / 8
+    frozen_bytes = 2 * (sum(frozen.values()) - quantized) + quantized * 4.127 / 8
     largest = max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
     configs = CONFIGS[:1] if tuning == "qlora" else CONFIGS
     return {config: on_gpu(config, trained, frozen_bytes, largest, num_gpus) / GIB for config in configs}
