@@ -19,10 +19,10 @@ _HISTOGRAM_BINS = 25
 
 
 def confidence_shift(
-    base_probabilities,
+    reference_probabilities,
     probabilities,
     labels,
-    names: tuple[str, str] = ("base", "aligned"),
+    names: tuple[str, str] = ("reference", "aligned"),
     title: str | None = None,
     max_points: int = 1500,
     seed: int = 0,
@@ -35,13 +35,13 @@ def confidence_shift(
     right and wrong answers, with mean confidence and accuracy.
 
     Args:
-        base_probabilities (array-like of shape `(N, K)`):
+        reference_probabilities (array-like of shape `(N, K)`):
             Option probabilities before.
         probabilities (array-like of shape `(N, K)`):
             Option probabilities after, for the same questions.
         labels (array-like of shape `(N,)`):
             Index of the right option.
-        names (`tuple[str, str]`, *optional*, defaults to `("base", "aligned")`):
+        names (`tuple[str, str]`, *optional*, defaults to `("reference", "aligned")`):
             Names of the two models.
         title (`str`, *optional*):
             Heading.
@@ -63,7 +63,7 @@ def confidence_shift(
     """
     import matplotlib as mpl
 
-    models = [top_label(base_probabilities, labels), top_label(probabilities, labels)]
+    models = [top_label(reference_probabilities, labels), top_label(probabilities, labels)]
     n = len(models[0][0])
     picked = np.random.default_rng(seed).permutation(n)[:max_points]
     low = min(confidences.min() for confidences, _ in models)
@@ -133,7 +133,7 @@ def _draw_histogram(axes: Axes, confidences: np.ndarray, correct: np.ndarray, lo
 
 
 def order_diagram(
-    report: Mapping[str, Any], names: tuple[str, str] = ("base", "aligned"), title: str | None = None
+    report: Mapping[str, Any], names: tuple[str, str] = ("reference", "aligned"), title: str | None = None
 ) -> Figure:
     """
     Draw how a model depends on the order of options: accuracy and predictions by position.
@@ -144,7 +144,7 @@ def order_diagram(
     Args:
         report (`Mapping`):
             Result of [`~hf_calib.measures.position_bias.order_report`], with or without a reference.
-        names (`tuple[str, str]`, *optional*, defaults to `("base", "aligned")`):
+        names (`tuple[str, str]`, *optional*, defaults to `("reference", "aligned")`):
             Names of the reference and the model.
         title (`str`, *optional*):
             Heading.

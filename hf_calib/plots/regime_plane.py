@@ -44,13 +44,13 @@ def regime_plane(
     Draw models in the plane of accuracy (x) and conf-ECE (y).
 
     The vertical line is the critical accuracy ACC*. Right of it, the slanted line is `ECE = ACC - ACC*`. Because of
-    `ECE + TCE >= ACC - ACC*` (Proposition 3 in docs/concepts/theory.md), a model below that line, in the shaded region,
-    has a target calibration error of at least its vertical distance to the line. So ECE and TCE cannot both be 0 right
-    of ACC*.
+    `ECE + TCE >= ACC - ACC*` (Proposition 3 in docs/concepts/theory.md), a model below that line, in the shaded
+    region, has a target calibration error of at least its vertical distance to the line. So ECE and TCE cannot both be
+    0 right of ACC*.
 
     Every point has 95% intervals: Wilson's for the accuracy, with the effective number of questions if they are
-    weighted, and the reported one for the ECE. The marker shows the regime, and is hollow if the ECE is within its noise
-    floor.
+    weighted, and the reported one for the ECE. The marker shows the regime, and is hollow if the ECE is within its
+    noise floor.
 
     If the points differ in their critical accuracies, the x axis is `ACC - ACC*` and the line is at 0.
 

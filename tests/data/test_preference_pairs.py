@@ -1,4 +1,4 @@
-"""Preference pairs: what is none, and those made of questions, of which DPOTrainer reads the tokens that are scored."""
+"""Preference pairs: their checks, and pairs made of questions."""
 
 import logging
 from collections import Counter
@@ -64,11 +64,11 @@ def test_faults_are_named(row, fault):
 
 
 @pytest.mark.parametrize("row", [GOOD, CHAT, IMPLICIT, IMPLICIT_CHAT, {**IMPLICIT_CHAT, "prompt": "2 + 2 ="}])
-def test_the_prompt_is_taken_from_where_trl_takes_it(row):
+def test_prompts_are_extracted_as_by_trl(row):
     assert split_prompt(row) == maybe_extract_prompt(dict(row))
 
 
-def test_pairs_are_loaded_and_faulty_ones_left_out_if_asked(tmp_path, caplog):
+def test_invalid_pairs_are_dropped_on_request(tmp_path, caplog):
     rows = [GOOD] * 3 + [{**GOOD, "rejected": " 4"}] + [GOOD] * 2
     path = tmp_path / "pairs.jsonl"
     Dataset.from_list([{"id": n, **row} for n, row in enumerate(rows)]).to_json(path)
@@ -86,7 +86,7 @@ def test_pairs_are_loaded_and_faulty_ones_left_out_if_asked(tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen", "word_level"])
 @pytest.mark.parametrize("scoring", ["text", "letter"])
-def test_dpo_reads_the_tokens_that_are_scored(kind, scoring, tiny_tokenizers, tiny_llama, tmp_path):
+def test_dpo_tokenises_pairs_to_the_scored_tokens(kind, scoring, tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer = tiny_tokenizers[kind]
     prompt_format = PromptFormat(scoring, system_prompt="Be right." if kind == "qwen" else None)
     pairs = pairs_from_questions(QUESTIONS, tokenizer, prompt_format, seed=3)
@@ -110,14 +110,14 @@ def test_dpo_reads_the_tokens_that_are_scored(kind, scoring, tiny_tokenizers, ti
         assert read["rejected_ids"] in wrong
 
 
-def test_letters_carry_no_prior(tiny_tokenizers):
+def test_chosen_letters_are_balanced(tiny_tokenizers):
     pairs = pairs_from_questions(MANY, tiny_tokenizers["gpt2"], PromptFormat("letter", use_chat_template=False))
     for side in ("chosen", "rejected"):
         counts = Counter(pairs[side])
         assert counts.keys() == {" A", " B", " C", " D"} and min(counts.values()) > 70
 
 
-def test_every_distractor_is_drawn_and_rows_around_do_not_matter(tiny_tokenizers):
+def test_rejected_options_vary_and_ignore_other_rows(tiny_tokenizers):
     make = {"tokenizer": tiny_tokenizers["gpt2"], "prompt_format": PromptFormat("text", use_chat_template=False)}
     pairs = pairs_from_questions(MANY, **make)
     assert set(pairs["chosen"]) == {" a"} and set(pairs["rejected"]) == {" b", " c", " d"}

@@ -40,7 +40,7 @@ def test_text_prompt_with_and_without_chat_template(tiny_tokenizers):
         ("[bot]{{ message.content }}</s>", "[generate]", ("[user]Ice is[generate]", ["hot", "cold"], "<|im_end|>")),
     ],
 )
-def test_what_a_chat_template_writes_around_the_answer(tiny_tokenizers, assistant, generation, expected):
+def test_chat_template_text_around_the_answer(tiny_tokenizers, assistant, generation, expected):
     template = (
         "{% for message in messages %}{% if message.role == 'user' %}[user]{{ message.content }}{% else %}"
         f"{assistant}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{generation}{{% endif %}}"
@@ -51,7 +51,7 @@ def test_what_a_chat_template_writes_around_the_answer(tiny_tokenizers, assistan
     assert PromptFormat(scoring="text").render(tokenizer, "Ice is", ["hot", "cold"]) == expected
 
 
-def test_system_message_that_the_template_refuses(tiny_tokenizers):
+def test_template_that_rejects_system_messages(tiny_tokenizers):
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     tokenizer = tiny_tokenizers["qwen"].__class__(
         tokenizer_object=tiny_tokenizers["qwen"].backend_tokenizer, chat_template=template
@@ -81,7 +81,7 @@ def test_custom_templates(tiny_tokenizers):
         ({"scoring": "letters"}, "choose 'letter' or 'text'"),
     ],
 )
-def test_bad_formats_are_refused_at_once(arguments, message):
+def test_invalid_formats_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         PromptFormat(**arguments)
     with pytest.raises(ValueError, match="27 option"):

@@ -94,7 +94,7 @@ def test_mmlu_answers_are_class_labels_on_the_hub():
     assert adapt_questions(dataset, adapter="mmlu")[0]["answer"] == 1
 
 
-def test_sciq_answers_stand_at_stable_mixed_places():
+def test_sciq_answers_have_stable_mixed_positions():
     rows = [{**LAYOUTS["allenai/sciq"], "question": f"Question {i}"} for i in range(200)]
     answers = adapt_questions(Dataset.from_list(rows))["answer"]
     assert min(Counter(answers).values()) > 25
@@ -109,7 +109,7 @@ def test_adapter_function_for_any_other_layout():
     assert adapted[0]["choices"] == ["no", "yes"]
 
 
-def test_misnamed_columns_are_listed_with_what_each_adapter_wants():
+def test_error_lists_the_columns_of_each_adapter():
     dataset = Dataset.from_list([{"query": "?", "choices": ["a", "b"], "answer": 0}])
     with pytest.raises(
         ValueError, match=r"(?s)query, choices, answer.*medmcqa: question, opa.*rename|rename.*medmcqa"
@@ -243,7 +243,7 @@ def test_split_is_disjoint_deduplicated_and_seeded():
     "sizes",
     [{"train": 90, "test": 20}, {"test": 0.001}, {"train": 5, "calibration": None, "test": None}, {"test": 1.5}],
 )
-def test_splits_that_leave_nothing_are_refused(sizes):
+def test_empty_splits_raise(sizes):
     with pytest.raises(ValueError, match="smaller splits|only one of|test=1.5"):
         split_questions(questions(100), **sizes)
 
@@ -255,7 +255,7 @@ def test_deduplicate_against_another_set():
     ]
 
 
-def test_shuffled_options_keep_their_meaning_whatever_the_order_of_rows():
+def test_shuffled_options_keep_their_answers_in_any_order_of_rows():
     rows = [{**row, "target_probabilities": [0.1, 0.2, 0.3, 0.4]} for row in questions(60)]
     dataset = Dataset.from_list(rows)
     shuffled = shuffle_options(dataset, seed=0)
@@ -275,7 +275,7 @@ def test_permutation_is_cyclic():
     assert permute_options(once, 3)["choices"][:] == dataset["choices"][:]
 
 
-def test_a_name_may_bring_its_configuration(tmp_path):
+def test_path_with_configuration(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     for name in ("easy", "hard"):
@@ -303,7 +303,7 @@ def test_a_name_may_bring_its_configuration(tmp_path):
         ("a/b:default:train[:750]", ("a/b", "default", "train[:750]")),
     ],
 )
-def test_a_name_may_bring_configuration_and_split(monkeypatch, path, expected):
+def test_path_with_configuration_and_split(monkeypatch, path, expected):
     asked = []
     rows = Dataset.from_dict({"question": ["Is it?"], "choices": [["yes", "no"]], "answer": [0]})
     monkeypatch.setattr(

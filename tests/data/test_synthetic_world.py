@@ -173,12 +173,12 @@ def test_model_is_small_and_seeded(world):
         ({"relations": (Relation("a", "b c", 1.0), Relation("d", "e", 1.0)), "num_choices": 2}, "same number"),
     ],
 )
-def test_bad_config_names_the_culprit(options, message):
+def test_invalid_config_raises(options, message):
     with pytest.raises(ValueError, match=message):
         WorldConfig(**options)
 
 
-def test_bad_calls_name_the_culprit(world):
+def test_invalid_calls_raise(world):
     with pytest.raises(ValueError, match="'validation'"):
         world.questions(5, split="validation")
     with pytest.raises(ValueError, match="number of questions"):

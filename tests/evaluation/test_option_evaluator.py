@@ -1,4 +1,4 @@
-"""The evaluator: a model and questions in, the metric out."""
+"""The evaluator of language models on option questions."""
 
 import pytest
 
@@ -35,6 +35,6 @@ def test_evaluator(world, tmp_path):
     assert by_name["ece"] == pytest.approx(expected["ece"], abs=1e-6)
 
 
-def test_a_model_without_its_tokenizer(world):
+def test_model_without_tokenizer_raises(world):
     with pytest.raises(ValueError, match="tokenizer"):
         OptionEvaluator().compute(world.model(), world.questions(5, 0, split="test"))

@@ -1,4 +1,4 @@
-"""Options found in context, encoded into one sequence, scored by the option head: against scoring one by one."""
+"""Encoding and scoring of all options in one sequence, compared with scoring one by one."""
 
 import string
 
@@ -22,7 +22,7 @@ NAMES = ["llama", "llama_eos", "gpt2", "gpt2_eos", "qwen"]
 
 
 def log_likelihoods(model, tokenizer, prompt_format, row):
-    """The slow way: one forward pass per option, no padding, the whole vocabulary."""
+    """Reference implementation: one forward pass per option, no padding, the whole vocabulary."""
     prompt, candidates, _ = prompt_format.render(tokenizer, row["question"], row["choices"])
     special = prompt_format.add_special_tokens(tokenizer)
 
@@ -43,7 +43,7 @@ def log_likelihoods(model, tokenizer, prompt_format, row):
 @pytest.mark.parametrize("scoring", ["letter", "text"])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 @torch.no_grad()
-def test_one_pass_scores_as_one_by_one(tiny_tokenizers, tiny_llama, name, scoring, padding_side):
+def test_one_pass_equals_scoring_one_by_one(tiny_tokenizers, tiny_llama, name, scoring, padding_side):
     tokenizer = tiny_tokenizers[name]
     model = tiny_llama(tokenizer)
     prompt_format = PromptFormat(scoring=scoring)
@@ -85,8 +85,8 @@ def test_training_rows_keep_the_likelihood_and_add_the_options(tiny_tokenizers, 
             assert tokenizer.decode(answer).strip() == text + "<|im_end|>"
 
 
-def test_the_end_of_the_answer_counts_in_its_length(tiny_tokenizers):
-    """Where it is trained it stands at a position of its own, which a model without it does not have."""
+def test_max_length_includes_the_end_of_the_answer(tiny_tokenizers):
+    """In training, the end of the answer takes a position of its own."""
     prompt_format = PromptFormat(scoring="text")
     whole = len(
         OptionEncoder(tiny_tokenizers["gpt2"], prompt_format).encode(QUESTIONS[0], False, "completion")["input_ids"]
@@ -98,7 +98,7 @@ def test_the_end_of_the_answer_counts_in_its_length(tiny_tokenizers):
         encoder.encode(row, likelihood="completion")
 
 
-def test_an_adapter_on_the_head_is_refused(tiny_tokenizers, tiny_llama):
+def test_adapter_on_the_head_raises(tiny_tokenizers, tiny_llama):
     model = get_peft_model(tiny_llama(tiny_tokenizers["gpt2"]), LoraConfig(target_modules=["q_proj", "lm_head"]))
     with pytest.raises(TypeError, match="merge_and_unload"):
         OptionHead(model)
@@ -109,7 +109,7 @@ def test_an_adapter_on_the_head_is_refused(tiny_tokenizers, tiny_llama):
     )
 
 
-def test_gradients_of_one_pass_are_those_of_one_by_one(tiny_tokenizers, tiny_llama):
+def test_gradients_equal_those_of_one_by_one(tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["gpt2"]
     prompt_format = PromptFormat(scoring="text")
     gradients = []
@@ -167,7 +167,7 @@ def test_long_option_lists_and_many_tokens(tiny_tokenizers, tiny_llama):
 
 
 @torch.no_grad()
-def test_softcapped_and_scaled_logits_follow_the_model(tiny_tokenizers):
+def test_soft_caps_and_scales_are_applied(tiny_tokenizers):
     tokenizer = tiny_tokenizers["gpt2"]
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5, "pad_token_id": 0}
@@ -188,7 +188,7 @@ def test_softcapped_and_scaled_logits_follow_the_model(tiny_tokenizers):
 
 
 @torch.no_grad()
-def test_adapters_are_seen_through(tiny_tokenizers, tiny_llama):
+def test_adapters_are_unwrapped(tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["gpt2"]
     model = get_peft_model(tiny_llama(tokenizer), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     prompt_format = PromptFormat(scoring="text")
@@ -198,7 +198,7 @@ def test_adapters_are_seen_through(tiny_tokenizers, tiny_llama):
     torch.testing.assert_close(model(**batch, options_only=True).logits[0], expected, atol=2e-4, rtol=1e-4)
 
 
-def test_generation_is_left_alone(tiny_tokenizers, tiny_llama):
+def test_generation_is_unchanged(tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["gpt2"]
     inputs = tokenizer("The answer is", return_tensors="pt")
     plain, patched = tiny_llama(tokenizer), tiny_llama(tokenizer)
@@ -207,7 +207,7 @@ def test_generation_is_left_alone(tiny_tokenizers, tiny_llama):
     assert plain.generate(**inputs, **settings).tolist() == patched.generate(**inputs, **settings).tolist()
 
 
-def test_rows_without_options_are_carried_along(tiny_tokenizers):
+def test_rows_without_options(tiny_tokenizers):
     tokenizer = tiny_tokenizers["gpt2"]
     question = OptionEncoder(tokenizer, PromptFormat(scoring="text")).encode(QUESTIONS[1], likelihood="completion")
     text = {"input_ids": [5, 6, 7], "labels": [5, 6, 7], "option_tokens": None, "num_options": None}
@@ -220,7 +220,7 @@ def test_rows_without_options_are_carried_along(tiny_tokenizers):
     assert "option_mask" not in collate_options([text], 0)
 
 
-def test_letters_that_are_no_single_tokens_are_shown():
+def test_letters_of_several_tokens_raise():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "Is": 1, "it": 2, "A": 3}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
@@ -229,13 +229,13 @@ def test_letters_that_are_no_single_tokens_are_shown():
         OptionEncoder(tokenizer, PromptFormat(scoring="letter")).encode(row)
 
 
-def test_a_question_that_does_not_fit_is_never_cut(tiny_tokenizers):
+def test_long_questions_raise(tiny_tokenizers):
     tokenizer = tiny_tokenizers["gpt2"]
     with pytest.raises(QuestionTooLongError, match="'b'.*max_length is 10"):
         OptionEncoder(tokenizer, PromptFormat(scoring="text"), max_length=10).encode(QUESTIONS[1])
 
 
-def test_masks_that_cannot_be_are_refused(tiny_tokenizers, tiny_llama):
+def test_unsupported_branch_masks_raise(tiny_tokenizers, tiny_llama):
     ones = torch.ones(1, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="flash_attention_2.*sdpa"):
         branch_attention_mask(ones, ones, "flash_attention_2", torch.float32)

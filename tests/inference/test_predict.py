@@ -83,7 +83,7 @@ def test_texts_equal_one_by_one_log_likelihoods(tiny_tokenizers, tiny_llama, nam
 
 
 @pytest.mark.parametrize("option_normalization", ["sum", "mean"])
-def test_votes_are_those_of_each_reading(tiny_tokenizers, tiny_llama, tmp_path, option_normalization):
+def test_votes_equal_the_best_options_of_both_scores(tiny_tokenizers, tiny_llama, tmp_path, option_normalization):
     tokenizer, questions = tiny_tokenizers["llama"], make_questions()
     model, prompt_format = tiny_llama(tokenizer), PromptFormat("text")
     path = tmp_path / "predictions.npz"
@@ -108,7 +108,7 @@ def test_votes_on_letters(tiny_tokenizers, tiny_llama):
     np.testing.assert_array_equal(predictions.votes[:, 0], predictions.option_logits.argmax(1))
 
 
-def test_answers_are_not_missed_where_they_are_not_wanted(tiny_tokenizers, tiny_llama):
+def test_unlabelled_questions_need_no_answers(tiny_tokenizers, tiny_llama):
     tokenizer, questions = tiny_tokenizers["llama"], make_questions()
     model = tiny_llama(tokenizer)
     unlabelled = questions.remove_columns("answer")
@@ -135,7 +135,7 @@ def test_texts_of_single_tokens_take_one_pass_each(tiny_tokenizers, tiny_llama):
 
 
 @pytest.mark.parametrize("scoring", ["letter", "text"])
-def test_padding_side_and_batch_size_change_nothing(tiny_tokenizers, tiny_llama, scoring):
+def test_padding_side_and_batch_size_do_not_matter(tiny_tokenizers, tiny_llama, scoring):
     tokenizer, questions = tiny_tokenizers["llama"], make_questions()
     model = tiny_llama(tokenizer)
     results = []
@@ -148,7 +148,7 @@ def test_padding_side_and_batch_size_change_nothing(tiny_tokenizers, tiny_llama,
         np.testing.assert_allclose(other, results[0], atol=1e-5)
 
 
-def test_adapters_count(tiny_tokenizers, tiny_llama):
+def test_adapters_change_predictions(tiny_tokenizers, tiny_llama):
     tokenizer, questions = tiny_tokenizers["gpt2"], make_questions()
     model = tiny_llama(tokenizer)
     plain = predict_options(model, tokenizer, questions, scoring="text", progress=False)
@@ -158,7 +158,7 @@ def test_adapters_count(tiny_tokenizers, tiny_llama):
     assert_matches(predictions, adapted.eval(), tokenizer, questions, PromptFormat("text"))
 
 
-def test_training_mode_is_given_back_and_dropout_is_off(tiny_tokenizers, tiny_llama):
+def test_training_mode_is_restored_and_dropout_is_off(tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["gpt2"]
     model = tiny_llama(tokenizer, attention_dropout=0.5).train()
     first, second = (predict_options(model, tokenizer, make_questions(), progress=False) for _ in range(2))
@@ -185,7 +185,7 @@ def test_architectures_without_branch_masks_score_one_by_one(tiny_tokenizers, ti
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_tf32_is_not_taken_for_a_mask_that_is_not_followed(tiny_tokenizers, tiny_llama, precision, request, caplog):
+def test_tf32_rounding_is_within_the_tolerance(tiny_tokenizers, tiny_llama, precision, request, caplog):
     model, matmul = tiny_llama(tiny_tokenizers["gpt2"]), torch.backends.cuda.matmul
     request.addfinalizer(partial(setattr, matmul, "fp32_precision", matmul.fp32_precision))
     matmul.fp32_precision = precision
@@ -215,7 +215,7 @@ def test_nan_names_the_question_and_keeps_the_rest(tiny_tokenizers, tiny_llama, 
     assert list((tmp_path / "predictions.npz.partial").glob("*.npz"))
 
 
-def test_questions_that_do_not_fit(tiny_tokenizers, tiny_llama, caplog):
+def test_long_questions_raise_or_are_dropped(tiny_tokenizers, tiny_llama, caplog):
     tokenizer, questions = tiny_tokenizers["gpt2"], make_questions(6)
     long = {"id": "endless", "question": "water " * 600, "choices": ["a", "b"], "answer": 0}
     questions = Dataset.from_list([long, *questions])
@@ -229,7 +229,7 @@ def test_questions_that_do_not_fit(tiny_tokenizers, tiny_llama, caplog):
         predict_options(model, tokenizer, questions, max_length=3, drop_too_long=True, progress=False)
 
 
-def test_wrong_calls_are_refused_before_the_model_runs(tiny_tokenizers, tiny_llama, tmp_path):
+def test_invalid_calls_raise_before_the_model_runs(tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer, questions = tiny_tokenizers["gpt2"], make_questions(2)
     model = tiny_llama(tokenizer)
     (tmp_path / "file").touch()
@@ -256,7 +256,7 @@ def test_batches_hold_every_question_once_and_about_as_many_tokens():
     assert all(len(batch) * len(features[batch[0]]["input_ids"]) <= 40 for batch in batches)
 
 
-def test_a_long_question_does_not_stretch_the_short_ones():
+def test_padding_is_at_most_an_eighth():
     lengths = [100, 98, 50, 49, 48, 10, 10, 10, 9]
     batches = make_batches([{"input_ids": [0] * n} for n in lengths], range(len(lengths)), batch_size=16)
     assert batches == [[0, 1], [2, 3, 4], [5, 6, 7, 8]]
@@ -276,7 +276,7 @@ def test_real_model(smollm2, smollm2_tokenizer, shared_data):
 
 
 @pytest.mark.parametrize("scoring", ["letter", "text"])
-def test_what_all_prompts_begin_with_is_read_once(scoring, tiny_tokenizers, tiny_llama):
+def test_shared_prefix_is_read_once(scoring, tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["qwen"]
     model, questions = tiny_llama(tokenizer), make_questions(17)
     prompt_format = PromptFormat(scoring, system_prompt="The answer is cold, the answer is hot.")

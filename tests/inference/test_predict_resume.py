@@ -1,4 +1,4 @@
-"""What is predicted lies in a file, and a run that was cut off goes on from it."""
+"""Saved predictions, and resuming an interrupted run."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def test_saving_and_loading(tmp_path):
         OptionPredictions.load(tmp_path / "other.npz")
 
 
-def test_results_of_an_interrupted_run_are_taken_up(tiny_tokenizers, tiny_llama, tmp_path):
+def test_interrupted_run_resumes(tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer, questions, path = tiny_tokenizers["gpt2"], make_questions(30), tmp_path / "new" / "predictions.npz"
     model = tiny_llama(tokenizer)
     expected = predict_options(model, tokenizer, questions, scoring="text", progress=False)
@@ -107,7 +107,7 @@ leave_process_group()
 """
 
 
-def test_a_killed_process_is_resumed_by_two(launch, tiny_tokenizers, tiny_llama, tmp_path):
+def test_two_processes_resume_a_killed_one(launch, tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer, questions = tiny_tokenizers["qwen"], make_questions(40)
     model = tiny_llama(tokenizer)
     model.save_pretrained(tmp_path / "model")

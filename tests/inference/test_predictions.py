@@ -1,4 +1,4 @@
-"""Questions that differ in their number of options: the verdict is the same by every way in, and after a calibrator."""
+"""Predictions for questions that differ in their number of options."""
 
 import evaluate
 import numpy as np
@@ -16,7 +16,7 @@ N = 2000
 
 @pytest.fixture(scope="module")
 def mixed():
-    """Two thousand questions of two options, worse than guessing, and one of four: padded, 1/4 would pass for guessing."""
+    """2,000 questions of two options, below chance, and one of four. With padding, chance would be 1/4."""
     rng = np.random.default_rng(0)
     confidences, wrong = rng.uniform(0.55, 0.95, N), rng.random(N) > 0.38
     logits = np.full((N + 1, 4), -np.inf, np.float32)
@@ -28,7 +28,7 @@ def mixed():
     return OptionPredictions(logits, np.append(wrong, 3).astype(int), ids, target)
 
 
-def test_every_way_in_comes_to_the_same_verdict(mixed, evaluate_cache):
+def test_all_interfaces_give_the_same_regime(mixed, evaluate_cache):
     mixed = OptionPredictions(mixed.option_logits, mixed.labels, mixed.ids)
     rows = [p[np.isfinite(logits)] for p, logits in zip(mixed.probabilities, mixed.option_logits, strict=True)]
     expected = classify_regime(rows, mixed.labels)
@@ -63,7 +63,7 @@ def test_a_label_beyond_the_options_is_an_error(mixed):
 
 
 @pytest.mark.filterwarnings("ignore:The logits are no better than uniform")
-def test_a_calibrator_takes_no_option_away(mixed):
+def test_calibrators_keep_all_options(mixed):
     probabilities = mixed.probabilities.copy()
     probabilities[:9] = np.eye(4)[0]  # as histogram binning has it where all were right
     certain = mixed.with_probabilities(probabilities, calibrator="mine")
@@ -76,14 +76,14 @@ def test_a_calibrator_takes_no_option_away(mixed):
 
 
 @pytest.mark.filterwarnings("ignore:The logits are no better than uniform")
-def test_calibrators_are_judged_by_the_questions_own_chance(mixed):
+def test_calibrators_are_compared_with_each_questions_chance(mixed):
     mixed = OptionPredictions(mixed.option_logits, mixed.labels, mixed.ids)
     comparison = compare_calibrators(mixed, methods=["temperature", "histogram"])
     for stage in comparison_stages(comparison, n_bootstrap=10):
         assert stage["regime"] == "non-calibratable", stage["stage"]
 
 
-def test_predictions_are_joined_in_the_wider_table(mixed):
+def test_joined_predictions_have_the_larger_width(mixed):
     narrow, wide = mixed.select(mixed.ids[:5]), mixed.select(mixed.ids[-2:])
     narrow.option_logits, narrow.target_probabilities = narrow.option_logits[:, :2], narrow.target_probabilities[:, :2]
     for parts in ([narrow, wide], [wide, narrow]):

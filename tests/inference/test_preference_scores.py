@@ -1,4 +1,4 @@
-"""Preference pairs: the margins are those of TRL's DPOTrainer, whatever the layout; what is scored is kept."""
+"""Scores of preference pairs, compared with TRL's DPOTrainer."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ CHATS = {
 
 
 @pytest.mark.parametrize(("kind", "columns"), [("gpt2", TEXTS), ("llama", TEXTS), ("qwen", CHATS)])
-def test_log_likelihoods_are_those_of_trl(kind, columns, tiny_tokenizers, tiny_llama, tmp_path):
+def test_log_likelihoods_equal_those_of_trl(kind, columns, tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer = tiny_tokenizers[kind]
     policy, reference = tiny_llama(tokenizer, seed=0), tiny_llama(tokenizer, seed=1)
     Dataset.from_dict(columns).to_json(tmp_path / "pairs.jsonl")
@@ -52,7 +52,7 @@ def test_long_pairs_are_left_out_and_the_rest_scored(tiny_tokenizers, tiny_llama
     assert np.isnan(score_pairs(model, tokenizer, pairs, max_length=1)).all()
 
 
-def test_what_is_scored_is_kept(tiny_tokenizers, tiny_llama, tmp_path, monkeypatch):
+def test_interrupted_scoring_resumes(tiny_tokenizers, tiny_llama, tmp_path, monkeypatch):
     tokenizer = tiny_tokenizers["gpt2"]
     Dataset.from_dict({**TEXTS, "chosen": [" blue", " water " * 40, " x"]}).to_json(tmp_path / "pairs.jsonl")
     model, pairs, path = tiny_llama(tokenizer), load_pairs(tmp_path / "pairs.jsonl"), tmp_path / "pairs.npz"

@@ -1,4 +1,4 @@
-"""The main job on real questions with a real tokenizer and the first layers of a real model: evaluate, repair, evaluate again."""
+"""Evaluate, repair and evaluate again, on real questions with the first layers of a real model."""
 
 import json
 

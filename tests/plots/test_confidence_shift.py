@@ -1,4 +1,4 @@
-"""Before and after: the points, shares and intervals stand where the predictions say."""
+"""Figures before and after alignment: points, shares and intervals."""
 
 import doctest
 import importlib
@@ -29,7 +29,7 @@ def test_every_question_is_a_point_coloured_by_its_answer():
         assert sum(heights[: len(heights) // 2]) == pytest.approx((model.argmax(1) == labels).mean())
 
 
-def test_points_are_sampled_and_said_to_be():
+def test_sampled_points_are_noted():
     stated, labels, base = make(300)
     points = confidence_shift(base, stated, labels, max_points=50).axes[0]
     assert sum(len(collection.get_offsets()) for collection in points.collections) == 50
@@ -49,7 +49,7 @@ def test_order_diagram(tmp_path):
     assert [text.get_text() for text in chosen.get_xticklabels()] == ["A", "B", "C", "D"]
     heights = [bar.get_height() for bar in chosen.patches]
     assert heights[4:] == pytest.approx([report[f"predicted_at/{place}"] for place in range(4)])
-    assert {"base: chosen", "aligned: chosen", "letter prior", "no preference"} <= set(legend(figure))
+    assert {"reference: chosen", "aligned: chosen", "letter prior", "no preference"} <= set(legend(figure))
     save_figure(figure, tmp_path / "positions")
     alone = {key: value for key, value in report.items() if not key.startswith(("reference/", "change/"))}
     assert len(order_diagram(alone).axes[1].patches) == 4

@@ -1,4 +1,4 @@
-"""The regime plane: points where the results say, the bound where the theory says, names apart from each other."""
+"""The regime plane: points, bound and labels."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_bound_starts_at_the_critical_accuracy_and_rises_one_to_one():
     assert inside((0.68, 0.05)) and not inside((0.68, 0.09)) and not inside((0.59, 0.001))
 
 
-def test_points_stand_where_the_results_say():
+def test_points_have_the_coordinates_of_the_results():
     (axes,) = regime_plane({"a": point(0.7, 0.05, regime="non-calibratable", critical_accuracy=0.6)}).axes
     marker = next(line for line in axes.lines if line.get_marker() == "s" and len(line.get_xdata()))
     assert (marker.get_xdata()[0], marker.get_ydata()[0]) == (0.7, 0.05)
@@ -64,7 +64,7 @@ def test_a_marker_is_hollow_where_the_error_is_within_noise(p_value, hollow):
     assert ("hollow: ECE within noise" in legend(figure)) == hollow
 
 
-def test_results_file_is_all_it_needs(tmp_path):
+def test_plane_of_a_results_file(tmp_path):
     rng = np.random.default_rng(0)
     target = rng.dirichlet(np.ones(4), 500)
     labels = (target.cumsum(axis=1) > rng.random((500, 1))).argmax(axis=1)
@@ -137,12 +137,12 @@ def test_different_critical_accuracies_are_drawn_as_distances():
         ([point(0.5, 0.1, stage="a"), point(0.6, 0.1, stage="a")], "two points are called 'a'"),
     ],
 )
-def test_bad_points_are_named(points, message):
+def test_invalid_points_raise(points, message):
     with pytest.raises(ValueError, match=message):
         regime_plane(points)
 
 
-def test_bad_critical_accuracy_is_named():
+def test_invalid_critical_accuracy_raises():
     with pytest.raises(ValueError, match=r"`critical_accuracy` must lie in \(0, 1\), got 60"):
         regime_plane({"a": point(0.5, 0.1)}, critical_accuracy=60)
 

@@ -1,4 +1,4 @@
-"""Reliability diagrams show the numbers they are made of: for stages, options and groups."""
+"""Reliability diagrams of models, options and groups."""
 
 import re
 
@@ -37,7 +37,7 @@ def test_bars_are_the_bins(binning):
     assert sum(bar.get_height() for bar in figure.axes[1].patches) == pytest.approx(1)  # shares
 
 
-def test_caption_says_what_the_report_says():
+def test_caption_shows_the_values_of_the_report():
     probabilities, labels = make(n=1234)
     report = calibration_report(probabilities, labels, n_bootstrap=100)
     caption = texts(reliability_diagram(probabilities, labels, title="after DPO", n_bootstrap=100).axes[0])
@@ -150,7 +150,7 @@ def test_groups_are_sorted_and_the_small_ones_share_a_panel():
     assert captions(figure)[0] == captions(alone)[0]
 
 
-def test_a_group_that_is_merely_small_does_not_come_first():
+def test_small_groups_do_not_come_first():
     rng = np.random.default_rng(0)
     confidences = rng.uniform(0.5, 1, 2060)
     correct = rng.random(2060) < confidences - 0.1 * (np.arange(2060) < 2000)

@@ -1,4 +1,4 @@
-"""What all figures share: files, intervals, and that pyplot is left alone."""
+"""Style, files and intervals of the figures."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def make(n=100):
     return confidences, rng.random(n) < confidences
 
 
-def test_saved_twice_and_alike(tmp_path):
+def test_saved_files_are_reproducible(tmp_path):
     for name in ("a/b/figure.png", "figure"):
         png, svg = save_figure(reliability_diagram(*make(), n_bootstrap=10), tmp_path / name)
         assert png.suffix == ".png" and svg.suffix == ".svg" and png.stem == svg.stem == "figure"
@@ -26,7 +26,7 @@ def test_saved_twice_and_alike(tmp_path):
     assert png.name == "model-v1.5.png"
 
 
-def test_pyplot_and_the_display_are_left_alone():
+def test_pyplot_and_display_are_not_used():
     code = (
         "import sys; from hf_calib.plots import reliability_diagram;"
         "assert 'matplotlib' not in sys.modules;"

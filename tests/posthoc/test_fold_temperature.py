@@ -1,4 +1,4 @@
-"""A temperature in the weights."""
+"""Folding a temperature into the weights."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ SIZES = {
 @pytest.mark.parametrize("temperature", [0.4, 3.0])
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_a_soft_cap_and_norms_that_are_stored_less_one(temperature, tied, tmp_path):
+def test_soft_cap_and_norms_stored_minus_one(temperature, tied, tmp_path):
     torch.manual_seed(0)
     config = Gemma2Config(num_key_value_heads=2, head_dim=8, initializer_range=0.5, tie_word_embeddings=tied, **SIZES)
     model = Gemma2ForCausalLM(config).eval()
@@ -68,7 +68,7 @@ def test_a_soft_cap_and_norms_that_are_stored_less_one(temperature, tied, tmp_pa
 
 
 @torch.no_grad()
-def test_where_it_does_not_fold_the_model_is_left_as_it_was():
+def test_model_is_restored_where_folding_fails():
     """An architecture that normalises once more after its last norm."""
     torch.manual_seed(0)
     model = GraniteForCausalLM(GraniteConfig(num_key_value_heads=2, tie_word_embeddings=True, **SIZES)).eval()
@@ -104,6 +104,6 @@ def test_a_checkpoint_and_an_adapter(tiny_tokenizers, tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf")])
-def test_no_temperature_is_refused(tiny_tokenizers, tiny_llama, temperature):
+def test_invalid_temperature_raises(tiny_tokenizers, tiny_llama, temperature):
     with pytest.raises(ValueError, match="positive and finite"):
         fold_temperature(tiny_llama(tiny_tokenizers["gpt2"]), temperature)

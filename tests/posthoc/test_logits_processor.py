@@ -1,4 +1,4 @@
-"""A calibrator beside the model, in `generate`."""
+"""The logits processor that applies a calibrator in `generate`."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def fitted(kind):
 
 
 @pytest.mark.parametrize("kind", [TemperatureScaling, TemperatureIsotonic, MatrixScaling])
-def test_options_are_calibrated_and_the_rest_is_as_it_was(tiny_tokenizers, tiny_llama, kind):
+def test_only_options_are_calibrated(tiny_tokenizers, tiny_llama, kind):
     model, calibrator = tiny_llama(tiny_tokenizers["gpt2"]), fitted(kind)
     tokens = torch.arange(20).reshape(2, 10)
     processor = OptionCalibrationProcessor(calibrator, OPTIONS, prompt_length=10)
@@ -38,6 +38,6 @@ def test_options_are_calibrated_and_the_rest_is_as_it_was(tiny_tokenizers, tiny_
 
 
 @pytest.mark.parametrize("tokens", [[3, 3], [3]])
-def test_tokens_that_are_no_options(tokens):
+def test_invalid_option_tokens_raise(tokens):
     with pytest.raises(ValueError, match="two or more different tokens"):
         OptionCalibrationProcessor(fitted(TemperatureScaling), tokens, 5)

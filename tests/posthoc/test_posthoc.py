@@ -1,4 +1,4 @@
-"""Post-hoc calibrators: each recovers its truth, none explodes on few labels, accuracy is kept, files come back."""
+"""Post-hoc calibrators: recovery of known maps, few labels, accuracy, saving."""
 
 import json
 import warnings
@@ -86,8 +86,8 @@ def test_calibrators_repair_and_keep_the_predictions(kind, padding):
     assert (after[np.isneginf(logits)] == 0).all()
 
 
-def test_isotonic_repairs_what_no_temperature_can():
-    """Confidence that means nothing above a point: one temperature leaves an error, the isotonic step does not."""
+def test_isotonic_corrects_what_no_temperature_can():
+    """Above a threshold accuracy does not depend on confidence: one temperature is not enough, the isotonic step is."""
 
     def uneven(seed):
         rng = np.random.default_rng(seed)
@@ -124,7 +124,7 @@ def test_set_confidence_keeps_the_ranking(seed, k, scale):
 
 @pytest.mark.parametrize("kind", [VectorScaling, MatrixScaling])
 def test_linear_scaling_recovers_its_truth(kind):
-    """A taste for a place, and for the matrix an option that borrows from another, which no temperature repairs."""
+    """A position bias, and for the matrix a dependence between options, which no temperature corrects."""
     rng = np.random.default_rng(0)
     weight, bias = np.diag([0.5, 0.3, 0.4, 0.3]), np.array([1.5, 0.0, -1.0, 0.0])
     if kind is MatrixScaling:
@@ -148,7 +148,7 @@ def test_linear_scaling_recovers_its_truth(kind):
 
 
 @pytest.mark.parametrize("kind", [VectorScaling, MatrixScaling])
-def test_linear_scaling_is_temperature_scaling_where_places_mean_nothing(kind):
+def test_linear_scaling_is_temperature_scaling_without_position_bias(kind):
     logits, labels = make(n=400)
     calibrator = kind().fit(logits, labels)
     assert np.isinf(calibrator.penalty[0])
@@ -168,7 +168,7 @@ def test_unpenalised_matrix_scaling_is_logistic_regression():
     np.testing.assert_allclose(calibrator.fit(logits, labels).transform(logits), expected, atol=2e-3)
 
 
-def test_options_that_a_fit_has_not_seen():
+def test_other_numbers_of_options_than_fitted():
     logits, labels = make(padding=True)
     few, many = logits[:, :3], np.concatenate([logits, logits[:, :1]], axis=1)
     vector = VectorScaling().fit(logits, labels)
@@ -186,7 +186,7 @@ def test_options_that_a_fit_has_not_seen():
 
 
 def test_ensemble_temperature_recovers_the_mixture():
-    """A fifth of the labels are noise: no temperature says so, a share of the uniform distribution does."""
+    """A fifth of the labels are noise, which the uniform part of the mixture fits and a temperature does not."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 4)) * 4
     labels = np.where(rng.random(20_000) < 0.2, rng.integers(0, 4, 20_000), drawn(logits, 1))
@@ -199,7 +199,7 @@ def test_ensemble_temperature_recovers_the_mixture():
 
 
 def test_beta_agrees_with_netcal():
-    """Many labels overrule the prior: then it is the beta calibration of others, on the same confidences."""
+    """With many labels the prior does not matter, so the result equals that of netcal."""
     netcal = pytest.importorskip("netcal.scaling")
     logits, labels = make(n=4000, k=2)
     calibrator = BetaCalibration().fit(logits, labels)
@@ -214,7 +214,7 @@ def test_beta_agrees_with_netcal():
     np.testing.assert_allclose(ours[free], expected[free], atol=0.01)
 
 
-def test_isotonic_is_scikit_learns():
+def test_isotonic_equals_scikit_learn():
     from sklearn.isotonic import IsotonicRegression
 
     logits, labels = make(n=500)
@@ -273,7 +273,7 @@ def test_agreement_needs_the_same_questions_and_agreement():
 @pytest.mark.parametrize("kind", SUPERVISED)
 @pytest.mark.parametrize("n", [2, 5, 20, 100])
 def test_few_labels_do_not_explode(kind, n):
-    """Never far worse than the model as it is on other questions, and never certain of anything."""
+    """On other questions, calibrators are not much worse than no calibrator, and never fully confident."""
     test, labels = make(n=5000, seed=100)
     as_it_is = negative_log_likelihood(softmax(test, axis=-1), labels)
     for seed in range(5):
@@ -302,8 +302,8 @@ def test_likelihood_is_not_worse_where_it_was_fitted(kind, seed, n, k, temperatu
 # The choice
 
 
-def test_the_choice_is_what_repairs():
-    """As it is where nothing is wrong, a temperature where that is all, more where it is not."""
+def test_choice_of_the_method():
+    """Nothing for calibrated logits, a temperature for scaled ones, and more where that is not enough."""
     methods = ["temperature", "ensemble_temperature", "beta", "vector", "temperature_isotonic"]
 
     def choice(logits, labels):
@@ -366,7 +366,7 @@ def test_load_errors_name_the_file(tmp_path):
         PostHocCalibrator.load(tmp_path)
 
 
-def test_no_best_temperature_is_said():
+def test_missing_optimum_warns():
     right, wrong = [[2.0, 0.0], [0.0, 2.0]], [[0.0, 2.0], [2.0, 0.0]]
     with pytest.warns(UserWarning, match="never or hardly wrong"):
         calibrator = TemperatureScaling().fit(right, [0, 1])
@@ -391,7 +391,7 @@ def test_no_best_temperature_is_said():
         ([0.0, 1.0], [0], r"shape \(N, K\)"),
     ],
 )
-def test_bad_input_is_named(logits, labels, message):
+def test_invalid_input_raises(logits, labels, message):
     for kind in SUPERVISED:
         with pytest.raises(ValueError, match=message):
             kind().fit(logits, labels)

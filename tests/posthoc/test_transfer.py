@@ -1,4 +1,4 @@
-"""A temperature for other questions, from how far two readings agree: it finds their accuracy, and keeps within bounds."""
+"""The transferred temperature: its estimate of accuracy, and extreme inputs."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hf_calib.posthoc import PostHocCalibrator, TemperatureScaling, TransferredT
 
 
 def ask(n, known, seed, shared=0.0, options=4):
-    """Two readings that agree on what is known, share some mistakes, and guess the rest each for itself; logits of the first."""
+    """Votes of two scores that agree on known questions and some errors and else guess; logits of the first."""
     rng = np.random.default_rng(seed)
     labels, draw = rng.integers(options, size=n), rng.random(n)
     votes = rng.integers(options, size=(n, 2))
@@ -37,7 +37,7 @@ def test_transferred_temperature_finds_the_accuracy_of_other_questions(here, the
         assert errors["transferred"] < 0.1 < 0.3 < errors["as here"]
 
 
-def test_few_labels_say_little_of_the_ratio():
+def test_few_labels_keep_the_ratio_near_its_prior():
     # Ten labels, of which none is right, against as much as is agreed on; then a thousand.
     target, _, target_votes = ask(4000, 0.5, 1)
     found = []
@@ -79,14 +79,14 @@ def test_transferred_temperature_at_the_extremes(tmp_path):
     ("votes", "message"),
     [(None, "votes=True"), (np.zeros((20, 3)), r"shape \(N, 2\)"), (np.zeros(20), r"shape \(N, 2\)")],
 )
-def test_votes_that_will_not_do(votes, message):
+def test_invalid_votes_raise(votes, message):
     logits, labels, good = ask(20, 0.5, 0)
     for given in ((votes, good), (good, votes)):
         with pytest.raises(ValueError, match=message):
             TransferredTemperature().fit(logits, labels, given[0], logits, given[1])
 
 
-def test_a_label_on_padding_is_refused():
+def test_label_on_padding_raises():
     logits, labels, votes = ask(20, 0.5, 0)
     logits[7, labels[7]] = -np.inf
     with pytest.raises(ValueError, match="`labels` row 7 is .*padding"):
