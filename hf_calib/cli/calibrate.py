@@ -31,9 +31,9 @@ examples:
   hf-calib calibrate --predictions fit --method temperature --fold_into ./my-dpo-model --output_dir calibration
 
 methods:
-  agreement, temperature, ensemble_temperature, beta, vector, temperature_isotonic (TS-IR), isotonic, histogram, matrix.
-  Vector and matrix scaling can change answers. The chosen method is the simplest whose cross-validated likelihood on the
-  questions of --predictions is not significantly worse than the best.
+  agreement, temperature, ensemble_temperature, beta, vector, temperature_isotonic (TS-IR), isotonic, histogram, matrix
+  Vector and matrix scaling can change answers. The chosen method is the simplest whose cross-validated likelihood on
+  the questions of --predictions is not significantly worse than the best.
 
 writes to OUTPUT_DIR:
   report.md, results.json, reliability (.png, .svg)
@@ -113,8 +113,8 @@ def _check_foldable(args: CalibrateArguments, predictions: OptionPredictions) ->
     scoring = predictions.metadata.get("prompt_format", {}).get("scoring")
     if not predictions.metadata.get("single_tokens", scoring == "letter"):
         raise ValueError(
-            "--fold_into needs options of one token each (letters): dividing the logits of every token does not divide "
-            "the log-likelihood of an option of several tokens. Use the calibrator beside the model "
+            "--fold_into needs options of one token each (letters): dividing the logits of every token does not "
+            "divide the log-likelihood of an option of several tokens. Use the calibrator beside the model "
             "(PostHocCalibrator.load), or predictions with --scoring letter."
         )
     load_tokenizer(args.fold_into)

@@ -32,7 +32,7 @@ examples:
   hf-calib diagnose --reference_predictions before --predictions after
 
 writes to OUTPUT_DIR:
-  report.md              measures before and after, differences with intervals, and the command of the recommended repair
+  report.md              measures before and after, differences with intervals, command of the recommended repair
   results.json           flat: the aligned model's measures; those of the reference as reference/...; differences as
                          change/...; order/... and pairs/... if measured
   reliability, confidence, positions (.png, .svg)

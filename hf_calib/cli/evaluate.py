@@ -44,8 +44,8 @@ class EvaluateArguments(PredictionArguments):
     reference_predictions: str | None = field(
         default=None,
         metadata={
-            "help": "Saved predictions of the model before alignment for the same questions (its OUTPUT_DIR of evaluate, "
-            "or predictions.npz). They decide the regime."
+            "help": "Saved predictions of the model before alignment for the same questions (its OUTPUT_DIR of "
+            "evaluate, or predictions.npz). They decide the regime."
         },
     )
     critical_accuracy: float | None = field(

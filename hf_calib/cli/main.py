@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Arguments without the program's name. Defaults to those of the process.
 
     Returns:
-        `int`: exit status. 0: done, 1: failed while working, 2: wrong call, 143: stopped by SIGTERM after saving a checkpoint.
+        `int`: exit status. 0: done, 1: failed while working, 2: wrong call, 143: stopped by SIGTERM with a checkpoint.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -17,10 +17,10 @@ from .suggestions import did_you_mean
 
 # Arguments shown after all others, under "advanced arguments".
 RARELY_USED = frozenset({
-    "alpha", "attn_implementation", "base_model", "batch_size", "binning", "commit_message", "create_pr", "drop_invalid",
-    "drop_too_long", "dtype", "em_estimator", "em_fold", "em_loss", "em_n_bins", "em_pseudo_count", "likelihood_weight",
-    "max_length", "n_bins", "n_bootstrap", "no_resume", "overwrite", "recipe", "reference_pseudo_count", "revision", "seed",
-    "tolerance", "trust_remote_code",
+    "alpha", "attn_implementation", "base_model", "batch_size", "binning", "commit_message", "create_pr",
+    "drop_invalid", "drop_too_long", "dtype", "em_estimator", "em_fold", "em_loss", "em_n_bins", "em_pseudo_count",
+    "likelihood_weight", "max_length", "n_bins", "n_bootstrap", "no_resume", "overwrite", "recipe",
+    "reference_pseudo_count", "revision", "seed", "tolerance", "trust_remote_code",
 })  # fmt: skip
 
 
@@ -66,8 +66,9 @@ class CommandParser(HfArgumentParser):
     """
     [`~transformers.HfArgumentParser`] with arguments in groups, `~` expanded, and the nearest name for an unknown one.
 
-    The arguments of a dataclass are shown under the title `help_group` of the class that declares them. Those without a
-    default, and those that the class lists as `needed`, come first, rarely used ones last. Those that classes outside this package declare are left to `--help-all`.
+    The arguments of a dataclass are shown under the title `help_group` of the class that declares them. Those without
+    a default, and those that the class lists as `needed`, come first, rarely used ones last. Those that classes
+    outside this package declare are left to `--help-all`.
 
     Args:
         command (`str`):

@@ -35,9 +35,9 @@ examples:
   hf-calib push --what metric --repo_id org/ece_regime
 
 Writes README.md (the card), results.json, diagrams and recipe.yaml into the folder of the model or --output_dir, then
-sends everything in one commit. If the connection breaks, nothing is published, and the same command resumes. Weights are
-published as safetensors only. The account is that of `hf auth login` or HF_TOKEN. A training with `push_to_hub: true`
-publishes the same files.
+sends everything in one commit. If the connection breaks, nothing is published, and the same command resumes. Weights
+are published as safetensors only. The account is that of `hf auth login` or HF_TOKEN. A training with
+`push_to_hub: true` publishes the same files.
 """
 
 # Arguments that only a model, and those that only a model or predictions have a use for.
@@ -195,7 +195,7 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
     folder = Path(args.model)
     if not folder.is_dir():
         raise ValueError(
-            f"{args.model} is not a folder. Download a model of the Hub with `hf download {args.model} --local-dir FOLDER`."
+            f"{args.model} is not a folder. To download it: `hf download {args.model} --local-dir FOLDER`."
         )
     publish.model_files(folder)
     evaluation, before = _evaluations(args, folder)

@@ -13,9 +13,9 @@ examples:
   hf-calib quickstart
   hf-calib quickstart --seed 1 --limit 2000 --output_dir quickstart-1
 
-Pre-trains a small model on a synthetic world, aligns it with DPO until it is overconfident, repairs it with temperature
-scaling, CFT and RCFT, aligns it again with calibrated DPO, and evaluates every stage. Takes about five minutes on two
-cores and downloads nothing.
+Pre-trains a small model on a synthetic world, aligns it with DPO until it is overconfident, repairs it with
+temperature scaling, CFT and RCFT, aligns it again with calibrated DPO, and evaluates every stage. Takes about five
+minutes on two cores and downloads nothing.
 
 writes to OUTPUT_DIR:
   report.md, results.json, reliability and regime (.png, .svg), and the models; an interrupted run resumes

@@ -15,8 +15,8 @@ examples:
   hf-calib register --check    # show what evaluate.load("ece_regime") finds; exit status 1 if it is another metric
   hf-calib register --remove
 
-Writes a short script into the module cache of evaluate, below $HF_MODULES_CACHE or $HF_HOME/modules. The script imports
-the metric from the installed package: an upgrade of the package needs no new registration.
+Writes a short script into the module cache of evaluate, below $HF_MODULES_CACHE or $HF_HOME/modules. The script
+imports the metric from the installed package: an upgrade of the package needs no new registration.
 """
 
 

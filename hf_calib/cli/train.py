@@ -30,16 +30,16 @@ examples:
   accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml \\
       --save_strategy steps --save_steps 50 --save_total_limit 2 --resume_from_checkpoint auto
 
-A recipe is a YAML file with the arguments as keys; an unknown key is an error. The command line overrides the recipe. If
-it names another --dataset_name, the recipe's dataset_config does not apply.
+A recipe is a YAML file with the arguments as keys; an unknown key is an error. The command line overrides the recipe.
+If it names another --dataset_name, the recipe's dataset_config does not apply.
 
 trainers (the arguments differ: `hf-calib train --trainer calibrated_dpo --help`):
   calibrated_sft         CFT and RCFT on option questions
   calibrated_dpo         DPO on preference pairs, with EM-ECE on pairs or option questions
   sft, dpo               TRL's own trainers
 
-Data sets are files, folders, or names on the Hub, as ID or ID:CONFIGURATION; several are mixed. Option questions become
-preference pairs where pairs are needed: the correct option is chosen, another one rejected.
+Data sets are files, folders, or names on the Hub, as ID or ID:CONFIGURATION; several are mixed. Option questions
+become preference pairs where pairs are needed: the correct option is chosen, another one rejected.
 
 writes to --output_dir:
   the model or adapter with its tokenizer, training.json for the card, and held_out/ with the predictions for the
@@ -66,8 +66,8 @@ def _recipe_parser(dataclass_types) -> CommandParser:
     class RecipeParser(CommandParser, TrlParser):
         often_used = (
             "output_dir", "dataset_config", "dataset_train_split", "dataset_test_split", "learning_rate",
-            "num_train_epochs", "per_device_train_batch_size", "max_length", "use_peft", "lora_r", "seed", "save_steps",
-            "resume_from_checkpoint", "push_to_hub", "hub_model_id",
+            "num_train_epochs", "per_device_train_batch_size", "max_length", "use_peft", "lora_r", "seed",
+            "save_steps", "resume_from_checkpoint", "push_to_hub", "hub_model_id",
         )  # fmt: skip
         needed = ("model_name_or_path", "dataset_name")
 

@@ -24,7 +24,7 @@ examples:
   # labelled questions on physics, unlabelled ones on law
   hf-calib transfer --model ./my-dpo-model --labelled_dataset physics.parquet --dataset law.parquet --output_dir law
 
-  # the same for a model that was trained on the labelled questions: its held-out predictions, and the model before training
+  # a model trained on the labelled questions: use its held-out predictions, and the model before that training
   hf-calib transfer --model calibrated-model --labelled_dataset physics.parquet --dataset law.parquet \\
       --held_out_predictions calibrated-model/held_out --original_model ./my-dpo-model --scoring text \\
       --option_normalization mean --use_chat_template false --output_dir law
@@ -36,7 +36,7 @@ examples:
 writes to OUTPUT_DIR:
   predictions.npz        the questions of --dataset, calibrated
   calibrator/            for PostHocCalibrator.load
-  results.json           temperature and expected accuracy; with --dataset_is_labelled the measures, report.md and figures
+  results.json           temperature and expected accuracy; with --dataset_is_labelled measures, report.md, figures
   uncalibrated/          predictions of the models, from which an interrupted run resumes
 The method and its limits: docs/concepts/transferred-temperature.md.
 """
@@ -161,8 +161,9 @@ def _fit_and_write(
         remove_stage_report(output_dir)
     write_json(output_dir / "results.json", results)
     print(
-        f"above chance, {results['known']:.3f} of the {len(source)} labelled questions are answered correctly and the votes "
-        f"agree on {results['agreed']:.3f}; on the {len(target)} others they agree on {results['agreed_on_target']:.3f}.\n"
+        f"above chance, {results['known']:.3f} of the {len(source)} labelled questions are answered correctly and the "
+        f"votes agree on {results['agreed']:.3f}; on the {len(target)} others they agree on "
+        f"{results['agreed_on_target']:.3f}.\n"
         f"expected accuracy {results['expected_accuracy']:.3f}: T = {results['temperature']:.3g}, mean confidence "
         f"{confidence_before:.3f} -> {confidence:.3f}    results: {output_dir}"
     )

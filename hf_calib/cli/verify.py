@@ -17,8 +17,8 @@ examples:
 
 The evaluation is repeated as results.json states it: scoring, prompt, number of questions and seed. On all of the same
 questions, every figure must agree within --tolerance and one question; on a sample or on other questions, within the
-sampling error. Prints a table; the exit status is 1 if a figure does not hold. Only safetensors are loaded, and no code
-of the repository is run without --trust_remote_code. With --output_dir, an interrupted run resumes.
+sampling error. Prints a table; the exit status is 1 if a figure does not hold. Only safetensors are loaded, and no
+code of the repository is run without --trust_remote_code. With --output_dir, an interrupted run resumes.
 """
 
 

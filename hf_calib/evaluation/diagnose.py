@@ -36,7 +36,7 @@ def same_questions(reference: OptionPredictions, aligned: OptionPredictions) -> 
         row = int(np.argmax(reference.labels != aligned.labels))
         raise ValueError(
             f"the answer of question {str(aligned.ids[row])!r} is option {aligned.labels[row]}, in the reference "
-            f"predictions option {reference.labels[row]}: predict both on the same questions, options in the same order"
+            f"predictions option {reference.labels[row]}: predict both on the same questions and options"
         )
     # Questions with more options may have been among those that were not selected.
     reference.option_logits = reference.option_logits[:, : aligned.option_logits.shape[1]]
@@ -207,8 +207,8 @@ def _subject_section(results: Mapping[str, Any], most: int = 15) -> str:
         rows.append([name, *row, f"{group['ece_p_value_holm']:.3f}"])
     text = (
         f"{results['n_groups_miscalibrated']} of {results['n_groups']} subjects are miscalibrated beyond chance "
-        f"(p below {results['alpha']:g} after Holm's correction). They are sorted by the lower end of the interval. If "
-        "they differ much, one temperature does not repair all."
+        f"(p below {results['alpha']:g} after Holm's correction). They are sorted by the lower end of the interval. "
+        "If they differ much, one temperature does not repair all."
     )
     header = ["subject", "N", f"overconfidence, {REFERENCE}", ALIGNED, f"conf-ECE, {ALIGNED} [95%]", "p (Holm)"]
     left_out = results["n_groups"] - len(rows)

@@ -11,20 +11,20 @@ from .repository import HubError, download
 
 def load_calibrator(repo_id_or_path: str | Path, revision: str | None = None) -> PostHocCalibrator:
     """
-    The post-hoc calibrator that was published with a model, or saved in a folder.
+    Load a post-hoc calibrator that was published with a model or saved in a folder.
 
     Args:
         repo_id_or_path (`str` or `Path`):
-            A model on the Hub that has one, the folder of such a model, or that of a calibrator.
+            A model on the Hub with a calibrator, the folder of such a model, or the folder of a calibrator.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
 
     Returns:
-        [`PostHocCalibrator`]: of the kind that was saved, to `transform` option logits with.
+        [`PostHocCalibrator`]: of the saved kind; its `transform` takes option logits.
 
     Raises:
-        `OSError`: there is no such repository, or no calibrator in it. Nothing but two files of a fixed name (JSON and
-            safetensors) is fetched.
+        `OSError`: the repository does not exist or has no calibrator. Only calibrator.json and calibrator.safetensors
+            are downloaded.
 
     Example:
 

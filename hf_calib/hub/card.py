@@ -1,4 +1,4 @@
-"""The model card: a section that shows the calibration before and after, made from results.json alone, on any card."""
+"""The calibration section of a model card, made from results.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .markup import BEGIN, END, escape, render
 
 CARD, RESULTS, RECIPE = "README.md", "results.json", "recipe.yaml"
 
-# Measures in the model-index: key in results.json, which is the metric's type, and its name for people.
+# Measures in the model-index: key in results.json, which is the metric's type, and its name.
 METRICS = {
     "accuracy": "Accuracy",
     "confidence": "Mean confidence",
@@ -39,7 +39,7 @@ METRICS = {
 }
 _TASK = {"task_type": "multiple-choice", "task_name": "Multiple choice"}
 _SOURCE = "results.json of hf_calib"
-# Pictures that an evaluation and a publication draw, and what each shows.
+# Figures of a publication, and their descriptions.
 FIGURES = {
     "reliability.png": "Reliability diagrams: accuracy against confidence",
     "regime.png": "Regime plane: conf-ECE against accuracy",
@@ -49,29 +49,29 @@ _REFERENCES = re.compile(r"^## Citations?\b", re.MULTILINE)
 _DESCRIBED = ("before", "with_calibrator")  # further sets of results inside a results.json
 
 _MEANINGS = {
-    CALIBRATABLE: "Accuracy and calibration go together here: what calibration error there is can be repaired without giving up "
-    "accuracy.",
-    NON_CALIBRATABLE: "The accuracy is higher than a calibrated model of this knowledge has on new questions, as where answers "
-    "were memorised: calibration error and target calibration error cannot both vanish, and the confidence holds on such "
-    "questions only.",
-    UNDETERMINED: "Whether accuracy and calibration go together cannot be told with what the evaluation had: a larger test set, "
-    "or the model before its alignment as a reference, would tell.",
+    CALIBRATABLE: "This accuracy is compatible with calibration: the calibration error can be repaired without loss "
+    "of accuracy.",
+    NON_CALIBRATABLE: "The accuracy is higher than a calibrated model of the target can have on new questions, for "
+    "example because answers were memorised: calibration error and target calibration error cannot both vanish, and the "
+    "confidence is valid on such questions only.",
+    UNDETERMINED: "The evaluation cannot decide whether this accuracy is compatible with calibration. A larger test set, "
+    "or the model before alignment as a reference, can.",
 }
 
 
 @dataclass
 class CalibrationCard:
     """
-    What a card says about calibration.
+    Content of a card about calibration.
 
     Args:
         results (`Mapping`):
-            Content of a results.json: the flat results of an evaluation, and beside them, where there are any, `before` and
-            `with_calibrator` (results of the same kind), `training` (see [`~hf_calib.trainers.record.training_record`]),
-            `inherited` (see [`inherit`]), `figures` (file to what it shows), `adapter` (whether the weights are an adapter's).
+            Content of a results.json: the flat results of an evaluation and, optionally, `before` and
+            `with_calibrator` (results of the same kind), `training` (see [`~hf_calib.training.hub_push.training_record`]), `inherited`
+            (see [`inherit`]), `figures` (description of each file), `adapter` (whether the weights are an adapter's).
 
     Raises:
-        `ValueError`: where the results lack a measure or hold something else in its place.
+        `ValueError`: a measure is missing or of the wrong type.
     """
 
     results: Mapping[str, Any]
@@ -90,7 +90,7 @@ class CalibrationCard:
 
     @classmethod
     def from_file(cls, path: str | Path) -> CalibrationCard:
-        """Of a results.json, or of the folder that holds it."""
+        """Read a results.json, or that of a folder."""
         path = Path(path)
         path = path / RESULTS if path.is_dir() else path
         try:
@@ -104,15 +104,15 @@ class CalibrationCard:
                 f"{path}: no such file; `hf-calib evaluate` and `hf-calib push` write one."
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
-            raise ValueError(f"{path} is no results.json of one evaluation: {error}") from None
+            raise ValueError(f"{path} is not a results.json of one evaluation: {error}") from None
 
     @property
     def measured(self) -> bool:
-        """Whether there is an evaluation, or only a training to describe."""
+        """Whether the results hold an evaluation, and not only a training."""
         return "n" in self.results
 
     def eval_results(self) -> list[EvalResult]:
-        """The model-index entries: type and value of each metric are key and value in results.json."""
+        """Make the entries of the model-index: metric types and values are keys and values of results.json."""
         if not self.measured:
             return []
         protocol = EvaluationProtocol.of(self.results)
@@ -142,18 +142,18 @@ class CalibrationCard:
 
     def card_data(self, existing: ModelCardData | None = None) -> ModelCardData:
         """
-        The front matter.
+        Make the front matter.
 
         Args:
             existing ([`~huggingface_hub.ModelCardData`], *optional*):
-                That of the card so far. What it says stays, but for what the evaluation says.
+                Front matter of the existing card. It is kept, except for what the evaluation sets.
         """
         data = existing or ModelCardData()
         training = self.results.get("training", {})
         for key, value in self.results.get("inherited", {}).items():
             if not data.get(key):
                 data[key] = value
-        data.pop("licence", None)  # so TRL writes it, with the value "license"
+        data.pop("licence", None)  # TRL writes this key, with the value "license"
         if not _on_hub(data.base_model):  # PEFT writes the folder of the base model, in a tag too
             named = (training.get("base_model"), self.results.get("inherited", {}).get("base_model"))
             data.base_model = next(filter(_on_hub, named), None)
@@ -178,7 +178,7 @@ class CalibrationCard:
         return data
 
     def usage(self) -> str:
-        """Python that loads the model and asks it as it was asked here."""
+        """Python code that repeats the predictions of the evaluation."""
         imports, auto = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
         if self.results.get("adapter"):
             auto = "AutoPeftModelForCausalLM"
@@ -205,7 +205,8 @@ class CalibrationCard:
             f"prompt_format = PromptFormat({', '.join(asked)})",
             'questions = load_questions("questions.parquet")',
             "predictions = predict_options(",
-            f"    model, tokenizer, questions, prompt_format=prompt_format, option_normalization={protocol.option_normalization!r}",
+            "    model, tokenizer, questions, prompt_format=prompt_format,",
+            f"    option_normalization={protocol.option_normalization!r},",
             ")",
             "print(predictions.probabilities)",
         ]
@@ -214,7 +215,7 @@ class CalibrationCard:
         return "\n".join(lines)
 
     def evaluate_command(self) -> str:
-        """The command line of the evaluation."""
+        """Command line of the evaluation."""
         protocol = EvaluationProtocol.of(self.results)
         command = ["hf-calib", "evaluate", "--model", self.results.get("model") or "MODEL"]
         for name, default in asdict(EvaluationProtocol(dataset="")).items():
@@ -225,7 +226,7 @@ class CalibrationCard:
         return shlex.join(command)
 
     def section(self) -> str:
-        """The calibration section in Markdown, between its markers."""
+        """Render the calibration section in Markdown, between its markers."""
         groups = groups_of(self.results)
         shown = [{**stage, "stage": escape(stage["stage"])} for stage in self.stages]
         content = render(
@@ -252,15 +253,15 @@ class CalibrationCard:
 
     def render(self, existing: str | None = None) -> ModelCard:
         """
-        The whole card. Rendered on its own result it stays the same.
+        Render the whole card. Rendering it again changes nothing.
 
         Args:
             existing (`str`, *optional*):
-                The card so far, TRL's for instance. Its text stays, with our section at its end, or in its old place.
+                The existing card, e.g. TRL's. Its text is kept, the section replaced or added before the references.
         """
         card = ModelCard(existing, ignore_metadata_errors=True) if existing else None
         data = self.card_data(card.data if card else None)
-        # PEFT saves a form with every adapter, which nobody has filled in.
+        # PEFT saves an empty form with every adapter.
         written = card is not None and card.text.count("[More Information Needed]") < 5
         text = card.text if written else render("model_card.md.j2", results=self.results)
         section = self.section()
@@ -268,7 +269,7 @@ class CalibrationCard:
             head, _, rest = text.partition(BEGIN)
             text = head + section + rest.partition(END)[2]
         else:
-            # References end a card, TRL's as most: ours goes before them.
+            # Most cards, like TRL's, end with references: the section goes before them.
             found = _REFERENCES.search(text)
             at = found.start() if found else len(text)
             text = f"{text[:at].rstrip()}\n\n{section}\n\n{text[at:]}".rstrip() + "\n"
@@ -276,9 +277,9 @@ class CalibrationCard:
 
 
 def check_results(results: Any) -> dict[str, Any]:
-    """Results as a card, and whatever reads them from a repository, may rely on: measures are numbers, texts are texts."""
+    """Check the types of results read from a file: measures are numbers, names and explanations texts."""
     if not isinstance(results, Mapping):
-        raise ValueError("it holds no object of results (a report of several stages has one for each: take one)")
+        raise ValueError("it holds no single set of results (a report of several stages has one for each: take one)")
     for name in _DESCRIBED:
         if results.get(name) is not None:
             check_results(results[name])
@@ -314,8 +315,8 @@ def check_results(results: Any) -> dict[str, Any]:
 
 def inherit(base_model: str | None, token: str | None = None) -> dict[str, Any]:
     """
-    What a model's card takes over from that of its base model: license, language and data sets; and from a base model in a local
-    folder, which the Hub does not know, the base model of that.
+    Read what a card inherits from that of the base model: license, language and data sets. If the base model is a
+    local folder, its own base model is inherited, too.
     """
     if not base_model:
         return {}
@@ -325,7 +326,7 @@ def inherit(base_model: str | None, token: str | None = None) -> dict[str, Any]:
             data = ModelCard.load(local, ignore_metadata_errors=True).data if local.is_file() else ModelCardData()
         else:
             data = ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data
-    except Exception:  # a card that cannot be had or read (offline, private, none) has nothing to give
+    except Exception:  # the card is missing, private, malformed, or the Hub is offline
         data = ModelCardData()
     kept = ("license", "license_name", "license_link", "language", "datasets")
     found = {key: data.get(key) for key in kept if data.get(key)}

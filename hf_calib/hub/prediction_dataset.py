@@ -1,4 +1,4 @@
-"""Predictions as a data set that others load with `load_dataset`, and score again."""
+"""Option predictions as a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ DATA, METADATA = "data/test.parquet", "metadata.json"
 
 def as_dataset(predictions: OptionPredictions) -> Dataset:
     """
-    A row for each question: `id`, `label`, `option_logits` and `probabilities` of its options, no padding; `subject` and
-    `target_probabilities` where there are any.
+    Make a row of each question: `id`, `label`, `option_logits` and `probabilities` of its options, without padding;
+    `subject` and `target_probabilities` if there are any.
     """
     present = [np.arange(k) for k in predictions.num_options]
 
@@ -48,9 +48,9 @@ def as_dataset(predictions: OptionPredictions) -> Dataset:
 
 
 def from_dataset(rows: Dataset, metadata: dict | None = None) -> OptionPredictions:
-    """Predictions back from the rows of [`as_dataset`]; float32, as they were saved."""
+    """Make predictions (float32) of the rows of [`as_dataset`]."""
     if missing := {"id", "label", "option_logits"}.difference(rows.column_names):
-        raise ValueError(f"these rows are no option predictions: they lack {', '.join(sorted(missing))}")
+        raise ValueError(f"these rows are not option predictions: they lack {', '.join(sorted(missing))}")
     width = max(map(len, rows["option_logits"]))
     predictions = OptionPredictions(
         option_logits=pad_rows([np.float32(row) for row in rows["option_logits"]], width, -np.inf),
@@ -96,14 +96,14 @@ def write_prediction_dataset(folder: str | Path, repo_id: str, evaluation: Evalu
 
 def load_predictions(path: str | Path, revision: str | None = None) -> OptionPredictions:
     """
-    Predictions from wherever they are.
+    Load predictions from a folder, a file or the Hub.
 
     Args:
         path (`str` or `Path`):
-            OUTPUT_DIR of `hf-calib evaluate`, an `.npz` file, a data set on the Hub that `hf-calib push --what predictions` published, or the
-            `.parquet` file of one.
+            Output folder of `hf-calib evaluate`, an `.npz` file, a data set on the Hub that `hf-calib push --what
+            predictions` published, or the `.parquet` file of one.
         revision (`str`, *optional*):
-            On the Hub.
+            Branch, tag or commit on the Hub.
     """
     place, metadata = Path(path).expanduser(), {}
     if not place.exists() and is_hub_id(str(path)) and place.suffix != ".npz":

@@ -1,4 +1,4 @@
-"""A calibrated checkpoint in a folder that is whole before anything is sent: model, evaluation, card, calibrator, recipe."""
+"""Publication of a checkpoint: complete its folder with evaluation, card, calibrator and recipe, then send it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What of a model's folder is published: no optimizer, no pickle (training_args.bin), no checkpoints, nothing that is run.
+# Files of a model's folder that are published: no optimizer, no pickle, no checkpoints, no code.
 MODEL_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "spiece.model", "*.jinja", "chat_template.json", "preprocessor_config.json",
-    "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "*.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.h5")
 CALIBRATOR, PREDICTIONS = "calibrator", "predictions.npz"
@@ -47,13 +47,13 @@ TRAINING_RECORD = "training.json"
 @dataclass(eq=False)
 class Evaluation:
     """
-    What `hf-calib evaluate` wrote.
+    Output of `hf-calib evaluate`.
 
     Args:
         results (`dict`):
-            Its results.json.
+            Content of results.json.
         predictions ([`OptionPredictions`]):
-            Its predictions.npz.
+            Content of predictions.npz.
     """
 
     results: dict[str, Any]
@@ -61,14 +61,14 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
-        """Of an output folder of `hf-calib evaluate`, after a check that its two files belong together."""
+        """Load an output folder of `hf-calib evaluate`; its two files must belong together."""
         folder = Path(folder)
         results = dict(CalibrationCard.from_file(folder).results)
         predictions = OptionPredictions.load(folder / PREDICTIONS)
         if results.get("questions") != questions_digest(predictions.ids, predictions.labels):
             raise ValueError(
-                f"{folder}: results.json and predictions.npz are not of the same questions, or of an earlier hf_calib; run "
-                "`hf-calib evaluate` with the same arguments again (what was predicted is kept)."
+                f"{folder}: results.json and predictions.npz are not of the same questions. Run `hf-calib evaluate` "
+                "with the same arguments again; saved predictions are kept."
             )
         return cls(results, predictions)
 
@@ -77,40 +77,40 @@ class Evaluation:
         return EvaluationProtocol.of(self.results)
 
     def check_weights(self, weights: str, model: str | Path) -> None:
-        """An error where the evaluation is of another model than the one that is to be published with it."""
+        """Raise `ValueError` if the evaluation is of other weights than those to publish."""
         if self.results.get("weights") not in (None, weights):
             raise ValueError(
-                f"the evaluation is not of {model} as it is now: its weights are others. Evaluate it again with --no_resume."
+                f"the evaluation is of other weights than those in {model}. Evaluate it again with --no_resume."
             )
 
 
 def model_files(folder: Path) -> list[str]:
-    """Files of a model or adapter in a folder that are published."""
+    """List the files of a model or adapter that are published."""
     files = sorted(
         path.name
         for path in folder.iterdir()
         if path.is_file() and any(fnmatch(path.name, kind) for kind in MODEL_FILES)
     )
     if not any(name in files for name in ("config.json", "adapter_config.json")):
-        raise ValueError(f"{folder} holds neither config.json nor adapter_config.json: it is no saved model.")
+        raise ValueError(f"{folder} holds neither config.json nor adapter_config.json: it is not a saved model.")
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(f"{folder} holds no weights as safetensors: save the model again with save_pretrained.")
     if "tokenizer_config.json" not in files:
         raise ValueError(f"{folder} holds no tokenizer: save it there with tokenizer.save_pretrained.")
-    if "adapter_config.json" in files:  # a trainer may leave the configuration of the base model beside the adapter
+    if "adapter_config.json" in files:  # a trainer may write the base model's configuration beside it
         files = [name for name in files if name not in ("config.json", "generation_config.json")]
     return files
 
 
 def set_base_model(folder: Path, base_model: str | None) -> str | None:
     """
-    The base model of an adapter, by the name that it will be loaded with; `None` if the folder holds a whole model.
+    Return the base model of an adapter as its adapter_config.json names it; `None` for a whole model.
 
     Args:
         folder (`Path`):
-            The adapter. Its adapter_config.json is rewritten where another name is given.
+            Folder of the model or adapter.
         base_model (`str`, *optional*):
-            That name.
+            Another name of the base model, to write into adapter_config.json.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -121,8 +121,8 @@ def set_base_model(folder: Path, base_model: str | None) -> str | None:
     found = base_model or config["base_model_name_or_path"]
     if not is_hub_id(found):
         raise ValueError(
-            f"the adapter {folder} is on {found!r}, which is a folder of this machine: publish that model and name it with "
-            "--base_model ORG/MODEL, or publish the merged model with --merge true."
+            f"the base model of the adapter {folder} is the local folder {found!r}: publish that model and name it "
+            "with --base_model ORG/MODEL, or publish the merged model with --merge true."
         )
     return found
 
@@ -199,23 +199,22 @@ def write_publication(folder: str | Path, contents: Contents) -> list[str]:
         files.append(PREDICTIONS)
     results["inherited"] = inherit(contents.base_model or (training or {}).get("base_model"))
     write_json(folder / RESULTS, results)
-    write_card(folder, contents.existing_card)  # reads results.json back: the card is what that alone gives
+    write_card(folder, contents.existing_card)  # reads results.json back: the card depends on nothing else
     return [*files, RESULTS, CARD]
 
 
 def write_card(results: str | Path, existing: str | None = None) -> Path:
     """
-    Write the card that a results.json gives beside it, on the one that is there.
+    Write the card of a results.json beside it. Of an existing card, only the calibration section is replaced.
 
     Args:
         results (`str` or `Path`):
             A results.json, or its folder.
         existing (`str`, *optional*):
-            Another card, taken if it shows a calibration already and the one beside results.json does not: people may have written
-            around that section.
+            Card to use instead if it has a calibration section and the one beside results.json has none.
 
     Returns:
-        `Path`: of README.md.
+        `Path`: README.md.
     """
     card = CalibrationCard.from_file(results)
     path = (Path(results) if Path(results).is_dir() else Path(results).parent) / CARD
@@ -226,7 +225,7 @@ def write_card(results: str | Path, existing: str | None = None) -> Path:
         rendered = card.render(text or existing)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(
-            f"{path}: its front matter cannot be read ({error}); mend it, or delete the card to have it made anew."
+            f"{path}: its front matter cannot be read ({error}); correct it, or delete the card to write a new one."
         ) from None
     unfinished = path.with_name(f".{path.name}.tmp")
     rendered.save(unfinished)
@@ -237,7 +236,7 @@ def write_card(results: str | Path, existing: str | None = None) -> Path:
 def _results(
     repo_id: str, evaluation: Evaluation | None, before: Evaluation | None, training: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Content of the results.json that is published: names instead of paths of this machine."""
+    """Content of the published results.json, with names instead of local paths."""
     results: dict[str, Any] = {**evaluation.results, **_named(evaluation.results)} if evaluation is not None else {}
     results |= {"repo_id": repo_id, "model": repo_id}
     if before is not None:
@@ -258,7 +257,7 @@ def _named(results: Mapping[str, Any]) -> dict[str, Any]:
 def _draw(
     folder: Path, results: Mapping[str, Any], evaluation: Evaluation | None, shown: Mapping[str, OptionPredictions]
 ) -> dict[str, str]:
-    """Draw what there is to show; returns each file with what it shows."""
+    """Draw the figures. Returns the description of each file."""
     for stale in FIGURES:
         (folder / stale).unlink(missing_ok=True)
     if evaluation is None:
@@ -280,34 +279,33 @@ def _draw(
 
 def publish(folder: str | Path, repository: Repository, files: list[str], message: str | None = None) -> CommitInfo:
     """
-    Send a folder that [`write_publication`] has completed, in one commit.
+    Send a folder completed by [`write_publication`], in one commit.
 
-    Weights, diagrams and calibrators of an earlier publication that are not among the files go in the same commit: what is
-    loaded from the repository is what was measured.
+    The same commit deletes weights, diagrams and calibrators of an earlier publication that are not among the files.
 
     Args:
         folder (`str` or `Path`), files (`list[str]`):
-            From [`write_publication`].
+            Folder and result of [`write_publication`].
         repository ([`Repository`]):
-            Where to.
+            Repository to commit to.
         message (`str`, *optional*):
-            Of the commit.
+            Message of the commit.
     """
     folder = Path(folder)
     own = (*FIGURES, *_CALIBRATOR_FILES, PREDICTIONS, RECIPE)
 
     def stale(path: str) -> bool:
-        # Of checkpoints sent on the way (`hub_strategy`), what a training keeps for itself went with them.
-        kept_at_home = path.startswith(("evaluation/", "collapse/", "held_out/", "last-checkpoint/"))
+        # `hub_strategy` sends checkpoints with files that a training keeps for itself.
+        internal = path.startswith(("evaluation/", "collapse/", "held_out/", "last-checkpoint/"))
         own_model = "/" not in path and any(fnmatch(path, kind) for kind in (*MODEL_FILES, "*.bin"))
-        return path in own or own_model or kept_at_home
+        return path in own or own_model or internal
 
     validate_card(folder / CARD)
     return repository.commit(folder, files, message or "Calibrated model with its evaluation", stale)
 
 
 def validate_card(path: Path) -> None:
-    """Have the Hub check a card, as it will when it is committed; a `ValueError` says what it finds."""
+    """Let the Hub check a card as it does for a commit. Raises `ValueError` with its finding."""
     with explained("the card"):
         try:
             ModelCard.load(path, ignore_metadata_errors=True).validate()
@@ -316,14 +314,14 @@ def validate_card(path: Path) -> None:
 
 
 def open_model_repository(repo_id: str, overwrite: bool = False, **options) -> Repository:
-    """A repository for a model, after a check that the name is not taken by one that was published otherwise."""
+    """Open a repository for a model; other weights there must have been published by hf-calib."""
     repository = Repository(repo_id, **options)
     repository.refuse_if_foreign(RESULTS, _WEIGHTS, overwrite)
     return repository
 
 
 def copy_model(folder: Path, target: Path) -> Path:
-    """The files of a model in another folder, for a publication that is to leave its own as it is."""
+    """Copy the files of a model to another folder, which is then completed in its place."""
     target = check_output_dir(target)
     for name in [*model_files(folder), *(extra for extra in (CARD, TRAINING_RECORD) if (folder / extra).is_file())]:
         shutil.copy2(folder / name, target / name)
@@ -334,21 +332,22 @@ def merge_and_evaluate(
     adapter: Path, target: Path, evaluation: Evaluation, questions: Dataset, batch_size: int = 8
 ) -> Evaluation:
     """
-    Merge an adapter into its base model, save that, and evaluate what was saved as the adapter was evaluated: the sum is rounded
-    to the type of the weights, which moves calibration.
+    Merge an adapter into its base model, save it, and evaluate the saved model as the adapter was.
+
+    The merged weights are rounded to their type, which changes calibration.
 
     Args:
         adapter (`Path`), target (`Path`):
             Folder of the adapter, and of the merged model.
         evaluation ([`Evaluation`]):
-            Of the adapter; says how.
+            Evaluation of the adapter, whose protocol is repeated.
         questions (`Dataset`):
-            Those of that evaluation.
+            Questions of that evaluation.
         batch_size (`int`, *optional*, defaults to `8`):
-            Questions of the longest kind in a forward pass.
+            Longest questions in a forward pass; of shorter ones more.
 
     Returns:
-        [`Evaluation`]: of the merged model.
+        [`Evaluation`]: that of the merged model.
     """
     dtype = evaluation.protocol.dtype
     model, tokenizer = load_model(str(adapter), dtype=dtype, use_safetensors=True)
@@ -363,9 +362,9 @@ def merge_and_evaluate(
     )
     statement = protocol.statement(predictions, tokenizer)
     if statement["questions"] != evaluation.results["questions"]:
-        logger.warning("the merged model was asked other questions than the adapter")
+        logger.warning("the merged model was evaluated on other questions than the adapter")
     results = {"model": str(target), **statement, **protocol.measure(predictions)}
     write_evaluation(target / "evaluation", predictions, results, "merged", **protocol.drawing)
     moved = results["ece"] - evaluation.results["ece"]
-    logger.warning(f"merging moved the conf-ECE by {moved:+.4f}, to {results['ece']:.4f}")
+    logger.warning(f"merging changed the conf-ECE by {moved:+.4f}, to {results['ece']:.4f}")
     return Evaluation(results, predictions)

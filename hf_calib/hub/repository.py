@@ -1,4 +1,4 @@
-"""A repository on the Hub: what it says when something is wrong, one commit into it, and files out of it."""
+"""Repositories on the Hub: explained errors, commits and downloads."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
 
 class HubError(OSError):
-    """What went wrong between here and the Hub, in a sentence, and the way out."""
+    """A failed request to the Hub, with the reason and what to do, in a sentence."""
 
 
 @contextmanager
 def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Errors of the Hub's clients inside become a [`HubError`] that names the repository and the way out."""
+    """Turn errors of the Hub's clients into a [`HubError`] that names the repository and what to do."""
     try:
         yield
     except (LocalTokenNotFoundError, HTTPError, OfflineModeIsEnabled, ConnectionError, EntryNotFoundError) as error:
         raise HubError(_explanation(error, repo_id, revision)) from error
-    except RuntimeError as error:  # which the upload of a large file wraps its error in
+    except RuntimeError as error:  # the upload of a large file wraps its error in one
         if not isinstance(error.__cause__, HTTPError):
             raise
         raise HubError(_explanation(error.__cause__, repo_id, revision)) from error
@@ -47,7 +47,7 @@ def _explanation(error: Exception, repo_id: str, revision: str | None) -> str:
     namespace = repo_id.partition("/")[0] if "/" in repo_id else "that namespace"
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo_id}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it."
+        return f"{repo_id}: HF_HUB_OFFLINE is set, so no request is sent; unset it."
     if isinstance(error, LocalTokenNotFoundError):
         return f"{repo_id}: no token for the Hub; {log_in}."
     if isinstance(error, RevisionNotFoundError):
@@ -56,27 +56,27 @@ def _explanation(error: Exception, repo_id: str, revision: str | None) -> str:
         return f"{repo_id} is gated: ask for access on its page, then {log_in}."
     if isinstance(error, RepositoryNotFoundError) and not (status == 401 and "credentials" in str(error)):
         known = "with this token" if get_token() else f"without a token ({log_in})"
-        return f"{repo_id}: no such repository is to be seen {known}; look at its spelling, or whether it is private."
+        return f"{repo_id}: no such repository {known}; check its spelling, and whether it is private."
     if isinstance(error, EntryNotFoundError) and status in (404, None):
         return f"{repo_id}: {_first_line(error)}"
     if status == 401:
-        known = "does not know this token" if get_token() else "wants a token"
-        return f"{repo_id}: the Hub {known}; {log_in}. Whoever you are now, `hf auth whoami` tells."
+        known = "does not know this token" if get_token() else "needs a token"
+        return f"{repo_id}: the Hub {known}; {log_in}. `hf auth whoami` shows the current account."
     if status == 403:
         return (
-            f"{repo_id}: this token may not write to {namespace}; take one that may ({log_in}), publish under a name of your "
-            "own with --repo_id, or propose the change with --create_pr."
+            f"{repo_id}: this token may not write to {namespace}; use one that may ({log_in}), publish under another "
+            "name with --repo_id, or propose the change with --create_pr."
         )
     if status == 409:
         return f"{repo_id}: the name is taken ({_first_line(error)}); choose another --repo_id."
     if status == 412:
-        return f"{repo_id} has changed while this was made: nothing was published. The same command again takes the change in."
+        return f"{repo_id} has changed since the push began: nothing was published. Run the same command again."
     if status is not None and 400 <= status < 500 and status not in (408, 429):
         return f"{repo_id}: the Hub refuses ({status}): {_first_line(error)}"
-    said = f"answers {status}" if status else f"cannot be reached ({type(error).__name__})"
+    problem = f"answers {status}" if status else f"cannot be reached ({type(error).__name__})"
     return (
-        f"{repo_id}: the Hub {said}. Nothing here is lost; the same command goes on, and sends no large file again that has "
-        "arrived."
+        f"{repo_id}: the Hub {problem}. No local file is lost; the same command resumes and skips large files that "
+        "were uploaded."
     )
 
 
@@ -88,24 +88,25 @@ def _first_line(error: Exception) -> str:
 
 class Repository:
     """
-    A repository that is to be written to.
+    A repository to write to.
 
     Args:
         repo_id (`str`):
-            Its name, perhaps without the namespace, which is then the user's own.
+            Name; without a namespace, the user's own is taken.
         repo_type (`str`, *optional*, defaults to `"model"`):
             `"model"`, `"dataset"` or `"space"`.
         private (`bool`, *optional*):
-            Make it private, or public; by default as the namespace has it. One that exists and is public is no private one: an error.
+            Create it private or public; by default as the namespace is set up. `True` for an existing public
+            repository is an error.
         revision (`str`, *optional*):
-            Branch; made if it is not there.
+            Branch; created if it does not exist.
         create_pr (`bool`, *optional*, defaults to `False`):
             Propose the change in a pull request instead of committing it.
         space_sdk (`str`, *optional*):
-            Of a Space.
+            SDK of a Space.
 
     Raises:
-        [`HubError`]: wrong token, foreign namespace, no connection. All this is known before any long work.
+        [`HubError`]: wrong token, foreign namespace, or no connection.
     """
 
     def __init__(
@@ -133,13 +134,13 @@ class Repository:
             info = self.api.repo_info(self.id, repo_type=repo_type, revision=revision)
         if private and not info.private:
             raise HubError(
-                f"{self.id} is public already, so --private does not hold: make it private in its settings, or choose another "
-                "--repo_id."
+                f"{self.id} exists and is public: make it private in its settings, leave out --private, or choose "
+                "another --repo_id."
             )
         self.head, self.files = info.sha, [file.rfilename for file in info.siblings or []]
 
     def read(self, path: str) -> str | None:
-        """A text file of the state that the commit will be made on; `None` if there is none."""
+        """Read a text file of the parent commit; `None` if it does not exist."""
         if path not in self.files:
             return None
         with explained(self.id, self.revision):
@@ -148,39 +149,40 @@ class Repository:
 
     def refuse_if_foreign(self, mark: str, kinds: Sequence[str], overwrite: bool) -> None:
         """
-        An error where the name is taken by something that this program did not publish.
+        Raise a [`HubError`] if the repository holds files that hf-calib did not publish.
 
         Args:
             mark (`str`):
-                File that everything published here has.
+                File that every publication of this kind has.
             kinds (`Sequence[str]`):
-                Patterns of files that would be replaced.
+                Patterns of files that a commit would replace.
             overwrite (`bool`):
-                Whether that is wanted.
+                Whether to replace them.
         """
         held = [path for path in self.files if any(fnmatch(path, kind) for kind in kinds)]
         if held and mark not in self.files and not (overwrite or self.create_pr):
             raise HubError(
-                f"{self.id} is taken: it holds {held[0]} and no {mark}, so it was not published by hf-calib. Choose another "
-                "--repo_id or --revision, or replace what is there with --overwrite true."
+                f"{self.id} is taken: it holds {held[0]} and no {mark}, so hf-calib did not publish it. Choose "
+                "another --repo_id or --revision, or replace its files with --overwrite true."
             )
 
     def commit(
         self, folder: Path, files: Sequence[str], message: str, stale: Callable[[str], bool] = lambda path: False
     ) -> CommitInfo:
         """
-        Everything in one commit on the state that was seen when this object was made: large files first, which the Hub keeps
-        if the connection breaks, then the commit, whole or not at all.
+        Commit files on the parent commit read by `__init__`.
+
+        Large files are uploaded first, and kept by the Hub if the connection breaks. The commit is atomic.
 
         Args:
             folder (`Path`):
-                Where the files are.
+                Folder of the files.
             files (`Sequence[str]`):
-                Their paths below it, which are those in the repository too.
+                Paths in the folder and in the repository.
             message (`str`):
-                Of the commit.
+                Message of the commit.
             stale (`Callable`, *optional*):
-                Which files of the repository that are not among these are to go.
+                Tells which other files of the repository are deleted.
         """
         refuse_secrets(folder, files)
         operations = [CommitOperationAdd(path, folder / path) for path in files]
@@ -198,35 +200,35 @@ class Repository:
 
 
 def refuse_secrets(folder: Path, files: Sequence[str]) -> None:
-    """An error where a text that is to be published holds a token of the Hub: the one in use, or what looks like any."""
+    """Raise `ValueError` if a text file holds a token of the Hub: the one in use, or any that looks like one."""
     own = (get_token() or "").encode()
     for path in files:
         if Path(path).suffix in _TEXTS:
             content = (folder / path).read_bytes()
             if _SECRET.search(content) or (len(own) > 20 and own in content):
                 raise ValueError(
-                    f"{folder / path} holds what looks like a token of the Hub: take it out before it is published."
+                    f"{folder / path} holds what looks like a token of the Hub: remove it before publishing."
                 )
 
 
 def download(repo_id: str, patterns: Sequence[str], revision: str | None = None, repo_type: str = "model") -> Path:
     """
-    Files of a repository, in the cache of the Hub's clients.
+    Download files of a repository into the cache of the Hub's clients.
 
     Args:
         repo_id (`str`):
-            Its name.
+            Name of the repository.
         patterns (`Sequence[str]`):
-            Which files, as globs. Others are not fetched.
+            Globs of the files to download.
         revision (`str`, *optional*), repo_type (`str`, *optional*, defaults to `"model"`):
-            As everywhere.
+            Branch, tag or commit, and `"model"`, `"dataset"` or `"space"`.
 
     Returns:
         `Path`: the folder that holds them.
 
     Raises:
-        [`HubError`]: wrong token, missing repository, no connection. `ValueError`: a file there has a name that would lead out
-        of the folder.
+        [`HubError`]: wrong token, missing repository, or no connection.
+        `ValueError`: the name of a file leads out of the folder.
     """
     with explained(repo_id, revision):
         siblings: list[RepoSibling] = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type).siblings or []
@@ -234,6 +236,6 @@ def download(repo_id: str, patterns: Sequence[str], revision: str | None = None,
             parts = PurePosixPath(sibling.rfilename).parts
             if not parts or ".." in parts or sibling.rfilename.startswith("/") or "\\" in sibling.rfilename:
                 raise ValueError(
-                    f"{repo_id} holds a file called {sibling.rfilename!r}, which leads out of its folder: not downloaded."
+                    f"{repo_id} holds a file {sibling.rfilename!r}, which leads out of its folder: not downloaded."
                 )
         return Path(snapshot_download(repo_id, revision=revision, repo_type=repo_type, allow_patterns=list(patterns)))

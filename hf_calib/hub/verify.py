@@ -1,4 +1,4 @@
-"""Do the figures on a card hold? Its evaluation made again, whole or on a sample, and each figure compared."""
+"""Verification of a published model: repeat its evaluation and compare each figure with the card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..inference.predictions import OptionPredictions
 
-# Measures that are means over questions, so that the mean of a sample has a known spread.
+# Measures that are means over questions: the standard error of their mean is known.
 _MEANS = ("accuracy", "confidence", "nll", "brier")
 _TITLES = {"ece": "conf-ECE", "cw_ece": "cw-ECE", "tce": "TCE", "nll": "NLL", "brier": "Brier", "auroc": "AUROC"}
 
@@ -34,13 +34,13 @@ _TITLES = {"ece": "conf-ECE", "cw_ece": "cw-ECE", "tce": "TCE", "nll": "NLL", "b
 @dataclass(frozen=True)
 class Check:
     """
-    One figure of a card.
+    Comparison of one figure of a card.
 
     Attributes:
         name (`str`): Key in results.json, perhaps with `with_calibrator/` before it.
-        stated (`float`): What the card says.
-        found (`float`): What came out.
-        low (`float`), high (`float`): Within what that is chance, if the card is right; of a calibration error on a sample,
+        stated (`float`): Value on the card.
+        found (`float`): Value of the repeated evaluation.
+        low (`float`), high (`float`): Range of values that agree with the card; for a calibration error on a sample,
             the stated 95% interval.
         holds (`bool`): Whether the figure holds.
     """
@@ -56,7 +56,7 @@ class Check:
 @dataclass(eq=False)
 class Published:
     """
-    A checkpoint with what it says of itself, from [`fetch`].
+    A checkpoint and its results.json, from [`fetch`].
 
     Attributes:
         name (`str`): Its name.
@@ -75,7 +75,7 @@ class Published:
 
 def fetch(repo_id_or_path: str, revision: str | None = None, trust_remote_code: bool = False) -> Published:
     """
-    Download a checkpoint and its results.json. Weights are fetched as safetensors only, code only where it is trusted.
+    Download a checkpoint and its results.json: weights as safetensors only, code only if it is trusted.
 
     Args:
         repo_id_or_path (`str`):
@@ -90,25 +90,25 @@ def fetch(repo_id_or_path: str, revision: str | None = None, trust_remote_code: 
         folder = download(repo_id_or_path, patterns, revision)
     if not (folder / RESULTS).is_file():
         raise HubError(
-            f"{repo_id_or_path} has no {RESULTS}: it was not published by `hf-calib push`, so it states nothing to verify."
+            f"{repo_id_or_path} has no {RESULTS}: `hf-calib push` did not publish it, so nothing can be verified."
         )
     card = CalibrationCard.from_file(folder)
     if not card.measured:
         raise HubError(
-            f"{repo_id_or_path} was published without an evaluation: its {RESULTS} states nothing to verify."
+            f"{repo_id_or_path} was published without an evaluation: its {RESULTS} has no figures to verify."
         )
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
         if not is_hub_id(base) and not Path(repo_id_or_path).is_dir():
             raise HubError(
-                f"{repo_id_or_path} is an adapter on {base!r}, which is no model on the Hub: it cannot be loaded."
+                f"{repo_id_or_path} is an adapter on {base!r}, which is not a model on the Hub: it cannot be loaded."
             )
     return Published(repo_id_or_path, folder, dict(card.results))
 
 
 def sample_questions(questions: Dataset, size: int | None, seed: int = 0) -> Dataset:
-    """So many of the questions, drawn; all of them where there are no more."""
+    """Draw `size` questions; all of them if there are not more."""
     if size is None or size >= len(questions):
         return questions
     return questions.select(sorted(np.random.default_rng(seed).choice(len(questions), size, replace=False).tolist()))
@@ -118,24 +118,23 @@ def compare(
     published: Published, predictions: OptionPredictions, same_questions: bool, tolerance: float = 0.005
 ) -> list[Check]:
     """
-    Compare what a card states with what a model answers now.
+    Compare the figures of a card with those of a model's predictions.
 
-    Of the same questions the mean of a sample lies around the mean of all by its standard error, less what the share asked
-    takes from it; where all are asked, there is no chance left but that of another machine's arithmetic. Of other questions,
-    both figures have their own. The intervals hold all at once, with a probability of 95% at least. A calibration error
-    is no mean: on a sample, its 95% interval must meet the stated one. Measures whose spread on a sample is not known are
-    compared only where all the questions are asked again.
+    On all of the same questions, figures must agree within the tolerance. On a sample of them, means may differ by
+    their standard error with finite population correction, on other questions by the standard error of the difference.
+    The intervals hold jointly with a probability of at least 95% (Bonferroni). A calibration error on a sample holds
+    if its 95% interval overlaps the stated one. Other measures are compared only on all of the same questions.
 
     Args:
         published ([`Published`]):
-            The card's side.
+            The checkpoint and its results.json.
         predictions ([`OptionPredictions`]):
-            The model's, of all its questions, of some, or of others.
+            Predictions of the model, for all its questions, a sample, or others.
         same_questions (`bool`):
-            Whether these are all or some of those that the card speaks of.
+            Whether these are all or some of the questions of the card.
         tolerance (`float`, *optional*, defaults to `0.005`):
-            What other hardware or another batch size may change in any figure. One question more is allowed for on top,
-            whose answer or bin may tip.
+            Allowed difference between machines and batch sizes. One more question is allowed for: its answer or bin
+            can change with rounding.
     """
     checks = _compare(published.results, published.protocol, predictions, same_questions, tolerance, "")
     stated = published.results.get("with_calibrator")
@@ -177,7 +176,7 @@ def _compare(
 
 
 def _per_question(predictions: OptionPredictions) -> dict[str, np.ndarray]:
-    """What the means are means of, `(N,)` each."""
+    """Values of each question whose means are the measures, `(N,)` each."""
     probabilities, labels = predictions.probabilities.astype(np.float64), predictions.labels
     rows = np.arange(len(labels))
     right = np.zeros_like(probabilities)
@@ -191,16 +190,16 @@ def _per_question(predictions: OptionPredictions) -> dict[str, np.ndarray]:
 
 
 def same_questions(published: Published, questions: Dataset, predictions: OptionPredictions) -> bool:
-    """Whether the questions, of which those predicted are all or some, are those that the card speaks of."""
-    asked = {
+    """Tell whether the questions, or those predicted, are those of the card."""
+    digests = {
         questions_digest(questions["id"], questions["answer"]),
         questions_digest(predictions.ids, predictions.labels),
     }
-    return published.results.get("questions") in asked
+    return published.results.get("questions") in digests
 
 
 def checks_table(checks: list[Check], title: str) -> Table:
-    """The checks as an aligned table for the terminal."""
+    """Format the checks as a table for the terminal."""
     from rich import box
     from rich.table import Table
 

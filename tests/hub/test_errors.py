@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub: a sentence that names the thing and the way out, and nothing lost."""
+"""Failed requests to the Hub: one sentence names the repository and what to do, and nothing is lost."""
 
 import json
 import socket
@@ -45,14 +45,12 @@ def test_who_may_not(hub, example, monkeypatch, capsys):
 
 
 def test_what_is_not_there(hub, api, example, monkeypatch, capsys):
-    assert "alice/nowhere: no such repository is to be seen with this token" in failed(
-        ["verify", "alice/nowhere"], capsys
-    )
+    assert "alice/nowhere: no such repository with this token" in failed(["verify", "alice/nowhere"], capsys)
     api.create_repo("alice/plain")
     api.upload_folder(repo_id="alice/plain", folder_path=example.folder / "model")
-    assert "alice/plain has no results.json: it was not published by" in failed(["verify", "alice/plain"], capsys)
+    assert "alice/plain has no results.json" in failed(["verify", "alice/plain"], capsys)
     assert "has no revision 'v9'" in failed(["verify", "alice/plain", "--revision", "v9"], capsys)
-    with pytest.raises(OSError, match="alice/plain has no calibrator: `hf-calib push --calibrator"):
+    with pytest.raises(OSError, match="alice/plain has no calibrator"):
         load_calibrator("alice/plain")
     with pytest.raises(OSError, match="alice/nowhere: no such repository"):
         load_calibrator("alice/nowhere")
@@ -71,9 +69,7 @@ def test_a_name_that_is_taken(hub, api, example, capsys):
     assert main(example.call("alice/taken", "--overwrite", "true")) == 0
     assert "pytorch_model.bin" not in api.list_repo_files("alice/taken")
     api.create_repo("alice/public")
-    assert "is public already, so --private does not hold" in failed(
-        example.call("alice/public", "--private", "true"), capsys
-    )
+    assert "alice/public exists and is public" in failed(example.call("alice/public", "--private", "true"), capsys)
 
 
 def test_somebody_else_was_quicker(hub, api, example, monkeypatch, capsys):
@@ -89,7 +85,7 @@ def test_somebody_else_was_quicker(hub, api, example, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Repository, "read", meanwhile)
         error = failed(example.call("alice/race", *calibrator), capsys, status=1)
-    assert "alice/race has changed while this was made: nothing was published" in error
+    assert "alice/race has changed" in error
     assert main(example.call("alice/race", *calibrator)) == 0
     assert {"notes.txt", "calibrator/calibrator.json"} <= set(api.list_repo_files("alice/race"))
 
@@ -126,7 +122,7 @@ def test_a_server_that_dies_in_the_middle_of_an_upload(example, tmp_path, monkey
         padding = example.folder / "model" / "extra.safetensors"  # an upload of several MB beside the weights
         padding.write_bytes(bytes(range(256)) * 4096 * 5)
         error = failed(call, capsys, status=1)
-        assert "alice/broken: the Hub cannot be reached" in error and "the same command goes on" in error
+        assert "alice/broken: the Hub cannot be reached" in error and "the same command" in error
         folder = example.folder / "model"
         assert read(folder / "results.json")["n"] == 60 and (folder / "README.md").is_file()
         arrived = {path.name for path in (tmp_path / "root" / "lfs").iterdir()}
