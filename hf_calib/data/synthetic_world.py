@@ -1,4 +1,4 @@
-"""The synthetic world, whose truth is known: statements, preference pairs, questions, a tokenizer, a small model."""
+"""A synthetic world with a known distribution: statements, preference pairs, questions, a tokenizer, a small model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Relation:
         frequency (`float`, *optional*, defaults to `1.0`):
             Relative frequency among the pre-training statements. A small one leaves knowledge to gain.
         agreement (`float`, *optional*, defaults to `0.0`):
-            How decided the annotators are: they prefer `a` to `b` with probability
+            Strength of the annotators' preference: they prefer `a` to `b` with probability
             `sigmoid(agreement * (log p(a) - log p(b)))`. At 0 the relation has no preference pairs.
     """
 
@@ -41,9 +41,9 @@ class Relation:
     agreement: float = 0.0
 
 
-# Three kinds of relations, as real models know them: matters of taste, which the annotators rank more decidedly than
-# the truth does; facts, which nobody ranks; lore, which the pre-training text hardly ever states. Alignment makes the
-# model overconfident about the first kind alone, so that no one temperature repairs it; the last is left to learn.
+# Three kinds of relations: preferences, which annotators rank more strongly than the truth; facts, without preference
+# pairs; rare facts, which pre-training hardly contains. Alignment makes the model overconfident only on the first
+# kind, so one temperature cannot correct it. The last kind can still be learnt.
 RELATIONS = (
     Relation("colour", "red green blue yellow white black brown pink grey purple", 0.8, agreement=3.0),
     Relation("food", "bread fish honey rice apples cheese nuts corn beans soup", 0.8, agreement=3.0),
@@ -59,22 +59,22 @@ RELATIONS = (
 @dataclass(frozen=True)
 class WorldConfig:
     """
-    The shape of a [`World`].
+    Configuration of a [`World`].
 
     Args:
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the truth: two worlds of one seed are the same world, in every process.
+            Seed of the true distribution. Worlds with equal seeds are equal, in every process.
         num_entities (`int`, *optional*, defaults to `64`):
             Number of entities.
         num_types (`int`, *optional*, defaults to `6`):
-            Number of types of entities. Entities of one type share most of what is true of them, which is what makes
-            held-out questions answerable.
+            Number of types of entities. Entities of one type have similar distributions, so that held-out questions
+            can be answered.
         individuality (`float`, *optional*, defaults to `0.15`):
-            Share, from 0 to 1, of the variance of the log-probabilities that is an entity's own and not its type's.
+            Fraction, in [0, 1], of the variance of the log-probabilities that is of the entity and not of its type.
         num_choices (`int`, *optional*, defaults to `4`):
             Number of options of a question.
         train_fraction (`float`, *optional*, defaults to `0.5`):
-            Fraction of each relation's entities that training questions ask about; test questions ask about the rest.
+            Fraction, in (0, 1), of each relation's entities in training questions. The others are in test questions.
         relations (`tuple[Relation, ...]`, *optional*, defaults to `RELATIONS`):
             The relations.
     """
@@ -128,13 +128,13 @@ class World:
     A world of entities, relations and values with a known conditional distribution.
 
     The log-probability of a value given entity and relation is, up to a constant, a normal draw shared by the entity's
-    type plus one of the entity's own, scaled by the relation's sharpness. Everything is sampled from this truth, by a
-    seed, and comes out the same in every process. Questions are scored in `text` mode with the template
+    type plus one of the entity, scaled by the relation's sharpness. All samples are drawn from this distribution and
+    depend only on their seed. Questions are scored in `text` mode with the template
     `World.prompt_template`: the prompt is e.g. `"the colour of bavo is"`, an option `" red"`, one token.
 
     Args:
         config ([`WorldConfig`], *optional*):
-            Shape of the world, by default `WorldConfig()`.
+            Configuration of the world. Defaults to `WorldConfig()`.
 
     Example:
 
@@ -165,20 +165,20 @@ class World:
         utilities = np.sqrt(1 - config.individuality) * shared + np.sqrt(config.individuality) * own
         utilities *= np.array([relation.sharpness for relation in config.relations])[:, None, None]
         self.log_probabilities = log_softmax(utilities, axis=-1)
-        # Drawn anew for every relation: the test asks about pairs of entity and relation that no label has shown, of
-        # types that labels have shown.
+        # Split separately for every relation: test pairs of entity and relation have no training label, but other
+        # entities of their types have.
         num_train = min(max(round(config.train_fraction * config.num_entities), 1), config.num_entities - 1)
         order = rng.permuted(np.tile(np.arange(config.num_entities), (shape[0], 1)), axis=1)
         self._split = {"train": order[:, :num_train], "test": order[:, num_train:]}
 
     @property
     def probabilities(self) -> np.ndarray:
-        """The truth: `p(value | entity, relation)`, of shape `(num_relations, num_entities, num_values)`."""
+        """True probabilities `p(value | entity, relation)`, of shape `(num_relations, num_entities, num_values)`."""
         return np.exp(self.log_probabilities)
 
     def pretraining_statements(self, n: int, seed: int = 0) -> Dataset:
         """
-        Samples statements from the truth.
+        Sample statements from the true distribution.
 
         Args:
             n (`int`):
@@ -201,7 +201,7 @@ class World:
 
     def preference_pairs(self, n: int, seed: int = 0) -> Dataset:
         """
-        Samples preference pairs from the Bradley-Terry model over the relations with `agreement > 0`.
+        Sample preference pairs from the Bradley-Terry model over the relations with `agreement > 0`.
 
         Args:
             n (`int`):
@@ -211,13 +211,13 @@ class World:
 
         Returns:
             [`~datasets.Dataset`] with the columns `prompt`, `chosen`, `rejected` and `preference_probability`, the
-            probability that annotators choose as they did here.
+            probability that annotators prefer the chosen completion.
         """
         covered = np.array(
             [i for i, relation in enumerate(self.config.relations) if relation.agreement > 0], dtype=int
         )
         if not len(covered):
-            raise ValueError("No relation has agreement > 0, so there is nothing to prefer. Set it on a relation.")
+            raise ValueError("No relation has agreement > 0, so there are no preferences. Set it on a relation.")
         rng = self._rng("preferences", seed, n)
         relations = rng.choice(covered, size=n)
         entities = rng.integers(len(self.entities), size=n)
@@ -241,12 +241,12 @@ class World:
 
     def questions(self, n: int, seed: int = 0, split: str = "test") -> Dataset:
         """
-        Samples multiple-choice questions.
+        Sample multiple-choice questions.
 
-        The answer is drawn from the truth and the other options uniformly from the relation's remaining values. Given
-        the options, the answer is then distributed as the truth restricted to them (by Bayes' rule: the other options
-        are equally likely whatever the answer), and without them as the truth itself. So the option probabilities
-        and the likelihood of the answers want the same model.
+        The answer is drawn from the true distribution, and the other options uniformly from the remaining values.
+        Given the options, the answer follows the true distribution restricted to them, by Bayes' rule, because the
+        other options do not depend on the answer. So option probabilities and the likelihood of answers have the same
+        optimum.
 
         Args:
             n (`int`):
@@ -254,7 +254,7 @@ class World:
             seed (`int`, *optional*, defaults to `0`):
                 Seed of the sample.
             split (`str`, *optional*, defaults to `"test"`):
-                `"train"` or `"test"`. No pair of entity and relation is asked about in both.
+                `"train"` or `"test"`. No pair of entity and relation is in both.
 
         Returns:
             [`~datasets.Dataset`] with the columns `id`, `question`, `choices`, `answer`, `subject` (the relation) and
@@ -281,11 +281,11 @@ class World:
             if len(rows) == n:
                 return Dataset.from_list(rows)
         raise ValueError(
-            f"Found only {len(rows)} different {split} questions of the {n} asked for: ask for fewer, or add entities."
+            f"Found only {len(rows)} different {split} questions of the requested {n}: request fewer, or add entities."
         )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Builds the word-level tokenizer: one token a word, `<bos>` put in front, no chat template."""
+        """Build the word-level tokenizer: one token a word, `<bos>` in front, no chat template."""
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 
@@ -299,7 +299,7 @@ class World:
         )
 
     def model(self, seed: int = 0) -> LlamaForCausalLM:
-        """Builds a randomly initialised Llama of about 0.35 million parameters. Torch's global seed is left alone."""
+        """Build a randomly initialised Llama of about 0.35 million parameters; torch's seed is kept."""
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -310,7 +310,7 @@ class World:
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=64,
-            initializer_range=0.1,  # from 0.02 so small a model takes several times as long to tell entities apart
+            initializer_range=0.1,  # with 0.02 so small a model learns several times slower
             tie_word_embeddings=True,
             pad_token_id=self.vocabulary["<pad>"],
             bos_token_id=self.vocabulary["<bos>"],
@@ -336,7 +336,7 @@ class World:
         return _PROMPT.format(relation=self.relations[relation], entity=self.entities[entity])
 
     def _sample_values(self, rng, relations: np.ndarray, entities: np.ndarray) -> np.ndarray:
-        # Gumbel-max: one draw from every row's categorical distribution at once.
+        # Gumbel-max trick: one draw from the categorical distribution of every row.
         log_p = self.log_probabilities[relations, entities]
         return (log_p + rng.gumbel(size=log_p.shape)).argmax(axis=1)
 

@@ -1,7 +1,7 @@
 """
 Compute the log-likelihoods of the options of encoded questions, without gradients.
 
-Two things make it fast, and both are checked on the model at hand before they are used: all options of a question are
+Two things make it fast, and both are checked on the model before they are used: all options of a question are
 scored in one forward pass under a branch mask, and a prefix that all questions share is read once.
 """
 

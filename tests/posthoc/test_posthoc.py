@@ -87,7 +87,7 @@ def test_calibrators_repair_and_keep_the_predictions(kind, padding):
 
 
 def test_isotonic_corrects_what_no_temperature_can():
-    """Above a threshold accuracy does not depend on confidence: one temperature is not enough, the isotonic step is."""
+    """Above a threshold accuracy does not depend on confidence: one temperature is not enough."""
 
     def uneven(seed):
         rng = np.random.default_rng(seed)
