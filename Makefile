@@ -25,8 +25,7 @@ $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 quickstart: install ## repair an overconfident model on two cores; the report is quickstart-report/report.md
 	$(BIN)/hf-calib quickstart --output_dir quickstart-report
 
-# A file of tests is run by one process, so that its fixtures are made once. The files stay in the order given: the longest come first.
-# One thread each: tests that start two processes of their own would be slowed down by more.
+# One process runs a file, so that its fixtures are made once. One thread each: tests that start processes are slowed down by more.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: install ## run the tests of the package on all cores (at most four)

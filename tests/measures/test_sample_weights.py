@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from samples import make
 
-from hf_calib.measures import selective as ranking
-from hf_calib.measures import validation as inputs
+from hf_calib.measures import chunks, selective, validation
 from hf_calib.measures.calibration_error import (
     StreamingCalibration,
     aurc,
@@ -128,6 +127,7 @@ def test_chunks_leave_no_trace(monkeypatch):
     weights = np.random.default_rng(6).integers(0, 3, 300)
     weights[40:80] = 0  # whole chunks of nothing
     whole = calibration_report(probabilities, labels, n_bootstrap=20, sample_weight=weights)
-    monkeypatch.setattr(inputs, "_CHUNK_ROWS", (7, 7))
-    monkeypatch.setattr(ranking, "_BLOCK", 7)
+    for module in (chunks, validation):
+        monkeypatch.setattr(module, "CHUNK_ROWS", (7, 7))
+    monkeypatch.setattr(selective, "_BLOCK", 7)
     assert calibration_report(probabilities, labels, n_bootstrap=20, sample_weight=weights) == pytest.approx(whole)
