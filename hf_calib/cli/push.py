@@ -97,14 +97,16 @@ class PushArguments:
     def __post_init__(self):
         if self.dataset and not self.merge:
             raise ValueError("--dataset is for --merge. Without it, the evaluation is the one of --evaluation.")
-        if not self.repo_id and not self.dry_run:
-            raise ValueError("--repo_id is missing: name the repository, ORG/NAME, or use --dry_run true.")
         for name in (*_FOR_MODELS, *(_FOR_EVALUATIONS if self.what == "metric" else ())):
             if self.what != "model" and getattr(self, name):
                 raise ValueError(f"--{name} has no meaning with --what {self.what}.")
-        needed = {"model": "model", "predictions": "evaluation"}.get(self.what)
-        if needed and not getattr(self, needed) and not (self.dry_run and self.evaluation):
-            raise ValueError(f"--{needed} is missing: --what {self.what} publishes it.")
+        needed = {"model": ["model"], "predictions": ["evaluation"]}.get(self.what, [])
+        if self.dry_run and self.evaluation:
+            needed = []  # the card can be written without the model
+        if not self.dry_run:
+            needed = ["repo_id", *needed]
+        if missing := [f"--{name}" for name in needed if not getattr(self, name)]:
+            raise ValueError(f"the following arguments are required for --what {self.what}: {', '.join(missing)}")
         if self.what == "metric" and self.repo_id and self.repo_id.rpartition("/")[2] != "ece_regime":
             raise ValueError(
                 f"evaluate loads the script named like its Space: use ORG/ece_regime, not {self.repo_id}."

@@ -107,7 +107,10 @@ def load_predictions(path: str | Path, revision: str | None = None) -> OptionPre
     """
     place, metadata = Path(path).expanduser(), {}
     if not place.exists() and is_hub_id(str(path)) and place.suffix != ".npz":
-        folder = download(str(path), [DATA, METADATA], revision, repo_type="dataset")
+        try:
+            folder = download(str(path), [DATA, METADATA], revision, repo_type="dataset")
+        except HubError as error:
+            raise HubError(f"there is no file or folder {path}; as a data set on the Hub: {error}") from error
         if not (folder / DATA).is_file():
             raise HubError(f"{path} holds no {DATA}: it was not published by `hf-calib push --what predictions`.")
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
