@@ -50,7 +50,7 @@ def test_predictions_are_scored_again_by_others(hub, api, example, tmp_path, cap
     ]
     assert main([*diagnose, "--output_dir", str(tmp_path / "diagnosis"), "--n_bootstrap", "20"]) == 0
     capsys.readouterr()
-    assert main(["calibrate", "--predictions", "alice/nothing"]) == 2
+    assert main(["calibrate", "--predictions", "alice/nothing", "--output_dir", str(tmp_path / "out")]) == 2
     assert "alice/nothing: no such repository" in capsys.readouterr().err
 
 
