@@ -67,8 +67,8 @@ def prepare_push(args, model_args) -> None:
     if model_args.use_peft and not is_hub_id(model_args.model_name_or_path):
         raise ValueError(
             f"push_to_hub: an adapter of the local folder {model_args.model_name_or_path!r} cannot be loaded "
-            "elsewhere. Publish that model and train on it by its name, or train without push_to_hub and use `hf-calib push "
-            "--merge true`."
+            "elsewhere. Publish that model and train on it by its name, or train without push_to_hub and use "
+            "`hf-calib push --merge true`."
         )
     if args.hub_strategy == HubStrategy.EVERY_SAVE:
         args.hub_strategy = HubStrategy.END
