@@ -6,7 +6,8 @@ from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer
 
 
 def main():
-    # Your own models and questions: reference, model = "org/sft-model", "org/aligned-model"; load_questions("train.parquet")
+    # Your own models and questions: reference, model = "org/sft-model", "org/aligned-model"
+    # and load_questions("train.parquet")
     reference, model = make_models()
     train, test = WORLD.questions(1000, split="train"), WORLD.questions(2000)
 

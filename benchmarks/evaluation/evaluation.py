@@ -122,10 +122,10 @@ class Peer:
 class Contest:
     """One way of asking one set of questions, by both."""
 
-    def __init__(self, name, model, tokenizer, peer: Peer, questions: Dataset, scoring: str, chat_template, folder):
-        self.name, self.model, self.tokenizer, self.peer = name, model, tokenizer, peer
+    def __init__(self, name, loaded: tuple, peer: Peer, questions: Dataset, prompt_format: PromptFormat, folder):
+        self.name, (self.model, self.tokenizer), self.peer = name, loaded, peer
         self.questions, self.folder = questions, folder
-        self.prompt_format = PromptFormat(scoring, use_chat_template=chat_template)
+        self.prompt_format = prompt_format
 
     def ours(self, questions: Dataset, batch_size: int) -> dict:
         wall, cpu = perf_counter(), process_time()
@@ -249,7 +249,7 @@ def main() -> None:
     python = args.peer_python or make_venv(VENV)
     arc = load_questions(args.arc, split="test", limit=args.num_arc, seed=0, drop_invalid=True)
     mmlu = load_questions(args.mmlu, split="test", limit=args.num_mmlu, seed=0, drop_invalid=True)
-    model, tokenizer = load_model(args.model, dtype="float32")
+    loaded = load_model(args.model, dtype="float32")
     asked = {"text": (arc, "text"), "mmlu_text": (mmlu, "text"), "letter": (arc, "letter")}
     table = Table(
         "", "N", "batch size", "questions / s", "theirs", "ratio [95%]", "CPU time", "same prediction", "beyond noise",
@@ -260,9 +260,8 @@ def main() -> None:
         peer = Peer(python, args.model, args.num_threads, Path(folder))
         for name in args.contests or asked:
             questions, scoring = asked[name]
-            contest = Contest(
-                name, model, tokenizer, peer, questions, scoring, False if args.plain else None, Path(folder)
-            )
+            prompt_format = PromptFormat(scoring, use_chat_template=False if args.plain else None)
+            contest = Contest(name, loaded, peer, questions, prompt_format, Path(folder))
             sizes = contest.tune(args.num_tuning, args.batch_sizes)
             figures = compare(contest.race(sizes, args.chunk, args.repeats), len(questions))
             table.add_row(

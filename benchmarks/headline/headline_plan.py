@@ -194,10 +194,8 @@ class Plan:
             option_normalization, calibrator = choose(known, kind, before, seed)
             if calibrator is not None and not method.transferred:
                 calibrator.save(out)
-            write_json(
-                out / "chosen.json",
-                {"option_normalization": option_normalization, "n": len(known[option_normalization])},
-            )
+            chosen = {"option_normalization": option_normalization, "n": len(known[option_normalization])}
+            write_json(out / "chosen.json", chosen)
             votes = {asked: load_views(stage)[0].votes for asked, stage in voted.items()}
             for test in config.datasets:
                 for view, predictions in enumerate(load_views(tested[option_normalization, test])):

@@ -30,7 +30,7 @@ from hf_calib.posthoc import TemperatureIsotonic, TemperatureScaling
 RECIPES = {"text": ("cft", "rcft"), "letter": ("letter_cft", "letter_rcft")}
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scoring", choices=RECIPES, default="text")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -39,9 +39,12 @@ def main() -> None:
     parser.add_argument("--num_test_questions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="draws the training questions, and seeds the training")
     parser.add_argument("--output_dir", type=Path, required=True)
-    args = parser.parse_args()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = read_arguments()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     recipe = yaml.safe_load(recipe_path(f"smollm2-135m/{RECIPES[args.scoring][1]}.yaml").read_text())
 
     def questions(name: str, split: str, limit: int, seed: int):

@@ -52,10 +52,10 @@ _MEANINGS = {
     CALIBRATABLE: "This accuracy is compatible with calibration: the calibration error can be repaired without loss "
     "of accuracy.",
     NON_CALIBRATABLE: "The accuracy is higher than a calibrated model of the target can have on new questions, for "
-    "example because answers were memorised: calibration error and target calibration error cannot both vanish, and the "
+    "example because answers were memorised: calibration error and target calibration error cannot both vanish, and "
     "confidence is valid on such questions only.",
-    UNDETERMINED: "The evaluation cannot decide whether this accuracy is compatible with calibration. A larger test set, "
-    "or the model before alignment as a reference, can.",
+    UNDETERMINED: "The evaluation cannot decide whether this accuracy is compatible with calibration. A larger test "
+    "set, or the model before alignment as a reference, can.",
 }
 
 
@@ -67,8 +67,9 @@ class CalibrationCard:
     Args:
         results (`Mapping`):
             Content of a results.json: the flat results of an evaluation and, optionally, `before` and
-            `with_calibrator` (results of the same kind), `training` (see [`~hf_calib.training.hub_push.training_record`]), `inherited`
-            (see [`inherit`]), `figures` (description of each file), `adapter` (whether the weights are an adapter's).
+            `with_calibrator` (results of the same kind), `training` (see
+            [`~hf_calib.training.hub_push.training_record`]), `inherited` (see [`inherit`]), `figures`
+            (description of each file), `adapter` (whether the weights are an adapter's).
 
     Raises:
         `ValueError`: a measure is missing or of the wrong type.

@@ -134,7 +134,7 @@ def check_disk_space(trainer: Trainer) -> None:
         raise OSError(
             f"output_dir {args.output_dir!r} has {_readable(free)} free, but the run will write {_readable(needed)}: "
             f"{count} checkpoints of {_readable(checkpoint)} and the model, {_readable(model)}. Free some space, "
-            "choose another output_dir, keep fewer checkpoints (--save_total_limit 2), save less often (--save_steps), "
+            "choose another output_dir, keep fewer checkpoints (--save_total_limit 2), save less often (--save_steps) "
             "or save no state of the optimizer (--save_only_model true)."
         )
 
