@@ -13,5 +13,5 @@ COMMANDS = {
 }
 MORE_COMMANDS = {
     "transfer": "Find a temperature for questions without answers, from labelled questions of another kind.",
-    "average": "Average models that were each trained without another part of the labels.",
+    "average": "Average models that were trained with a different part of the labels left out of each.",
 }

@@ -56,7 +56,7 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
     no_resume: bool = field(
         default=False, metadata={"help": "Start over instead of resuming from what --output_dir holds."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Longest questions in a forward pass; of shorter ones more."})
+    batch_size: int = field(default=8, metadata={"help": "Questions per forward pass; more if they are short."})
     max_length: int | None = field(
         default=None, metadata={"help": "Maximum tokens of a question with one option (default: the model's)."}
     )
@@ -99,6 +99,9 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
     def load(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load a model with its tokenizer."""
         from ..inference.model_loading import load_model
+        from ..training.library_warnings import ignore_library_warnings
+
+        ignore_library_warnings()
 
         return load_model(
             model,

@@ -77,6 +77,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     calibration = load_predictions(args.predictions)
     test = load_predictions(args.apply_to) if args.apply_to else None
     reference = load_predictions(args.reference_predictions) if args.reference_predictions else None
+    if test is not None:
+        _check_same_prompt(calibration, test)
     if args.fold_into:
         _check_foldable(args, calibration)
     comparison = compare_calibrators(calibration, test, reference, args.method, args.n_folds, args.seed)
@@ -102,6 +104,20 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             )
 
     return calibrate
+
+
+def _check_same_prompt(calibration: OptionPredictions, test: OptionPredictions) -> None:
+    """Check that both were predicted with the same prompt and scoring, if their files state it."""
+    first, second = (
+        {**p.metadata.get("prompt_format", {}), "option_normalization": p.metadata.get("option_normalization")}
+        for p in (calibration, test)
+    )
+    if len(first) == len(second) and (differing := [name for name in first if first[name] != second[name]]):
+        stated = ", ".join(f"{name} {first[name]!r} and {second[name]!r}" for name in differing)
+        raise ValueError(
+            f"--predictions and --apply_to were predicted differently: {stated}. A calibrator holds for one prompt "
+            "and scoring: evaluate both alike."
+        )
 
 
 def _check_foldable(args: CalibrateArguments, predictions: OptionPredictions) -> None:

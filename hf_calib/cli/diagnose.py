@@ -223,4 +223,5 @@ def _report(args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs
     if "pairs/n" in results:
         print(f"pairs: {results['pairs/saturation']:.1%} saturated, ECE {results['pairs/ece']:.3f}")
     print(f"{results['regime']}: {results['explanation']}")
-    print(f"recommended: {command}\nreport: {report}")
+    needed = "recommended" if results["ece_p_value"] < 0.05 else "if more questions show an error beyond noise"
+    print(f"{needed}: {command}\nreport: {report}")

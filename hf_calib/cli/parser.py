@@ -88,7 +88,7 @@ class CommandParser(HfArgumentParser):
         super().__init__(
             dataclass_types,
             prog=f"hf-calib {command}",
-            usage=f"hf-calib {command} {usage} [arguments]",
+            usage=" ".join(["hf-calib", command, *usage.split(), "[arguments]"]),
             description=(COMMANDS | MORE_COMMANDS)[command],
             epilog=examples,
             formatter_class=CommandFormatter,

@@ -248,7 +248,7 @@ def _check_weights(args: PushArguments, folder: Path, evaluation: Evaluation) ->
     from ..inference.model_loading import load_model
     from ..inference.predict import weights_digest
 
-    base_model = publish.set_base_model(folder, args.base_model) or args.base_model
+    base_model = publish.base_model_of(folder, args.base_model) or args.base_model
     model, _ = load_model(str(folder), dtype=evaluation.protocol.dtype, use_safetensors=True)
     evaluation.check_weights(weights_digest(model), folder)
     return base_model

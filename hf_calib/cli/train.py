@@ -14,7 +14,7 @@ from .parser import CommandParser
 _EXAMPLES = """\
 examples:
   # calibration-aware fine-tuning from a recipe, on one process
-  accelerate launch recipes/train.py --config recipes/smollm2-135m/rcft.yaml
+  hf-calib train --config recipes/smollm2-135m/rcft.yaml
 
   # the same recipe for a model and questions of your own, with DeepSpeed ZeRO-2
   accelerate launch --config_file recipes/accelerate_configs/deepspeed_zero2.yaml recipes/train.py \\

@@ -26,7 +26,7 @@ code of the repository is run without --trust_remote_code. With --output_dir, an
 class VerifyArguments:
     """Arguments of `hf-calib verify`."""
 
-    model: str = field(metadata={"help": "Model on the Hub, or its folder. `--model` may be left out."})
+    model: str = field(metadata={"help": "Model on the Hub, or its folder. The word --model may be left out."})
     dataset: str | None = field(
         default=None, metadata={"help": "Questions, if those of the evaluation are not on the Hub (default: those)."}
     )
@@ -36,7 +36,7 @@ class VerifyArguments:
         default=0.005, metadata={"help": "Difference between machines allowed in each figure, absolute."}
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub (default: main)."})
-    batch_size: int = field(default=8, metadata={"help": "Longest questions in a forward pass; of shorter ones more."})
+    batch_size: int = field(default=8, metadata={"help": "Questions per forward pass; more if they are short."})
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder to keep the predictions in (default: they are not kept)."}
     )

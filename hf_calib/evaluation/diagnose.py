@@ -122,7 +122,7 @@ def summary(results: Mapping[str, Any]) -> str:
     else:
         sentences.append("Overconfidence did not change significantly.")
     if results["ece_p_value"] >= 0.05:
-        sentences.append("The conf-ECE lies within its noise floor: there is nothing to repair.")
+        sentences.append("On these questions the conf-ECE is no larger than noise.")
     return " ".join(sentences)
 
 

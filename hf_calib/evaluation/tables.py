@@ -147,11 +147,14 @@ def results_table(stages: Sequence[Mapping[str, Any]], title: str | None = None)
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("stage", no_wrap=True)
-    for name in _COLUMNS:
+    table.add_column("model", no_wrap=True)
+    # TCE needs target probabilities, which few data sets have.
+    names = [name for name in _COLUMNS if name != "TCE" or any(stage.get("tce") is not None for stage in stages)]
+    for name in names:
         table.add_column(name, justify="left" if name == "regime" else "right", no_wrap=True)
     for stage in stages:
-        table.add_row(stage["stage"], *_cells(stage))
+        cells = dict(zip(_COLUMNS, _cells(stage), strict=True))
+        table.add_row(stage["stage"], *(cells[name] for name in names))
     return table
 
 

@@ -102,23 +102,20 @@ def model_files(folder: Path) -> list[str]:
     return files
 
 
-def set_base_model(folder: Path, base_model: str | None) -> str | None:
+def base_model_of(folder: Path, base_model: str | None) -> str | None:
     """
-    Return the base model of an adapter as its adapter_config.json names it; `None` for a whole model.
+    Return the name of the base model under which an adapter is published; `None` for a whole model.
 
     Args:
         folder (`Path`):
             Folder of the model or adapter.
         base_model (`str`, *optional*):
-            Another name of the base model, to write into adapter_config.json.
+            Name that replaces the one in adapter_config.json.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if base_model and base_model != config["base_model_name_or_path"]:
-        write_json(path, {**config, "base_model_name_or_path": base_model})
-    found = base_model or config["base_model_name_or_path"]
+    found = base_model or json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
     if not is_hub_id(found):
         raise ValueError(
             f"the base model of the adapter {folder} is the local folder {found!r}: publish that model and name it "
@@ -144,7 +141,7 @@ class Contents:
         include_predictions (`bool`, *optional*, defaults to `False`):
             Publish predictions.npz.
         base_model (`str`, *optional*):
-            Model from which license, language and similar metadata are taken.
+            Model from which license, language and similar metadata are taken; an adapter is loaded on it.
         existing_card (`str`, *optional*):
             Card of the repository. It is used if the folder has no card with a calibration section.
     """
@@ -178,6 +175,10 @@ def write_publication(folder: str | Path, contents: Contents) -> list[str]:
     results = _results(contents.repo_id, evaluation, before, training)
     fitted = PostHocCalibrator.load(contents.calibrator) if contents.calibrator else None
     results["adapter"] = "adapter_config.json" in files
+    if results["adapter"] and contents.base_model:
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**config, "base_model_name_or_path": contents.base_model})
     shown: dict[str, OptionPredictions] = {}
     if evaluation is not None:
         if before is not None:

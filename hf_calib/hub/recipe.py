@@ -65,8 +65,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             YAML file.
 
     Raises:
-        `ValueError`: if the file is not a YAML mapping.
+        `ValueError`: if there is no such file, or it is not a YAML mapping.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no recipe {path}")
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe is a YAML file of arguments and their values")

@@ -67,6 +67,8 @@ def load_model(
         use_safetensors=use_safetensors,
         **options,
     )
+    if hasattr(model, "peft_config"):
+        model.adapter_name_or_path = str(name_or_path)
     unwrap_causal_lm(model)  # raises for a model that cannot be scored
     return model.to(process_state().device).eval(), tokenizer
 

@@ -150,7 +150,7 @@ def predict_options(
         features += [encoder.encode({**row, "question": CONTENT_FREE}) for row in questions]
     fingerprint = _fingerprint(model, questions, features, options.option_normalization)
     metadata = {
-        "model": model.name_or_path,
+        "model": getattr(model, "adapter_name_or_path", model.name_or_path),
         "prompt_format": asdict(prompt_format),
         "option_normalization": options.option_normalization,
         # Only then can a temperature of the options be folded into the model.

@@ -110,7 +110,7 @@ def make_report(regime: str, test: str, fields: dict[str, Any], guessing: float 
     advice = {
         CALIBRATABLE: "calibration can be restored at this accuracy, and CFT is enough",
         NON_CALIBRATABLE: "calibration cannot be restored at this accuracy; RCFT trades some of it",
-        UNDETERMINED: "RCFT is the safe choice, because its regulariser does no harm where it is not needed",
+        UNDETERMINED: "use more questions, or the predictions of the model before alignment; until then, RCFT",
     }[regime]
     if test == "none":
         found = "No test is possible without a target, a reference, a critical accuracy or the number of options"
@@ -129,12 +129,11 @@ def _explain_recalibration(regime: str, fields: dict[str, Any], guessing: float,
     found = "A recalibration that keeps the order of the confidences "
     if regime == CALIBRATABLE:
         found += "leaves an ECE of {recalibrated_ece:.3f}, within noise"
-        advice += ", unless these questions were memorised, which only a target or a reference shows"
+        advice += ". Without a target or a reference, memorised questions look the same"
     elif fields.get("recalibrated_ece_p_value", 1.0) < fields["alpha"]:
-        found += "leaves an ECE of {recalibrated_ece:.3f}, where noise leaves up to {recalibrated_ece_p95:.3f}; "
-        found += "one that changes the order of the least confident may leave none"
+        found += "leaves an ECE of {recalibrated_ece:.3f}, where noise leaves up to {recalibrated_ece_p95:.3f}"
     else:
-        found += "cannot be judged on {n:,} questions"
+        found = "{n:,} questions are too few to tell whether the model can be calibrated at its accuracy"
     return found, advice
 
 

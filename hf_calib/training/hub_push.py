@@ -23,9 +23,9 @@ from ..hub.publish import (
     TRAINING_RECORD,
     Contents,
     Evaluation,
+    base_model_of,
     open_model_repository,
     publish,
-    set_base_model,
     write_publication,
 )
 from ..trainers.callbacks import divides_weights
@@ -251,7 +251,7 @@ class Publication:
         command += ["--revision", args.hub_revision] if args.hub_revision else []
         command += ["--private", "true"] if args.hub_private_repo else []
         try:
-            base_model = set_base_model(folder, None) or self.record["base_model"]
+            base_model = base_model_of(folder, None) or self.record["base_model"]
             repository = _open(args, overwrite=True)
             contents = Contents(
                 repo_id=repository.id,

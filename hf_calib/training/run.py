@@ -22,6 +22,9 @@ from .hub_push import Publication, describe, prepare_push, published_questions, 
 from .sigterm import StopOnSigterm
 
 
+LEAST_FOR_CALIBRATION = 10  # predictions that `hf-calib calibrate` needs for its five folds
+
+
 def build_trainer(
     script_args: TrainArguments, training_args: SFTConfig | DPOConfig, model_args: ModelConfig
 ) -> Trainer:
@@ -42,12 +45,14 @@ def build_trainer(
     Raises:
         `ValueError`, `OSError`, `ImportError`: for a wrong argument, file or row.
     """
-    if not model_args.model_name_or_path:
-        raise ValueError("model_name_or_path is missing: name a model of the Hub or a local folder.")
-    if not script_args.dataset_name:
-        raise ValueError(
-            "dataset_name is missing: name a parquet, jsonl or csv file, a folder, or a data set of the Hub."
-        )
+    missing = {
+        "model_name_or_path is missing: name a model of the Hub or a local folder.": model_args.model_name_or_path,
+        "dataset_name is missing: name a parquet, jsonl or csv file, a folder, or a data set of the Hub.": (
+            script_args.dataset_name
+        ),
+    }
+    if not all(missing.values()):
+        raise ValueError("\n".join(text for text, value in missing.items() if not value))
     _check_bitsandbytes(training_args, model_args)
     check_output_dir(training_args.output_dir)
     training_args.resume_from_checkpoint = resume_point(training_args.resume_from_checkpoint, training_args.output_dir)
@@ -184,5 +189,9 @@ def _predict_held_out(trainer: Trainer) -> None:
     confidence = predictions.probabilities.max(1).mean()
     trainer.accelerator.print(
         f"Held out: {len(predictions)} questions, accuracy {accuracy:.3f}, mean confidence {confidence:.3f}. "
-        f"To calibrate on them: hf-calib calibrate --predictions {folder}"
+        + (
+            f"To calibrate on them: hf-calib calibrate --predictions {folder}"
+            if len(predictions) >= LEAST_FOR_CALIBRATION
+            else f"To calibrate on held-out questions, hold out {LEAST_FOR_CALIBRATION} or more (--em_holdout)."
+        )
     )

@@ -81,6 +81,15 @@ def test_without_other_questions_each_is_measured_under_fits_without_it(folder, 
     assert "calibrators fitted without it" in (tmp_path / "report.md").read_text()
 
 
+def test_predictions_of_another_prompt_are_refused(folder, tmp_path, capsys):
+    test = OptionPredictions.load(folder / "aligned-test.npz")
+    test.metadata["prompt_format"] = {**test.metadata["prompt_format"], "prompt_template": "Q: {question}"}
+    test.save(tmp_path / "other.npz")
+    arguments = ["--predictions", "{folder}/aligned-train.npz", "--apply_to", str(tmp_path / "other.npz")]
+    assert call(folder, *arguments, "--output_dir", str(tmp_path / "out")) == 2
+    assert "prompt_template" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_calibrated_model_is_left_as_it_is(folder, tmp_path, capsys):
     arguments = ["--predictions", "{folder}/base-train.npz", "--method", "isotonic"]
     assert call(folder, *arguments, "--output_dir", str(tmp_path)) == 0

@@ -125,6 +125,10 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
     call = ["push", "--model", str(adapter), "--repo_id"]
     assert main([*call, "alice/adapter"]) == 2
     assert "publish that model and name it with --base_model" in capsys.readouterr().err
+    config = (adapter / "adapter_config.json").read_text()
+    other = ["--evaluation", str(example.folder / "after"), "--base_model", "alice/base-of-adapter"]
+    assert main([*call, "alice/adapter", *other]) == 2  # the evaluation of another model
+    assert (adapter / "adapter_config.json").read_text() == config
     api.create_repo("alice/base-of-adapter")
     api.upload_folder(repo_id="alice/base-of-adapter", folder_path=example.folder / "start")
     assert main([*call, "alice/adapter", "--base_model", "alice/base-of-adapter"]) == 0
