@@ -12,8 +12,9 @@ from .parser import CommandParser
 
 
 if TYPE_CHECKING:
+    from huggingface_hub.hf_api import CommitInfo
+
     from ..hub.publish import Evaluation
-    from ..hub.repository import Repository
 
 _EXAMPLES = """\
 examples:
@@ -140,7 +141,8 @@ def _prepare_metric(args: PushArguments) -> Callable[[], None]:
         repository.refuse_if_foreign("ece_regime.py", ("*.py", "Dockerfile", "*.html"), args.overwrite)
 
     def push() -> None:
-        _send(args, repository, folder, files, "ECE and calibration regime")
+        message = args.commit_message or "ECE and calibration regime"
+        _send(folder, files, repository and (lambda: repository.commit(folder, files, message)))
         if repository is not None:
             print(f'evaluate.load("{repository.id}")')
 
@@ -163,22 +165,23 @@ def _prepare_predictions(args: PushArguments) -> Callable[[], None]:
     def push() -> None:
         repo_id = repository.id if repository else args.repo_id or folder.resolve().name
         files = write_prediction_dataset(folder, repo_id, evaluation)
-        _send(args, repository, folder, files, "Option predictions")
+        message = args.commit_message or "Option predictions"
+        _send(folder, files, repository and (lambda: repository.commit(folder, files, message)))
 
     return push
 
 
-def _send(args: PushArguments, repository: Repository | None, folder: Path, files: list[str], message: str) -> None:
-    """Commit the files. Without a repository, list them and check that they hold no token."""
+def _send(folder: Path, files: list[str], commit: Callable[[], CommitInfo] | None) -> None:
+    """Commit the files. In a dry run, without `commit`, list them and check that they hold no token."""
     from ..hub.repository import refuse_secrets
 
     print(f"complete: {folder} ({len(files)} files)")
-    if repository is None:
+    if commit is None:
         refuse_secrets(folder, files)
         print("\n".join(f"  {name}" for name in sorted(files)) + "\ndry run: nothing was sent")
     else:
-        commit = repository.commit(folder, files, args.commit_message or message)
-        print(f"published: {commit.pr_url or commit.commit_url}")
+        made = commit()
+        print(f"published: {made.pr_url or made.commit_url}")
 
 
 def _prepare_card(args: PushArguments) -> Callable[[], None]:
@@ -232,12 +235,8 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
             existing_card=repository.read(publish.CARD) if repository else None,
         )
         files = publish.write_publication(target, contents)
-        if repository is None:
-            _send(args, None, target, files, "")
-            return
-        print(f"complete: {target} ({len(files)} files)")
-        commit = publish.publish(target, repository, files, args.commit_message)
-        print(f"published: {commit.pr_url or commit.commit_url}")
+        send = repository and (lambda: publish.publish(target, repository, files, args.commit_message))
+        _send(target, files, send)
 
     return push
 

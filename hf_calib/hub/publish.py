@@ -178,7 +178,8 @@ def write_publication(folder: str | Path, contents: Contents) -> list[str]:
     if results["adapter"] and contents.base_model:
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {**config, "base_model_name_or_path": contents.base_model})
+        if config["base_model_name_or_path"] != contents.base_model:
+            write_json(path, {**config, "base_model_name_or_path": contents.base_model})
     shown: dict[str, OptionPredictions] = {}
     if evaluation is not None:
         if before is not None:

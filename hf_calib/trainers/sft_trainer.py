@@ -67,7 +67,6 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
     """
 
     _tag_names = ["trl", "sft", "hf_calib"]
-    _name = "CFT"  # in TRL's model card
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         self.held_out_questions = estep_dataset if args.holds_out else None
         self._init_options()
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, perhaps "train"
-        self._name = "RCFT" if args.calibration_weight else "CFT"
+        self._name = "RCFT" if args.calibration_weight else "CFT"  # in TRL's model card
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._add_option_head()
         self._num_questions = None  # labelled, and all, in an optimizer step

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.special import softmax
 
 from hf_calib.data.synthetic_world import World
 
@@ -20,6 +21,16 @@ def make(n=2000, k=4, sharpness=1.8, seed=0):
     stated = np.exp(sharpness * logits) / np.exp(sharpness * logits).sum(axis=1, keepdims=True)
     labels = (target.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
     return stated, labels, target
+
+
+def make_logits(n=2000, k=4, temperature=3.0, seed=0, padding=False):
+    """Logits that are `temperature` times too large; with padding, every third row has one option less."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, k)) * 1.5
+    if padding:
+        logits[::3, -1] = -np.inf
+    labels = (softmax(logits, axis=-1).cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+    return logits * temperature, labels
 
 
 def slow_ece(confidences, outcomes, n_bins=10):

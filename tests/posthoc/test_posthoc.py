@@ -1,12 +1,12 @@
 """Post-hoc calibrators: recovery of known maps, few labels, accuracy, saving."""
 
-import json
 import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import make_logits as make
 from scipy import optimize
 from scipy.special import softmax
 
@@ -20,29 +20,17 @@ from hf_calib.posthoc import (
     HistogramBinning,
     IsotonicConfidence,
     MatrixScaling,
-    PostHocCalibrator,
     TemperatureIsotonic,
     TemperatureScaling,
     VectorScaling,
     choose_method,
     cross_validate,
-    fit_calibrator,
     set_confidence,
 )
 
 
 SUPERVISED = [kind for kind in METHODS.values() if kind.supervised]
 ORDERLY = [kind for kind in SUPERVISED if kind.keeps_order]
-
-
-def make(n=2000, k=4, temperature=3.0, seed=0, padding=False):
-    """Logits that are `temperature` times too large; with padding, every third row has one option less."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(n, k)) * 1.5
-    if padding:
-        logits[::3, -1] = -np.inf
-    labels = (softmax(logits, axis=-1).cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
-    return logits * temperature, labels
 
 
 @pytest.mark.parametrize("padding", [False, True])
@@ -336,34 +324,6 @@ def test_cross_validation_does_not_see_the_question_it_calibrates():
 
 
 # Files
-
-
-@pytest.mark.parametrize("kind", METHODS.values())
-def test_saved_and_loaded(kind, tmp_path):
-    logits, labels = make(n=200)
-    calibrator = fit_calibrator(kind.method, logits, labels, logits / 2)
-    calibrator.save(tmp_path / "new" / "folder")
-    config = json.loads((tmp_path / "new/folder/calibrator.json").read_text())
-    assert config == {"format_version": 1, "method": kind.method}
-    for loader in (kind, PostHocCalibrator):
-        loaded = loader.load(tmp_path / "new" / "folder")
-        assert type(loaded) is kind
-        np.testing.assert_array_equal(loaded.transform(logits), calibrator.transform(logits))
-
-
-def test_load_errors_name_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="calibrator.json"):
-        TemperatureScaling.load(tmp_path)
-    TemperatureScaling().fit(*make(n=100)).save(tmp_path)
-    with pytest.raises(ValueError, match="'temperature', which TemperatureIsotonic cannot load"):
-        TemperatureIsotonic.load(tmp_path)
-    config = tmp_path / "calibrator.json"
-    config.write_text(json.dumps({"format_version": 2, "method": "temperature"}))
-    with pytest.raises(ValueError, match="newer hf_calib"):
-        PostHocCalibrator.load(tmp_path)
-    config.write_text(json.dumps({"format_version": 1, "method": "beta"}))
-    with pytest.raises(ValueError, match="lacks coefficients"):
-        PostHocCalibrator.load(tmp_path)
 
 
 def test_missing_optimum_warns():
