@@ -24,7 +24,6 @@ EM_STATE_NAME = "em_state.json"
 EM_PRESETS = {
     "paper": {
         "em_estimator": "bins",
-        "em_n_bins": 10,
         "em_pseudo_count": 0.0,
         "em_holdout": 0.0,
         "em_refresh": "once",
@@ -43,10 +42,8 @@ class EMArguments:
 
     Args:
         em_estimator (`str`, *optional*, defaults to `"isotonic"`):
-            Estimator of the calibration map: `"isotonic"`, `"bins"` (equal-width) or `"equal_mass"`; see
+            Estimator of the calibration map: `"isotonic"`, or ten `"bins"` (equal-width) or `"equal_mass"` bins; see
             [`EMCalibrator`].
-        em_n_bins (`int`, *optional*, defaults to `10`):
-            Number of bins of a binned estimator.
         em_pseudo_count (`float`, *optional*, defaults to `2.0`):
             Shrinkage of the map, in pseudo-questions; see [`EMCalibrator`].
         em_holdout (`float`, *optional*, defaults to `0.2`):
@@ -74,7 +71,6 @@ class EMArguments:
     em_estimator: str = field(
         default="isotonic", metadata={"help": "Estimator of the calibration map.", "choices": list(ESTIMATORS)}
     )
-    em_n_bins: int = field(default=10, metadata={"help": "Number of bins of a binned estimator."})
     em_pseudo_count: float = field(default=2.0, metadata={"help": "Shrinkage of the map, in pseudo-questions."})
     em_holdout: float | None = field(
         default=0.2,
@@ -110,8 +106,6 @@ class EMArguments:
             raise ValueError(f"em_holdout must be a fraction in [0, 1) or a whole number of rows, got {size}.")
         if self.em_fold and not self.holds_out:
             raise ValueError(f"em_fold={self.em_fold}: em_holdout=0 holds out no rows, so there are no folds.")
-        if self.em_n_bins < 1:
-            raise ValueError(f"em_n_bins must be at least 1, got {self.em_n_bins}.")
         refresh = str(self.em_refresh)
         if refresh not in ("epoch", "once") and not (refresh.isdigit() and int(refresh) > 0):
             raise ValueError(f"em_refresh must be 'epoch', 'once' or a number of steps, got {self.em_refresh!r}.")
@@ -206,7 +200,7 @@ class EMTrainerMixin:
         args = self.args
         self.estep_datasets = estep_datasets
         self.calibrators = {
-            kind: EMCalibrator(args.em_estimator, args.em_n_bins, args.em_pseudo_count) for kind in estep_datasets
+            kind: EMCalibrator(args.em_estimator, pseudo_count=args.em_pseudo_count) for kind in estep_datasets
         }
         self._last_estep = None  # epoch (em_refresh="epoch") or step of the last E-step
         self._scoring_dataloaders = {}

@@ -57,7 +57,7 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
 
         > Parameters that control the E-step and the M-step
 
-        em_estimator, em_n_bins, em_pseudo_count, em_holdout, em_fold, em_refresh, em_loss, em_preset:
+        em_estimator, em_pseudo_count, em_holdout, em_fold, em_refresh, em_loss, em_preset:
             See [`~hf_calib.trainers.e_step.EMArguments`].
 
     References:

@@ -18,7 +18,7 @@ def test_at_most_20_own_fields(ours, base):
 
 def test_the_preset_is_the_papers_setting():
     args = CalibratedSFTConfig("unused", **SFT_RUN, em_preset="paper", em_holdout=0.3, em_loss="kl")
-    assert (args.em_estimator, args.em_n_bins, args.em_pseudo_count, args.em_loss) == ("bins", 10, 0.0, "brier")
+    assert (args.em_estimator, args.em_pseudo_count, args.em_loss) == ("bins", 0.0, "brier")
     assert args.em_refresh == "once" and not args.holds_out and args.likelihood == "sequence"
     assert CalibratedSFTConfig("unused", **SFT_RUN, em_preset="paper", objective="cft").likelihood == "completion"
     assert CalibratedSFTConfig("unused", **SFT_RUN).likelihood == "completion"
