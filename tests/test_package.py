@@ -128,7 +128,17 @@ def test_help_is_fast():
     """The help of the program imports no numerical library, that of a command that does not train no trl and no torch."""
     code = "import sys; from hf_calib.cli.main import main; main([{}'--help']); print(*sys.modules)"
     assert not {"numpy", "yaml", "torch", "transformers"} & set(run_python(code.format("")).split())
-    for command in ("evaluate", "diagnose", "calibrate", "push", "verify", "register", "quickstart", "transfer"):
+    for command in (
+        "restore",
+        "evaluate",
+        "diagnose",
+        "calibrate",
+        "push",
+        "verify",
+        "register",
+        "quickstart",
+        "transfer",
+    ):
         loaded = set(run_python(code.format(f"'{command}', ")).split())
         assert not {"torch", "datasets", "trl", "peft", "sklearn"} & loaded, command
 

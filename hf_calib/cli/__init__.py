@@ -2,6 +2,7 @@
 
 # Name and description of the commands on the first page of the help, and of the others.
 COMMANDS = {
+    "restore": "From an aligned model and labelled questions to a calibrated checkpoint, with a report.",
     "evaluate": "Measure the calibration of a model on option questions.",
     "diagnose": "Compare a model before and after alignment: accuracy, confidence, preference collapse.",
     "calibrate": "Fit and compare post-hoc calibrators on saved predictions.",
@@ -12,6 +13,7 @@ COMMANDS = {
     "quickstart": "Align a small model in a synthetic world, repair it and report, in a few minutes.",
 }
 MORE_COMMANDS = {
+    "restore": "From an aligned model and labelled questions to a calibrated checkpoint, with a report.",
     "transfer": "Find a temperature for questions without answers, from labelled questions of another kind.",
     "average": "Average models that were trained with a different part of the labels left out of each.",
 }

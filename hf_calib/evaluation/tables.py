@@ -222,6 +222,7 @@ def write_stage_report(
     title: str,
     notes: str = "",
     runs: Sequence[Sequence[str]] = (),
+    summary: str = "",
 ) -> Path:
     """
     Write the report of several stages: `results.json`, `report.md`, `reliability.png` / `.svg` and, if a critical
@@ -240,6 +241,8 @@ def write_stage_report(
             Markdown under the table, e.g. how the figures were computed.
         runs (`Sequence[Sequence[str]]`, *optional*):
             Stages trained one from the other, joined by arrows in the regime plane.
+        summary (`str`, *optional*, defaults to `""`):
+            Markdown above the table: what a reader should know first.
 
     Returns:
         `Path`: of `report.md`.
@@ -251,7 +254,7 @@ def write_stage_report(
     figure = reliability_grid({name: (p.probabilities, p.labels) for name, p in predictions.items()})
     save_figure(figure, output_dir / "reliability")
     report = output_dir / "report.md"
-    parts = [f"# {title}", markdown_table(stages), _READING, "![Reliability diagrams](reliability.png)"]
+    parts = [f"# {title}", summary, markdown_table(stages), _READING, "![Reliability diagrams](reliability.png)"]
     if all(stage.get("critical_accuracy") is not None for stage in stages):
         save_figure(regime_plane(stages, runs), output_dir / "regime")
         parts.append("![Regime plane](regime.png)")

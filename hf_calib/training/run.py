@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.utils import find_adapter_config_file
 from trl import DPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
@@ -26,7 +26,10 @@ LEAST_FOR_CALIBRATION = 10  # predictions that `hf-calib calibrate` needs for it
 
 
 def build_trainer(
-    script_args: TrainArguments, training_args: SFTConfig | DPOConfig, model_args: ModelConfig
+    script_args: TrainArguments,
+    training_args: SFTConfig | DPOConfig,
+    model_args: ModelConfig,
+    model: PreTrainedModel | None = None,
 ) -> Trainer:
     """
     Load and check model and data, and build the trainer.
@@ -38,6 +41,8 @@ def build_trainer(
             Training arguments of that trainer.
         model_args ([`~trl.ModelConfig`]):
             Model, PEFT and quantization.
+        model ([`~transformers.PreTrainedModel`], *optional*):
+            The model, if it is in memory already. It is trained in place.
 
     Returns:
         [`~transformers.Trainer`]: ready to train, with the attributes `training_record` and `publication`.
@@ -59,19 +64,20 @@ def build_trainer(
     prepare_push(training_args, model_args)
     tokenizer = _load_tokenizer(training_args, model_args)
     datasets, collapse_questions = load_datasets(script_args, training_args, tokenizer)
-    training_args.model_init_kwargs = {
+    loading = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
+    training_args.model_init_kwargs = loading if model is None else None
     # The trainer sets the seed, but only after the weights of an adapter have been drawn.
     set_seed(training_args.seed)
     trainer = TRAINERS[script_args.trainer][1](
-        model=model_args.model_name_or_path,
+        model=model_args.model_name_or_path if model is None else model,
         args=training_args,
         processing_class=tokenizer,
-        quantization_config=get_quantization_config(model_args),
+        quantization_config=get_quantization_config(model_args) if model is None else None,
         peft_config=get_peft_config(model_args),
         **datasets,
     )
@@ -106,12 +112,7 @@ def _check_bitsandbytes(training_args: SFTConfig | DPOConfig, model_args: ModelC
 
 def _load_tokenizer(training_args: SFTConfig | DPOConfig, model_args: ModelConfig) -> PreTrainedTokenizerBase:
     model, revision = model_args.model_name_or_path, model_args.model_revision
-    check_model_name(model)
-    if find_adapter_config_file(model, revision=revision) is not None:
-        raise ValueError(
-            f"{model} is an adapter, not a model: merge it into its base model first,\n"
-            + merge_command(model, f"{Path(model).name}-merged")
-        )
+    refuse_adapter(model, revision)
     tokenizer = AutoTokenizer.from_pretrained(
         model, revision=revision, trust_remote_code=training_args.trust_remote_code
     )
@@ -120,17 +121,32 @@ def _load_tokenizer(training_args: SFTConfig | DPOConfig, model_args: ModelConfi
     return tokenizer
 
 
+def refuse_adapter(model: str, revision: str) -> None:
+    """Raise a `ValueError` for an adapter, which is not trained further."""
+    check_model_name(model)
+    if find_adapter_config_file(model, revision=revision) is not None:
+        raise ValueError(
+            f"{model} is an adapter, not a model: merge it into its base model first,\n"
+            + merge_command(model, f"{Path(model).name}-merged")
+        )
+
+
+def train_and_save(trainer: Trainer) -> None:
+    """Train, save model and state with the record, and predict the held-out questions."""
+    _train(trainer)
+    trainer.save_model(trainer.args.output_dir, _internal_call=True)  # `_internal_call`: without a push
+    trainer.save_state()
+    describe(trainer, trainer.training_record)
+    _predict_held_out(trainer)
+
+
 def run_training(trainer: Trainer) -> None:
     """Train, save, evaluate where there are evaluation data, and push where that is set."""
     args, publication = trainer.args, trainer.publication
     evaluation = Path(args.output_dir) / "evaluation"
     if publication is not None:
         publication.measure(trainer, evaluation / "before")
-    _train(trainer)
-    trainer.save_model(args.output_dir, _internal_call=True)  # `_internal_call`: without a push
-    trainer.save_state()
-    describe(trainer, trainer.training_record)
-    _predict_held_out(trainer)
+    train_and_save(trainer)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
@@ -145,7 +161,7 @@ def run_training(trainer: Trainer) -> None:
 
 def _train(trainer: Trainer) -> None:
     checkpoint = trainer.args.resume_from_checkpoint
-    resume = "resume with the same command and --resume_from_checkpoint auto"
+    resume = getattr(trainer, "resume_hint", "resume with the same command and --resume_from_checkpoint auto")
     if isinstance(checkpoint, str):
         trainer.accelerator.print(f"Resuming from {checkpoint}")
         adapt_to_processes(trainer, checkpoint)

@@ -1,0 +1,220 @@
+"""Report of `hf-calib restore`: report.md, results.json, figures, and the last lines on the terminal."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.compare import Comparison, stage_name
+from ..evaluation.no_harm import NoHarm, compare_with_posthoc
+from ..evaluation.tables import evaluation_results, print_table, write_stage_report
+from ..inference.predictions import OptionPredictions
+from ..plots import confidence_shift, save_figure
+from ..posthoc import AS_IS, METHODS
+from .restore_work import TEST, RestoreWork
+
+
+ALIGNED, REFERENCE, RESTORED = "aligned", "reference", "restored"
+CLOSING_STEP = "closing_step.json"  # written by the trainer
+_SETTINGS = ("num_train_epochs", "learning_rate", "use_peft", "lora_r", "per_device_train_batch_size")
+
+
+@dataclass
+class RestoreReport:
+    """
+    Content of the report.
+
+    Args:
+        work ([`~hf_calib.training.restore_work.RestoreWork`]):
+            The restoration.
+        chosen (`dict`):
+            The method, see [`~hf_calib.training.restore_method.choose_objective`].
+        aligned (`dict[str, OptionPredictions]`), reference (`dict[str, OptionPredictions]`):
+            Predictions for `"labels"` and `"test"`; none of a reference if there is none.
+        before ([`~hf_calib.evaluation.compare.Comparison`]):
+            Cross-validated post-hoc calibrators of the aligned model on the labels.
+        restored ([`OptionPredictions`], *optional*), held_out ([`OptionPredictions`], *optional*):
+            Predictions of the restored model for the test questions, and for the labels held out from training.
+    """
+
+    work: RestoreWork
+    chosen: dict[str, Any]
+    aligned: dict[str, OptionPredictions]
+    reference: dict[str, OptionPredictions]
+    before: Comparison
+    restored: OptionPredictions | None = None
+    held_out: OptionPredictions | None = None
+
+    @property
+    def predictions(self) -> dict[str, OptionPredictions]:
+        """Predictions for the test questions, by row of the table."""
+        test = self.aligned["test"]
+        found = {REFERENCE: self.reference["test"]} if self.reference else {}
+        found[ALIGNED] = test
+        for method, calibrator in self.before.calibrators.items():
+            found[f"{ALIGNED} + {stage_name(method)}"] = test.recalibrated(calibrator)
+        return found if self.restored is None else found | {RESTORED: self.restored}
+
+    @property
+    def no_harm(self) -> NoHarm | None:
+        """Comparison with the best post-hoc calibrator; `None` if nothing was trained."""
+        return None if self.held_out is None else compare_with_posthoc(self.held_out, self.before)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Measures of every row, with the seconds that its model took."""
+        protocol, seconds = self.work.protocol, self.work.record.seconds
+        reference = self.reference.get("test") if self.aligned["test"].target_probabilities is None else None
+        rows = []
+        for name, predictions in self.predictions.items():
+            known = dict(protocol.drawing)
+            if name == REFERENCE and reference is not None:
+                known["critical_accuracy"] = float(reference.probabilities.max(1).mean())
+            results = evaluation_results(predictions, None if name == REFERENCE else reference, **known)
+            stages = ("training", RESTORED) if name == RESTORED else (name,)
+            spent = sum(seconds[stage] for stage in stages if stage in seconds)
+            rows.append({"stage": name, **results, "seconds": round(spent, 2)})
+        if self.no_harm is not None:
+            rows[-1] |= {"objective": self.chosen["objective"], **self.no_harm.to_dict(), **self.closing()}
+        return rows
+
+    def closing(self) -> dict[str, Any]:
+        """What the trainer wrote about its closing step, if it took one."""
+        path = self.work.training_folder / CLOSING_STEP
+        if not path.is_file():
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key if key.startswith("closing") else f"closing_{key}": value for key, value in found.items()}
+
+
+def write_restore_report(report: RestoreReport) -> list[dict[str, Any]]:
+    """
+    Write and print the report.
+
+    Args:
+        report ([`RestoreReport`]):
+            Its content.
+
+    Returns:
+        `list[dict]`: the rows, which are the content of `results.json`.
+    """
+    work, rows, predictions = report.work, report.rows(), report.predictions
+    shift = work.folder / "confidence_shift"
+    if report.restored is not None:
+        before = report.aligned["test"].select(report.restored.ids)
+        figure = confidence_shift(
+            before.probabilities, report.restored.probabilities, before.labels, names=(ALIGNED, RESTORED)
+        )
+        save_figure(figure, shift)
+    title = f"Restoring the calibration of {Path(work.options.model).name}"
+    last = last_lines(report)
+    runs = [(ALIGNED, RESTORED)] if report.restored is not None else []
+    runs = [(REFERENCE, *runs[0])] if runs and report.reference else runs
+    summary = "\n".join(f"- {line}" for line in [*_changes(rows), report.chosen["sentence"], *last])
+    path = write_stage_report(work.folder, rows, predictions, title, _notes(report), runs, summary)
+    print_table(rows, title)
+    print(f"report: {path}\n" + "\n".join(last))
+    return rows
+
+
+def _changes(rows: list[dict[str, Any]]) -> list[str]:
+    """The main figures before and after, in a sentence."""
+    by_name = {row["stage"]: row for row in rows}
+    before, after = by_name[ALIGNED], by_name.get(RESTORED)
+    if after is None:
+        return []
+    shown = ("conf-ECE {ece:.3f} (noise floor {ece_noise_floor:.3f})", "NLL {nll:.3f}", "accuracy {accuracy:.3f}")
+    pairs = (f"{text.format(**before)} before, {text.split(' ', 1)[1].format(**after)} after" for text in shown)
+    return [f"On {after['n']:,} test questions: {'; '.join(pairs)}."]
+
+
+def last_lines(report: RestoreReport) -> list[str]:
+    """Whether the restored model is better than the aligned one with a calibrator, and what to do next."""
+    work = report.work
+    if report.no_harm is None:
+        return ["The aligned model can be used as it is."]
+    lines = [report.no_harm.sentence()]
+    push = ["hf-calib", "push", "--model", str(work.model_folder), "--repo_id", "ORG/NAME"]
+    if report.no_harm.better:
+        return [*lines, f"Checkpoint: {work.model_folder}. To publish it: {shlex.join(push)}"]
+    if report.no_harm.method == AS_IS:
+        return [*lines, f"Use {work.options.model} as it is. The checkpoint is in {work.model_folder}."]
+    calibrate = ["hf-calib", "calibrate", "--predictions", str(work.folder / ALIGNED / "labels.npz"), "--apply_to"]
+    calibrate += [str(work.folder / ALIGNED / "test.npz"), "--method", report.no_harm.method]
+    calibrate += ["--output_dir", str(work.folder / "calibration")]
+    if report.no_harm.method == "agreement":
+        calibrate += ["--reference_predictions", str(work.folder / REFERENCE / "labels.npz")]
+    return [*lines, f"The simpler repair is a calibrator beside the aligned model: {shlex.join(calibrate)}"]
+
+
+def _notes(report: RestoreReport) -> str:
+    """The sections under the table."""
+    work = report.work
+    done = [*work.questions.notes, work.plan.describe(work.options.budget), work.scoring_reason]
+    done += [f"Regime on the {len(report.aligned['labels']):,} labels: {report.chosen['labels']['explanation']}"]
+    done += [report.chosen["sentence"], _training_sentence(report)]
+    seconds = [f"| {name} | {value:.1f} |" for name, value in work.record.seconds.items()]
+    parts = [
+        "![Confidence before and after](confidence_shift.png)" if report.restored is not None else "",
+        "## What was done",
+        "\n".join(f"{place}. {line}" for place, line in enumerate(filter(None, done), 1)),
+        "## Post-hoc calibrators of the aligned model",
+        "Cross-validated on the labels; those in the table above are fitted on all labels.",
+        _calibrators(report),
+        _closing_table(report),
+        "## Time",
+        "\n".join(["| stage | seconds |", "|---|---:|", *seconds]),
+        "## Files",
+        _files(report),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _training_sentence(report: RestoreReport) -> str:
+    """What was trained, with its main settings."""
+    work = report.work
+    record = work.model_folder / "training.json"
+    if report.restored is None or not record.is_file():
+        return ""
+    settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    kind = "full fine-tuning" if work.kind == "full" else f"LoRA of rank {settings.get('LoRA rank')}, merged"
+    return (
+        f"Training: {kind}, {settings['num_train_epochs']:g} epochs at a learning rate of "
+        f"{settings['learning_rate']:g}, {settings['batch size']} questions a step; {len(report.held_out):,} labels "
+        "were held out."
+    )
+
+
+def _calibrators(report: RestoreReport) -> str:
+    rows = ["| calibrator | cross-validated NLL |", "|---|---:|"]
+    for method, score in report.before.scores.items():
+        name = AS_IS if method == AS_IS else METHODS[method].title
+        rows.append(f"| {name} | {score['cv_nll']:.4f} |")
+    return "\n".join(rows)
+
+
+def _closing_table(report: RestoreReport) -> str:
+    found = {} if report.restored is None else report.closing()
+    if not found:
+        return ""
+    rows = [f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
+            for name, value in found.items()]  # fmt: skip
+    return "\n".join(["## The closing step", "", "| | |", "|---|---|", *rows])
+
+
+def _files(report: RestoreReport) -> str:
+    """What the folder holds."""
+    rows = {
+        "results.json": "the rows of the table, with every measure",
+        f"data/{TEST}": "the test questions; `labels.parquet` beside it: the labels",
+        "aligned/": "predictions of the aligned model, for `hf-calib calibrate`",
+    }
+    if report.restored is not None:
+        rows = {
+            "model/": "the checkpoint with card and evaluation, for `from_pretrained` and `hf-calib push`",
+            "recipe.yaml": "arguments of the training, for `hf-calib train --config`",
+            **rows,
+        }
+    return "\n".join(["| file | content |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in rows.items())])

@@ -1,0 +1,229 @@
+"""What the stages of `hf-calib restore` share: options, questions, plan, models and predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+
+from .. import __version__
+from ..data.adapters import digest
+from ..evaluation.protocol import EvaluationProtocol, is_hub_id
+from ..evaluation.tables import check_output_dir
+from ..inference.model_loading import load_model, load_tokenizer, process_state
+from ..inference.predict import predict_options
+from ..inference.predictions import OptionPredictions
+from .restore_data import RestoreQuestions, load_restore_questions, possible_scorings
+from .restore_options import RestoreOptions
+from .restore_plan import Plan, default_epochs, fit_budget, seconds_per_question, take
+from .restore_recipe import PROMPT_FIELDS, is_small, read_config, with_prompt_of
+from .restore_stages import StageRecord
+from .run import refuse_adapter
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Files of questions in `data/`.
+LABELS, TEST, UNLABELLED = "labels.parquet", "test.parquet", "unlabelled.parquet"
+
+
+class RestoreWork:
+    """
+    A prepared restoration: checked options, questions, and a plan that was made by timing the model.
+
+    Args:
+        options ([`~hf_calib.training.restore_options.RestoreOptions`]):
+            Model, data and everything else.
+        command (`str`, *optional*):
+            Command line, for the card of the model.
+
+    Attributes:
+        folder (`Path`): Output folder.
+        questions ([`~hf_calib.training.restore_data.RestoreQuestions`]): The questions of the plan.
+        plan ([`~hf_calib.training.restore_plan.Plan`]): Numbers of questions and epochs.
+        record ([`~hf_calib.training.restore_stages.StageRecord`]): Finished stages.
+        scorings (`list[str]`), scoring_reason (`str`): Kinds of scoring to compare, or why there is only one.
+
+    Raises:
+        `ValueError`, `OSError`: for a wrong option, file or question.
+    """
+
+    def __init__(self, options: RestoreOptions, command: str | None = None):
+        _refuse_divided_weights()
+        self.options, self.command = replace(options, **with_prompt_of(options)), command
+        self.config = read_config(options)
+        self.folder = check_output_dir(options.output_dir)
+        refuse_adapter(options.model, options.revision)
+        self.tokenizer = load_tokenizer(options.model, options.revision, options.trust_remote_code)
+        _check_reference(options, self.tokenizer)
+        questions = load_restore_questions(options)
+        self.scorings, self.scoring_reason = possible_scorings(self.options, self.tokenizer, questions.labels)
+        self.state = process_state()
+        self.record = StageRecord(self.folder, not options.no_resume, self.state)
+        self._model: PreTrainedModel | None = None
+        self.dtype = options.dtype
+        for note in questions.notes:
+            self.print(note)
+        found = self.record.run("plan", self._plan_inputs(questions), lambda resume: self._plan(questions))
+        self.dtype, self.num_parameters = found["dtype"], found["num_parameters"]
+        self.plan = Plan(**found["plan"])
+        self.questions: RestoreQuestions = take(questions, self.plan)
+        cut = self.plan.test < len(questions.test)
+        self._test_limit = self.plan.test if options.test_limit or cut else None
+        self.print(self.plan.describe(options.budget))
+
+    def print(self, text: str) -> None:
+        """Print on the main process."""
+        if self.state.is_main_process:
+            print(text, flush=True)
+
+    # Model and predictions
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The aligned model, loaded when it is needed first."""
+        if self._model is None:
+            self._model = self.load(self.options.model, revision=self.options.revision)
+        return self._model
+
+    def pop_model(self) -> PreTrainedModel:
+        """The aligned model, of which no other reference is kept: it is going to be trained."""
+        model, self._model = self.model, None
+        return model
+
+    def load(self, name: str, **changes) -> PreTrainedModel:
+        """Load a model as the options say."""
+        options = self.options
+        loading = {"dtype": self.dtype, "attn_implementation": options.attn_implementation}
+        return load_model(name, **loading, trust_remote_code=options.trust_remote_code, **changes)[0]
+
+    def predict(
+        self, model: PreTrainedModel, questions: Dataset, path: Path | None = None, **changes
+    ) -> OptionPredictions:
+        """Score questions. `changes` are further options of `predict_options`."""
+        options = self.options
+        known = {} if "prompt_format" in changes else {"prompt_format": options.prompt_format()}
+        known |= {
+            "option_normalization": options.option_normalization,
+            "batch_size": options.batch_size,
+            "max_length": options.max_length,
+            "drop_too_long": options.drop_too_long,
+        }
+        return predict_options(model, self.tokenizer, questions, output_path=path, **known, **changes)
+
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        """How the test questions are evaluated."""
+        options, names = self.options, ("seed", "drop_invalid", "drop_too_long", "max_length", *PROMPT_FIELDS)
+        known = {name: getattr(options, name) for name in names}
+        dataset = {"dataset": str(self.folder / "data" / TEST)}
+        if options.test:
+            config = options.dataset_config if is_hub_id(options.test) else None
+            dataset = {"dataset": options.test, "dataset_config": config, "split": "test", "limit": self._test_limit}
+        return EvaluationProtocol(**dataset, **known, dtype=self.dtype)
+
+    # Stages
+
+    def inputs(self, *stages: str, **more) -> dict[str, Any]:
+        """Inputs of a stage: the stages that it depends on, and more."""
+        keys = {name: self.record.keys[name] for name in ("plan", "scoring", *stages) if name in self.record.keys}
+        return {**keys, **more}
+
+    @property
+    def kind(self) -> str:
+        """`"full"` fine-tuning or `"lora"`."""
+        return "full" if is_small(self.num_parameters, self.config) else "lora"
+
+    @property
+    def model_folder(self) -> Path:
+        """Folder of the restored checkpoint."""
+        return self.folder / "model"
+
+    @property
+    def training_folder(self) -> Path:
+        """Output folder of the trainer: that of the checkpoint, or of the adapter that is merged into it."""
+        return self.model_folder if self.kind == "full" else self.folder / "adapter"
+
+    @property
+    def held_out_path(self) -> Path:
+        """Predictions of the trained model for the labels that no gradient saw."""
+        return self.training_folder / "held_out" / "predictions.npz"
+
+    def _plan_inputs(self, questions: RestoreQuestions) -> dict[str, Any]:
+        options = asdict(self.options)
+        left_out = ("output_dir", "no_resume", "config", "batch_size")
+        return {
+            **{name: value for name, value in options.items() if name not in left_out},
+            **{name: _identity(options[name]) for name in ("model", "reference")},
+            "data": {name: _content(getattr(questions, name)) for name in ("labels", "test", "unlabelled")},
+            "config": {name: self.config.get(name) for name in ("num_train_epochs", "use_peft")},
+            "version": __version__,
+        }
+
+    def _plan(self, questions: RestoreQuestions) -> dict[str, Any]:
+        """Time the model on a few questions and make the plan."""
+        options = self.options
+        self._model = self.load(options.model, revision=options.revision)
+        num_parameters, dtype = self._model.num_parameters(), options.dtype
+        small = is_small(num_parameters, self.config)
+        if dtype == "auto" and (small or not torch.accelerator.is_available()):
+            self._model, dtype = self._model.float(), "float32"
+        slowest = replace(options, scoring=self.scorings[-1]).prompt_format()
+        seconds = seconds_per_question(
+            lambda rows: self.predict(self._model, rows, prompt_format=slowest, progress=False),
+            questions.labels,
+            self.state,
+        )
+        epochs = self.config.get("num_train_epochs")
+        plan = Plan(
+            labels=len(questions.labels),
+            test=len(questions.test),
+            unlabelled=len(questions.unlabelled or ()),
+            epochs=epochs or default_epochs(len(questions.labels), "full" if small else "lora"),
+            seconds_per_question=seconds,
+            chooses_scoring=len(self.scorings) > 1,
+            has_reference=options.reference is not None,
+        )
+        fitted = fit_budget(plan, options.budget, fixed_epochs=epochs is not None)
+        return {"plan": fitted.to_dict(), "dtype": dtype, "num_parameters": num_parameters}
+
+
+def _identity(name: str | None) -> Any:
+    """What tells a model from another: its name, and size and time of the files of a folder."""
+    if name is None or not Path(name).is_dir():
+        return name
+    kinds = (".json", ".safetensors", ".bin")
+    files = sorted(path for path in Path(name).iterdir() if path.suffix in kinds)
+    return [name, *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
+
+
+def _content(questions: Dataset | None) -> str | None:
+    return None if questions is None else digest(json.dumps(questions.to_list(), default=str))
+
+
+def _check_reference(options: RestoreOptions, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a `ValueError` if the reference has another vocabulary."""
+    if options.reference is None:
+        return
+    other = load_tokenizer(options.reference, trust_remote_code=options.trust_remote_code)
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"The reference {options.reference} has another vocabulary than {options.model}: name the model that the "
+            "preference alignment began with."
+        )
+
+
+def _refuse_divided_weights() -> None:
+    """Raise a `ValueError` under ZeRO-3 and FSDP."""
+    zero3 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or zero3:
+        raise ValueError(
+            "restore evaluates the whole model on every process, so ZeRO-3 and FSDP, which divide its weights, are "
+            "not supported. Use ZeRO-2 or DDP, or `hf-calib evaluate` and `hf-calib train` one after the other."
+        )
