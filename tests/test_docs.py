@@ -42,8 +42,8 @@ def calls(block: str) -> Iterator[list[str]]:
             words = shlex.split(line.replace(f"${loop}", value) if loop else line, comments=True)
             if "recipes/train.py" in words:
                 yield ["train", *words[words.index("recipes/train.py") + 1 :]]
-            elif "hf_calib.cli" in words:
-                yield words[words.index("hf_calib.cli") + 1 :]
+            elif words[:2] == ["accelerate", "launch"] and (module := {"hf_calib", "hf_calib.cli"} & set(words)):
+                yield words[words.index(module.pop()) + 1 :]
             elif words[:1] == ["hf-calib"]:
                 yield words[1:]
 

@@ -7,17 +7,18 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..evaluation.compare import compare_calibrators
-from ..evaluation.tables import check_output_dir, write_evaluation
+from ..evaluation.tables import check_output_dir, write_json
 from ..hub.publish import TRAINING_RECORD, Contents, Evaluation, write_publication
+from ..inference.generic_texts import sample_texts, text_report
 from ..inference.predictions import OptionPredictions
 from .distributed import end_with_launcher
 from .library_warnings import ignore_library_warnings
+from .restore_data import without_bars
 from .restore_method import choose_objective, choose_scoring
 from .restore_options import RestoreOptions
 from .restore_report import RestoreReport, write_restore_report
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # Post-hoc calibrators of the aligned model that the restored one is compared with.
 POST_HOC = ("temperature", "ensemble_temperature", "temperature_isotonic")
+# Texts of the aligned model. With an odd seed they share no instruction with those of an even one, that of training.
+TEXTS = {"num_texts": 48, "max_new_tokens": 48, "seed": 1}
 
 
 def run_restore(options: RestoreOptions, command: str | None = None) -> list[dict[str, Any]]:
@@ -90,6 +93,9 @@ def _restore(work: RestoreWork) -> list[dict[str, Any]]:
         trained = _train(work, chosen["objective"], bool(aligned["labels"].metadata["single_tokens"]))
         report.restored = _evaluate_restored(work, trained, aligned["test"], decides.get("test"))
         report.held_out = OptionPredictions.load(work.held_out_path)
+        report.text = work.record.run(
+            "text", work.inputs("training", **TEXTS), lambda resume: _check_text(work, trained)
+        )
     rows = write_restore_report(report) if work.state.is_main_process else []
     work.state.wait_for_everyone()
     return rows
@@ -98,9 +104,10 @@ def _restore(work: RestoreWork) -> list[dict[str, Any]]:
 def _write_data(work: RestoreWork) -> None:
     folder = check_output_dir(work.folder / "data")
     named = {LABELS: work.questions.labels, TEST: work.questions.test, UNLABELLED: work.questions.unlabelled}
-    for name, questions in named.items():
-        if work.state.is_main_process and questions is not None:
-            questions.to_parquet(folder / name)
+    with without_bars():
+        for name, questions in named.items():
+            if work.state.is_main_process and questions is not None:
+                questions.to_parquet(folder / name)
 
 
 def _set_scoring(work: RestoreWork) -> None:
@@ -170,7 +177,7 @@ def _evaluate_restored(
         for place, name, predictions in ((path.parent, str(folder), restored), (before, work.options.model, aligned)):
             results = {"model": name, **protocol.statement(predictions, work.tokenizer)}
             results |= protocol.measure(predictions, reference)
-            write_evaluation(place, predictions, results, Path(name).name, **protocol.drawing)
+            write_json(place / "results.json", results)
         contents = Contents(
             repo_id=work.folder.resolve().name,
             evaluation=Evaluation.load(path.parent),
@@ -182,3 +189,13 @@ def _evaluate_restored(
 
     work.record.run("restored", work.inputs("training"), evaluate, [path, folder / "README.md"])
     return OptionPredictions.load(path)
+
+
+def _check_text(work: RestoreWork, trained: Callable[[], PreTrainedModel]) -> dict[str, float]:
+    """Compare how the aligned and the restored model write, on texts of the aligned one."""
+    found = {}
+    if work.state.is_main_process:
+        aligned = work.model
+        found = text_report(trained(), aligned, sample_texts(aligned, work.tokenizer, **TEXTS))
+    work.state.wait_for_everyone()
+    return found

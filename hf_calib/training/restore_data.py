@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets.utils import are_progress_bars_disabled
 
 from ..data.questions import deduplicate_questions, load_questions, split_questions
 from ..inference.encoding import OptionEncoder, QuestionTooLongError
@@ -80,6 +83,18 @@ def load_restore_questions(options: RestoreOptions) -> RestoreQuestions:
         if not len(unlabelled):
             raise ValueError(f"{options.unlabelled} has no question that is not among the labels or test questions.")
     return RestoreQuestions(labels, test, unlabelled, notes)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the progress bars of datasets, for what takes a moment."""
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
 
 
 def _load(options: RestoreOptions, name: str, split: str, limit: int | None, labelled: bool = True) -> Dataset:

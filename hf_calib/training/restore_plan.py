@@ -18,6 +18,7 @@ from .restore_data import LEAST_LABELS, LEAST_TEST, RestoreQuestions
 PROBE = 24  # questions that are timed
 FORWARD_PASSES_OF_A_STEP = 3  # a training step of a question, in evaluations of it
 CLOSING_SHARE = 0.5  # the closing step costs at most half of the training
+TEXT_PASSES = 200  # the check of the text, in evaluations of a question
 SECONDS_OF_THE_REST = 20.0  # loading, saving, cross-validation, figures
 SCORING_QUESTIONS = 200  # labels on which the two kinds of scoring are compared
 _FEWEST_TEST = 200  # the budget reduces the epochs to 1 before it goes below this number of test questions
@@ -52,7 +53,7 @@ class Plan:
     @property
     def evaluation_seconds(self) -> float:
         """Estimated time of all evaluations."""
-        passes = self.labels + 2 * self.test
+        passes = self.labels + 2 * self.test + TEXT_PASSES
         passes += 2 * min(self.labels, SCORING_QUESTIONS) if self.chooses_scoring else 0
         passes += 2 * self.labels + self.test + self.unlabelled if self.has_reference else 0
         return passes * self.seconds_per_question

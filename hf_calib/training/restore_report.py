@@ -18,8 +18,9 @@ from .restore_work import TEST, RestoreWork
 
 
 ALIGNED, REFERENCE, RESTORED = "aligned", "reference", "restored"
+# Text counts as unchanged up to this divergence, in nats a token, and this relative change of the perplexity.
+SAME_KL, SAME_PERPLEXITY = 0.05, 0.03
 CLOSING_STEP = "closing_step.json"  # written by the trainer
-_SETTINGS = ("num_train_epochs", "learning_rate", "use_peft", "lora_r", "per_device_train_batch_size")
 
 
 @dataclass
@@ -38,6 +39,8 @@ class RestoreReport:
             Cross-validated post-hoc calibrators of the aligned model on the labels.
         restored ([`OptionPredictions`], *optional*), held_out ([`OptionPredictions`], *optional*):
             Predictions of the restored model for the test questions, and for the labels held out from training.
+        text (`dict`, *optional*):
+            Comparison of how both models write, see [`~hf_calib.inference.generic_texts.text_report`].
     """
 
     work: RestoreWork
@@ -47,6 +50,7 @@ class RestoreReport:
     before: Comparison
     restored: OptionPredictions | None = None
     held_out: OptionPredictions | None = None
+    text: dict[str, float] | None = None
 
     @property
     def predictions(self) -> dict[str, OptionPredictions]:
@@ -78,6 +82,7 @@ class RestoreReport:
             rows.append({"stage": name, **results, "seconds": round(spent, 2)})
         if self.no_harm is not None:
             rows[-1] |= {"objective": self.chosen["objective"], **self.no_harm.to_dict(), **self.closing()}
+            rows[-1] |= {f"text_{key}": value for key, value in (self.text or {}).items()}
         return rows
 
     def closing(self) -> dict[str, Any]:
@@ -112,10 +117,12 @@ def write_restore_report(report: RestoreReport) -> list[dict[str, Any]]:
     last = last_lines(report)
     runs = [(ALIGNED, RESTORED)] if report.restored is not None else []
     runs = [(REFERENCE, *runs[0])] if runs and report.reference else runs
-    summary = "\n".join(f"- {line}" for line in [*_changes(rows), report.chosen["sentence"], *last])
+    summary = "\n".join(
+        f"- {line}" for line in [*_changes(rows), report.chosen["sentence"], *text_lines(report), *last]
+    )
     path = write_stage_report(work.folder, rows, predictions, title, _notes(report), runs, summary)
     print_table(rows, title)
-    print(f"report: {path}\n" + "\n".join(last))
+    print("\n".join([f"report: {path}", *text_lines(report), *last]))
     return rows
 
 
@@ -128,6 +135,19 @@ def _changes(rows: list[dict[str, Any]]) -> list[str]:
     shown = ("conf-ECE {ece:.3f} (noise floor {ece_noise_floor:.3f})", "NLL {nll:.3f}", "accuracy {accuracy:.3f}")
     pairs = (f"{text.format(**before)} before, {text.split(' ', 1)[1].format(**after)} after" for text in shown)
     return [f"On {after['n']:,} test questions: {'; '.join(pairs)}."]
+
+
+def text_lines(report: RestoreReport) -> list[str]:
+    """Whether the restored model writes as before, in a sentence."""
+    found = report.text
+    if not found:
+        return []
+    same = found["kl_per_token"] <= SAME_KL and abs(found["perplexity_ratio"] - 1) <= SAME_PERPLEXITY
+    return [
+        f"Text: {'as before' if same else 'changed'}. On {found['n_tokens']:,} tokens that the aligned model wrote, "
+        f"the divergence from it is {found['kl_per_token']:.3f} nats a token, both prefer the same token at "
+        f"{found['top1_agreement']:.1%}, and the perplexity is {found['perplexity_ratio']:.3f} times as large."
+    ]
 
 
 def last_lines(report: RestoreReport) -> list[str]:
@@ -153,7 +173,6 @@ def _notes(report: RestoreReport) -> str:
     """The sections under the table."""
     work = report.work
     done = [*work.questions.notes, work.plan.describe(work.options.budget), work.scoring_reason]
-    done += [f"Regime on the {len(report.aligned['labels']):,} labels: {report.chosen['labels']['explanation']}"]
     done += [report.chosen["sentence"], _training_sentence(report)]
     seconds = [f"| {name} | {value:.1f} |" for name, value in work.record.seconds.items()]
     parts = [

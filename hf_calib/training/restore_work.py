@@ -18,7 +18,7 @@ from ..evaluation.tables import check_output_dir
 from ..inference.model_loading import load_model, load_tokenizer, process_state
 from ..inference.predict import predict_options
 from ..inference.predictions import OptionPredictions
-from .restore_data import RestoreQuestions, load_restore_questions, possible_scorings
+from .restore_data import RestoreQuestions, load_restore_questions, possible_scorings, without_bars
 from .restore_options import RestoreOptions
 from .restore_plan import Plan, default_epochs, fit_budget, seconds_per_question, take
 from .restore_recipe import PROMPT_FIELDS, is_small, read_config, with_prompt_of
@@ -62,7 +62,8 @@ class RestoreWork:
         refuse_adapter(options.model, options.revision)
         self.tokenizer = load_tokenizer(options.model, options.revision, options.trust_remote_code)
         _check_reference(options, self.tokenizer)
-        questions = load_restore_questions(options)
+        with without_bars():
+            questions = load_restore_questions(options)
         self.scorings, self.scoring_reason = possible_scorings(self.options, self.tokenizer, questions.labels)
         self.state = process_state()
         self.record = StageRecord(self.folder, not options.no_resume, self.state)
