@@ -39,6 +39,7 @@ _MODULE_OF = {
     "IsotonicConfidence": "posthoc",
     "MatrixScaling": "posthoc",
     "PostHocCalibrator": "posthoc",
+    "SubjectTemperature": "posthoc",
     "TemperatureIsotonic": "posthoc",
     "TemperatureScaling": "posthoc",
     "TransferredTemperature": "posthoc",

@@ -98,13 +98,13 @@ def choose(
     """The normalisation under which the method has the least cross-validated NLL, and the method fitted on it."""
     scores = {}
     for name, fitted in predictions.items():
-        logits, labels = fitted.option_logits, fitted.labels
+        logits, labels, groups = fitted.option_logits, fitted.labels, fitted.subjects
         reference = references[name].option_logits if name in references else None
         outcome = softmax(logits.astype(np.float64), axis=-1)
         if method is not None and len(predictions) > 1:
-            outcome = cross_validate([method], logits, labels, reference, seed=seed)[method]
+            outcome = cross_validate([method], logits, labels, reference, seed=seed, groups=groups)[method]
         picked = outcome[np.arange(len(labels)), labels]
-        calibrator = None if method is None else fit_calibrator(method, logits, labels, reference)
+        calibrator = None if method is None else fit_calibrator(method, logits, labels, reference, groups)
         scores[name] = -np.log(np.maximum(picked, 1e-12)).mean(), calibrator
     chosen = min(scores, key=lambda name: scores[name][0])
     return chosen, scores[chosen][1]

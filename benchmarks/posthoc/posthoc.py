@@ -34,7 +34,12 @@ def main() -> None:
     if max(args.labels) > len(fit):
         parser.error(f"--labels {max(args.labels)} is more than the {len(fit)} questions of --predictions.")
     ragged = not all(np.isfinite(p.option_logits).all() for p in (fit, test))
-    methods = [name for name, kind in METHODS.items() if kind.supervised and not (ragged and name == "matrix")]
+    grouped = fit.subjects is not None and test.subjects is not None
+    methods = [
+        name
+        for name, kind in METHODS.items()
+        if kind.supervised and (grouped or not kind.grouped) and not (ragged and name == "matrix")
+    ]
 
     def measure(probabilities: np.ndarray) -> tuple[float, float]:
         return negative_log_likelihood(probabilities, test.labels), expected_calibration_error(
@@ -50,9 +55,11 @@ def main() -> None:
         for seed in range(args.seeds):
             rows = np.random.default_rng(seed).choice(len(fit), n, replace=False)
             logits, labels = fit.option_logits[rows], fit.labels[rows]
+            subjects = fit.subjects[rows] if grouped else None
             for name in methods:
-                results[name].append(measure(fit_calibrator(name, logits, labels).transform(test.option_logits)))
-            outcomes = cross_validate(methods, logits, labels, seed=seed)
+                fitted = fit_calibrator(name, logits, labels, groups=subjects)
+                results[name].append(measure(fitted.transform(test.option_logits, groups=test.subjects)))
+            outcomes = cross_validate(methods, logits, labels, seed=seed, groups=subjects)
             chosen, _ = choose_method(outcomes, labels, list(METHODS))
             results["chosen"].append(before if chosen == AS_IS else results[chosen][-1])
         for name, draws in results.items():

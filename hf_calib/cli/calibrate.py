@@ -31,7 +31,9 @@ examples:
   hf-calib calibrate --predictions fit --method temperature --fold_into ./my-dpo-model --output_dir calibration
 
 methods:
-  agreement, temperature, ensemble_temperature, beta, vector, temperature_isotonic (TS-IR), isotonic, histogram, matrix
+  agreement, temperature, ensemble_temperature, beta, vector, subject_temperature, temperature_isotonic (TS-IR),
+  isotonic, histogram, matrix
+  subject_temperature needs predictions with subjects.
   Vector and matrix scaling can change answers. The chosen method is the simplest whose cross-validated likelihood on
   the questions of --predictions is not significantly worse than the best.
 

@@ -75,22 +75,36 @@ def compare_calibrators(
     reference_logits = None
     if reference is not None:
         reference_logits = reference.select(calibration.ids).option_logits[:, : calibration.option_logits.shape[1]]
+    if calibration.subjects is None and (grouped := [name for name in methods or () if METHODS[name].grouped]):
+        raise ValueError(f"method {grouped[0]!r} needs the subjects of the questions, which the predictions lack.")
     named = [
-        name for name in METHODS if name in (methods or METHODS) and (name != "agreement" or reference is not None)
+        name
+        for name, kind in METHODS.items()
+        if name in (methods or METHODS)
+        and (kind.supervised or reference is not None)
+        and (not kind.grouped or calibration.subjects is not None)
     ]
     calibrators, left_out = {}, {}
     for method in named:
         try:
-            fitted = fit_calibrator(method, calibration.option_logits, calibration.labels, reference_logits)
+            fitted = fit_calibrator(
+                method, calibration.option_logits, calibration.labels, reference_logits, calibration.subjects
+            )
             if test is not None:
-                fitted.transform(test.option_logits)
+                fitted.transform(test.option_logits, groups=test.subjects)
             calibrators[method] = fitted
         except ValueError as error:
             if methods:
                 raise
             left_out[method] = str(error)
     outcomes = cross_validate(
-        list(calibrators), calibration.option_logits, calibration.labels, reference_logits, n_folds, seed
+        list(calibrators),
+        calibration.option_logits,
+        calibration.labels,
+        reference_logits,
+        n_folds,
+        seed,
+        calibration.subjects,
     )
     chosen, scores = choose_method(outcomes, calibration.labels, list(METHODS))
     if test is None:
@@ -214,9 +228,10 @@ def _notes(comparison: Comparison, num_questions: int) -> str:
     ]
     parts += [f"Left out: {METHODS[name].title} ({reason})" for name, reason in comparison.left_out.items()]
     if comparison.chosen != AS_IS:
+        grouped = ", groups=subjects" if METHODS[comparison.chosen].grouped else ""
         parts.append(
             "```python\nfrom hf_calib import PostHocCalibrator\n\n"
             f'calibrator = PostHocCalibrator.load("calibrators/{comparison.chosen}")\n'
-            "probabilities = calibrator.transform(option_logits)\n```"
+            f"probabilities = calibrator.transform(option_logits{grouped})\n```"
         )
     return "\n\n".join(parts)

@@ -100,9 +100,14 @@ class OptionPredictions:
 
         Args:
             calibrator ([`~hf_calib.PostHocCalibrator`]):
-                A fitted calibrator: `transform` takes option logits `(N, K)` and returns probabilities `(N, K)`.
+                A fitted calibrator: `transform` takes option logits `(N, K)`, and the subjects `(N,)` as `groups`, and
+                returns probabilities `(N, K)`.
+
+        Raises:
+            `ValueError`: if the calibrator needs the subjects of the questions and there are none.
         """
-        return self.with_probabilities(calibrator.transform(self.option_logits), calibrator=type(calibrator).__name__)
+        probabilities = calibrator.transform(self.option_logits, groups=self.subjects)
+        return self.with_probabilities(probabilities, calibrator=type(calibrator).__name__)
 
     def with_probabilities(self, probabilities: np.ndarray, **metadata) -> OptionPredictions:
         """

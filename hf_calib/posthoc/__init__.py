@@ -4,6 +4,7 @@ from .base import PostHocCalibrator, set_confidence
 from .confidence import BetaCalibration, HistogramBinning, IsotonicConfidence, TemperatureIsotonic
 from .scaling import AgreementTemperature, EnsembleTemperatureScaling, MatrixScaling, TemperatureScaling, VectorScaling
 from .selection import AS_IS, choose_method, cross_validate, fit_calibrator
+from .subject_temperature import SubjectTemperature
 from .transfer import TransferredTemperature
 
 
@@ -16,6 +17,7 @@ METHODS = {
         EnsembleTemperatureScaling,
         BetaCalibration,
         VectorScaling,
+        SubjectTemperature,
         TemperatureIsotonic,
         IsotonicConfidence,
         HistogramBinning,
@@ -33,6 +35,7 @@ __all__ = [
     "IsotonicConfidence",
     "MatrixScaling",
     "PostHocCalibrator",
+    "SubjectTemperature",
     "TemperatureIsotonic",
     "TemperatureScaling",
     "TransferredTemperature",

@@ -28,6 +28,8 @@ class PostHocCalibrator:
         title (`str`): Name in tables.
         keeps_order (`bool`): Whether the order of a question's options, and so the accuracy, is preserved.
         supervised (`bool`): Whether it is fitted on labels; otherwise on a reference model's option logits.
+        grouped (`bool`): Whether it needs the group of each question, such as its subject.
+        names (`tuple[str, ...]`): Names of the fitted lists of text.
     """
 
     method: ClassVar[str]
@@ -35,6 +37,8 @@ class PostHocCalibrator:
     title: ClassVar[str]
     keeps_order: ClassVar[bool] = True
     supervised: ClassVar[bool] = True
+    grouped: ClassVar[bool] = False
+    names: ClassVar[tuple[str, ...]] = ()
 
     kinds: ClassVar[dict[str, type[PostHocCalibrator]]] = {}
 
@@ -43,7 +47,7 @@ class PostHocCalibrator:
         if hasattr(cls, "method"):
             cls.kinds[cls.method] = cls
 
-    def fit(self, option_logits, labels) -> PostHocCalibrator:
+    def fit(self, option_logits, labels, *, groups=None) -> PostHocCalibrator:
         """
         Fit the calibration map.
 
@@ -52,21 +56,28 @@ class PostHocCalibrator:
                 Option logits, `-inf` where a question has fewer than K options.
             labels (array-like of shape `(N,)`):
                 Index of the right option.
+            groups (array-like of shape `(N,)`, *optional*):
+                Name of the group (subject) of each question. Only a `grouped` calibrator uses them.
 
         Returns:
             The calibrator itself.
+
+        Raises:
+            `ValueError`: for invalid arguments, and if a `grouped` calibrator gets no groups.
         """
         logits = check_option_logits(option_logits)
-        self._fit(logits, check_labels(labels, logits))
+        self._fit(logits, check_labels(labels, logits), *self._group_arguments(groups, logits))
         return self
 
-    def transform(self, option_logits) -> np.ndarray:
+    def transform(self, option_logits, *, groups=None) -> np.ndarray:
         """
         Compute calibrated option probabilities.
 
         Args:
             option_logits (array-like of shape `(N, K)`):
                 Option logits, `-inf` where a question has fewer than K options.
+            groups (array-like of shape `(N,)`, *optional*):
+                Name of the group (subject) of each question. Only a `grouped` calibrator uses them.
 
         Returns:
             `np.ndarray` of shape `(N, K)`: probabilities, float64; rows sum to 1, padding is 0. With `keeps_order` the
@@ -74,11 +85,28 @@ class PostHocCalibrator:
 
         Raises:
             `RuntimeError`: if the calibrator is not fitted.
+            `ValueError`: for invalid arguments, and if a `grouped` calibrator gets no groups.
         """
         missing = [name for name in self.parameters if not hasattr(self, name)]
         if missing:
             raise RuntimeError(f"This {type(self).__name__} is not fitted: call `fit` first.")
-        return self._transform(check_option_logits(option_logits))
+        logits = check_option_logits(option_logits)
+        return self._transform(logits, *self._group_arguments(groups, logits))
+
+    def _group_arguments(self, groups, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The checked groups as further arguments of `_fit` and `_transform`; none if the calibrator uses none."""
+        if not self.grouped:
+            return ()
+        if groups is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the subject of every question: pass `groups`, e.g. "
+                "`groups=predictions.subjects`. Questions without subjects need another method, e.g. temperature "
+                "scaling."
+            )
+        groups = np.asarray(groups).astype(np.str_)
+        if groups.shape != (len(logits),):
+            raise ValueError(f"`groups` must have shape ({len(logits)},), one name a question, got {groups.shape}.")
+        return (groups,)
 
     def save(self, path) -> None:
         """
@@ -95,6 +123,7 @@ class PostHocCalibrator:
         arrays = {name: np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64)) for name in self.parameters}
         save_file(arrays, folder / "calibrator.safetensors")
         config = {"format_version": _FORMAT_VERSION, "method": self.method}
+        config |= {name: getattr(self, name) for name in self.names}
         (folder / "calibrator.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
@@ -128,8 +157,12 @@ class PostHocCalibrator:
         calibrator, arrays = kind(), load_file(Path(path) / "calibrator.safetensors")
         if missing := set(kind.parameters).difference(arrays):
             raise ValueError(f"{Path(path) / 'calibrator.safetensors'} lacks {', '.join(sorted(missing))}.")
+        if missing := set(kind.names).difference(config):
+            raise ValueError(f"{config_path} lacks {', '.join(sorted(missing))}.")
         for name in kind.parameters:
             setattr(calibrator, name, arrays[name])
+        for name in kind.names:
+            setattr(calibrator, name, config[name])
         return calibrator
 
 

@@ -27,9 +27,11 @@ class OptionCalibrationProcessor(LogitsProcessor):
             Token id of each option, e.g. of " A", " B", " C" and " D". Options must be single tokens.
         prompt_length (`int`):
             Length of the padded prompts, `inputs["input_ids"].shape[1]`.
+        group (`str`, *optional*):
+            Subject of the prompts, for a `grouped` calibrator.
 
     Raises:
-        `ValueError`: for fewer than two different option tokens.
+        `ValueError`: for fewer than two different option tokens, and for a `grouped` calibrator without a group.
 
     Example:
 
@@ -45,10 +47,19 @@ class OptionCalibrationProcessor(LogitsProcessor):
     ```
     """
 
-    def __init__(self, calibrator: PostHocCalibrator, option_tokens: Sequence[int], prompt_length: int):
+    def __init__(
+        self,
+        calibrator: PostHocCalibrator,
+        option_tokens: Sequence[int],
+        prompt_length: int,
+        group: str | None = None,
+    ):
         if len(set(option_tokens)) != len(option_tokens) or len(option_tokens) < 2:
             raise ValueError(f"option_tokens must be two or more different tokens, got {list(option_tokens)}.")
+        if calibrator.grouped and group is None:
+            raise ValueError(f"{type(calibrator).__name__} needs `group`, the subject of the prompts.")
         self.calibrator = calibrator
+        self.group = group
         self.option_tokens = list(option_tokens)
         self.prompt_length = prompt_length
 
@@ -57,6 +68,7 @@ class OptionCalibrationProcessor(LogitsProcessor):
             return scores
         log_probabilities = scores.float().log_softmax(-1)
         options = log_probabilities[:, self.option_tokens]
-        calibrated = torch.from_numpy(self.calibrator.transform(options.cpu().numpy())).to(options)
+        groups = None if self.group is None else [self.group] * len(options)
+        calibrated = torch.from_numpy(self.calibrator.transform(options.cpu().numpy(), groups=groups)).to(options)
         log_probabilities[:, self.option_tokens] = calibrated.log() + options.logsumexp(-1, keepdim=True)
         return log_probabilities.to(scores.dtype)

@@ -132,7 +132,7 @@ class AgreementTemperature(PostHocCalibrator):
     parameters = ("temperature",)
     supervised = False
 
-    def fit(self, option_logits, reference_option_logits) -> AgreementTemperature:
+    def fit(self, option_logits, reference_option_logits, *, groups=None) -> AgreementTemperature:
         """
         Fit the temperature.
 
@@ -141,6 +141,8 @@ class AgreementTemperature(PostHocCalibrator):
                 Option logits of the aligned model, `-inf` as padding.
             reference_option_logits (array-like of shape `(N, K)`):
                 Option logits of the reference model (before alignment), for the same questions.
+            groups (*optional*):
+                Not used.
 
         Returns:
             The calibrator itself.

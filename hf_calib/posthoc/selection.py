@@ -17,7 +17,7 @@ from .base import PostHocCalibrator, check_option_logits
 AS_IS = "as is"
 
 
-def fit_calibrator(method: str, option_logits, labels, reference_option_logits=None) -> PostHocCalibrator:
+def fit_calibrator(method: str, option_logits, labels, reference_option_logits=None, groups=None) -> PostHocCalibrator:
     """
     Fit a calibrator, given its name.
 
@@ -30,9 +30,12 @@ def fit_calibrator(method: str, option_logits, labels, reference_option_logits=N
             Index of the right option; ignored by an unsupervised method.
         reference_option_logits (array-like of shape `(N, K)`, *optional*):
             Of the model before its alignment, for an unsupervised method.
+        groups (array-like of shape `(N,)`, *optional*):
+            Subject of each question, for a `grouped` method.
     """
     calibrator = PostHocCalibrator.kinds[method]()
-    return calibrator.fit(option_logits, labels if calibrator.supervised else reference_option_logits)
+    targets = labels if calibrator.supervised else reference_option_logits
+    return calibrator.fit(option_logits, targets, groups=groups)
 
 
 def cross_validate(
@@ -42,6 +45,7 @@ def cross_validate(
     reference_option_logits=None,
     n_folds: int = 5,
     seed: int = 0,
+    groups=None,
 ) -> dict[str, np.ndarray]:
     """
     Calibrate every question with calibrators that were fitted on other questions.
@@ -59,6 +63,8 @@ def cross_validate(
             Number of folds.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the folds.
+        groups (array-like of shape `(N,)`, *optional*):
+            Subject of each question, for a `grouped` method.
 
     Returns:
         `dict[str, np.ndarray]`: probabilities `(N, K)`, by method; those of `"as is"` are not calibrated.
@@ -76,12 +82,15 @@ def cross_validate(
         )
     outcomes = {AS_IS: softmax(logits, axis=1), **{method: np.empty_like(logits) for method in methods}}
     for train, held in KFold(n_folds, shuffle=True, random_state=seed).split(logits):
-        reference = None if reference_option_logits is None else np.asarray(reference_option_logits)[train]
+        reference, seen, unseen = (
+            None if array is None else np.asarray(array)[rows]
+            for array, rows in ((reference_option_logits, train), (groups, train), (groups, held))
+        )
         for method in methods:
             with warnings.catch_warnings():  # a poor fit shows in its loss
                 warnings.simplefilter("ignore", UserWarning)
-                calibrator = fit_calibrator(method, logits[train], labels[train], reference)
-            outcomes[method][held] = calibrator.transform(logits[held])
+                calibrator = fit_calibrator(method, logits[train], labels[train], reference, seen)
+            outcomes[method][held] = calibrator.transform(logits[held], groups=unseen)
     return outcomes
 
 

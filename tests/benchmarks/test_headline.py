@@ -26,7 +26,7 @@ from hf_calib.data.synthetic_world import World, WorldConfig
 from hf_calib.inference.model_loading import load_model
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.paths import recipe_path
-from hf_calib.posthoc import TransferredTemperature
+from hf_calib.posthoc import SubjectTemperature, TransferredTemperature
 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "headline"
@@ -194,6 +194,21 @@ def test_transferred_temperature_is_that_of_each_test(config, tmp_path):
         np.testing.assert_allclose(calibrator.transform(before.option_logits), predictions.probabilities, atol=1e-5)
         found[test] = calibrator.temperature.item()
     assert found["taste"] != found["fact"]
+
+
+def test_temperature_per_subject_is_fitted_and_applied_by_subject(config, tmp_path):
+    changes = ["methods.subjects={calibrator: subject_temperature}", "ours=subjects"]
+    cells = Plan(read_config(config, changes), tmp_path).cells(["subjects"])
+    stage = cells[Place("tiny", "taste", 40, "taste", 0)]["subjects"]
+    for needed in stage.chain():
+        needed.make()
+    folder = tmp_path / "seed-0/tiny/taste-40/subjects/calibrated"
+    calibrator = SubjectTemperature.load(folder)
+    assert calibrator.subjects == ["colour", "food"]
+    after = OptionPredictions.load(folder / "taste" / "0.npz")
+    before = OptionPredictions.load(tmp_path / "tiny/sum/taste-test/0.npz")
+    expected = calibrator.transform(before.option_logits, groups=before.subjects)
+    np.testing.assert_allclose(after.probabilities, expected, atol=1e-5)
 
 
 def test_of_a_cross_fit_every_label_trains_and_calibrates(config, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_all_methods_fitted_measured_and_kept(folder, tmp_path, capsys):
     assert stages[chosen[0]]["ece"] < stages["as is"]["ece"] / 2 and stages[chosen[0]]["n"] == 400
     test = OptionPredictions.load(folder / "aligned-test.npz")
     for name in METHODS:
-        after = PostHocCalibrator.load(out / "calibrators" / name).transform(test.option_logits)
+        after = PostHocCalibrator.load(out / "calibrators" / name).transform(test.option_logits, groups=test.subjects)
         accuracy = (after.argmax(axis=1) == test.labels).mean()
         assert stages[name]["accuracy"] == pytest.approx(accuracy)
         if METHODS[name].keeps_order:
@@ -63,7 +63,9 @@ def test_all_methods_fitted_measured_and_kept(folder, tmp_path, capsys):
     assert PostHocCalibrator.load(out / "calibrators/agreement").temperature[0] == pytest.approx(3, rel=1e-3)
     written = OptionPredictions.load(out / "predictions.npz")
     calibrator = PostHocCalibrator.load(out / "calibrators" / chosen[0])
-    np.testing.assert_allclose(written.probabilities, calibrator.transform(test.option_logits), atol=1e-6)
+    np.testing.assert_allclose(
+        written.probabilities, calibrator.transform(test.option_logits, groups=test.subjects), atol=1e-6
+    )
     report = (out / "report.md").read_text()
     assert "## The choice" in report and f'"calibrators/{chosen[0]}"' in report and "400" in report
     assert (out / "reliability.png").stat().st_size > 1000
@@ -160,6 +162,30 @@ def test_matrix_scaling_is_left_out_where_questions_differ(folder, tmp_path, cap
     assert "matrix left out: Matrix scaling needs the same number" in capsys.readouterr().out
     assert not (tmp_path / "out/calibrators/matrix").exists()
     assert call(folder, *arguments, "--method", "matrix") == 2
+
+
+def test_a_temperature_per_subject_where_there_are_subjects(folder, tmp_path, capsys):
+    arguments = ["--predictions", "{folder}/aligned-train.npz", "--method", "temperature", "subject_temperature"]
+    out = tmp_path / "out"
+    assert call(folder, *arguments, "--apply_to", "{folder}/aligned-test.npz", "--output_dir", str(out)) == 0
+    assert "temperature per subject" in capsys.readouterr().out
+    calibrator = PostHocCalibrator.load(out / "calibrators/subject_temperature")
+    test = OptionPredictions.load(folder / "aligned-test.npz")
+    assert set(calibrator.subjects) == set(test.subjects.tolist())
+
+    without = tmp_path / "without.npz"
+    test.subjects = None
+    test.save(without)
+    assert call(folder, *arguments, "--apply_to", str(without), "--output_dir", str(out)) == 2
+    assert "needs the subject of every question" in capsys.readouterr().err
+    train = ["--predictions", "{folder}/aligned-train.npz", "--apply_to", str(without)]
+    assert call(folder, *train, "--output_dir", str(out)) == 0
+    assert "subject_temperature left out: " in capsys.readouterr().out
+    assert call(folder, "--predictions", str(without), "--output_dir", str(tmp_path / "other")) == 0
+    methods = {stage["method"] for stage in json.loads((tmp_path / "other/results.json").read_text())}
+    assert "temperature" in methods and "subject_temperature" not in methods
+    assert call(folder, "--predictions", str(without), "--method", "subject_temperature") == 2
+    assert "'subject_temperature' needs the subjects" in capsys.readouterr().err
 
 
 def test_help_teaches_by_example(capsys):

@@ -29,7 +29,7 @@ from hf_calib.posthoc import (
 )
 
 
-SUPERVISED = [kind for kind in METHODS.values() if kind.supervised]
+SUPERVISED = [kind for kind in METHODS.values() if kind.supervised and not kind.grouped]
 ORDERLY = [kind for kind in SUPERVISED if kind.keeps_order]
 
 

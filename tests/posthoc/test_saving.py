@@ -12,14 +12,18 @@ from hf_calib.posthoc import METHODS, PostHocCalibrator, TemperatureIsotonic, Te
 @pytest.mark.parametrize("kind", METHODS.values())
 def test_saved_and_loaded(kind, tmp_path):
     logits, labels = make(n=200)
-    calibrator = fit_calibrator(kind.method, logits, labels, logits / 2)
+    groups = np.where(np.arange(200) % 2, "law", "maths")
+    calibrator = fit_calibrator(kind.method, logits, labels, logits / 2, groups)
     calibrator.save(tmp_path / "new" / "folder")
     config = json.loads((tmp_path / "new/folder/calibrator.json").read_text())
-    assert config == {"format_version": 1, "method": kind.method}
+    names = {name: getattr(calibrator, name) for name in kind.names}
+    assert config == {"format_version": 1, "method": kind.method, **names}
     for loader in (kind, PostHocCalibrator):
         loaded = loader.load(tmp_path / "new" / "folder")
         assert type(loaded) is kind
-        np.testing.assert_array_equal(loaded.transform(logits), calibrator.transform(logits))
+        np.testing.assert_array_equal(
+            loaded.transform(logits, groups=groups), calibrator.transform(logits, groups=groups)
+        )
 
 
 def test_load_errors_name_the_file(tmp_path):
@@ -31,6 +35,9 @@ def test_load_errors_name_the_file(tmp_path):
     config = tmp_path / "calibrator.json"
     config.write_text(json.dumps({"format_version": 2, "method": "temperature"}))
     with pytest.raises(ValueError, match="newer hf_calib"):
+        PostHocCalibrator.load(tmp_path)
+    config.write_text(json.dumps({"format_version": 1, "method": "subject_temperature"}))
+    with pytest.raises(ValueError, match=r"safetensors lacks spread, temperatures"):
         PostHocCalibrator.load(tmp_path)
     config.write_text(json.dumps({"format_version": 1, "method": "beta"}))
     with pytest.raises(ValueError, match="lacks coefficients"):
