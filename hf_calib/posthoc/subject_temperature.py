@@ -69,11 +69,11 @@ class SubjectTemperature(PostHocCalibrator):
         subjects, index = np.unique(groups, return_inverse=True)
         count = len(subjects)
         temperature, problem = fit_temperature(logits, labels)
-        theta = np.concatenate([np.log(temperature), np.zeros(count)])
-        solutions = [(_cost(theta, logits, labels, index, 0.0), theta, 0.0)]
+        start = np.concatenate([np.log(temperature), np.zeros(count)])
+        solutions = [(_cost(start, logits, labels, index, 0.0), start, 0.0)]
         # With a problem, no temperature is reliable.
         for spread in self.spreads[1:] if count > 1 and len(labels) >= 2 * count and not problem else ():
-            theta = _fit_deviations(theta, logits, labels, index, spread)
+            theta = _fit_deviations(start, logits, labels, index, spread)
             solutions.append((_cost(theta, logits, labels, index, spread), theta, spread))
         _, theta, spread = min(solutions, key=lambda solution: solution[0])
         self.subjects = subjects.tolist()

@@ -9,7 +9,7 @@ from loopback import assert_card_states, read
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from hf_calib import PostHocCalibrator, load_calibrator
+from hf_calib import PostHocCalibrator, SubjectTemperature, load_calibrator
 from hf_calib.cli.main import main
 from hf_calib.data.synthetic_world import World
 from hf_calib.inference.predictions import OptionPredictions
@@ -184,3 +184,14 @@ def test_no_token_is_published(hub, example, capsys):
     assert main(example.call("alice/secret", "--recipe", str(example.folder / "recipe.yaml"))) == 0
     published = (example.folder / "model" / "recipe.yaml").read_text()
     assert "objective: rcft" in published and secret not in published
+
+
+def test_calibrator_by_subject_is_published_and_verified(hub, example, capsys):
+    predictions = OptionPredictions.load(example.folder / "after" / "predictions.npz")
+    labels = np.where(np.arange(60) % 2, predictions.labels, predictions.option_logits.argmax(axis=1))
+    fitted = SubjectTemperature().fit(predictions.option_logits, labels, groups=predictions.subjects)
+    fitted.save(example.folder / "by-subject")
+    assert main(example.call("alice/subjects", "--calibrator", str(example.folder / "by-subject"))) == 0
+    assert load_calibrator("alice/subjects").subjects == fitted.subjects
+    assert main(["verify", "alice/subjects", "--dataset", str(example.folder / "test.parquet")]) == 0
+    assert "All 22 figures hold." in capsys.readouterr().out
