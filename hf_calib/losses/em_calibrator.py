@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from ..measures.binning import reliability_bins
+from .parametric_maps import beta_map, fit_beta, fit_temperature, temperature_confidence
+from .target_tails import TAILS
 
 
-ESTIMATORS = ("isotonic", "bins", "equal_mass")
+ESTIMATORS = ("isotonic", "bins", "equal_mass", "temperature", "beta")
 
 
 class EMCalibrator:
@@ -24,17 +26,25 @@ class EMCalibrator:
             - `"isotonic"`: the best non-decreasing map, linear between the centres of its blocks.
             - `"bins"`: accuracy in equal-width bins, as in the paper.
             - `"equal_mass"`: accuracy in bins of equally many questions.
+            - `"temperature"`: the confidence at one temperature for all questions, a map for few labels.
+            - `"beta"`: a beta calibration map of the confidence, also for few labels.
+
+            The last two have a normal prior; see [`~hf_calib.losses.parametric_maps`].
         n_bins (`int`, *optional*, defaults to `10`):
             Number of bins of the two binned estimators; at least 1.
         pseudo_count (`float`, *optional*, defaults to `2.0`):
             Number of perfectly calibrated pseudo-questions added to every bin (or block), which shrinks its accuracy
             towards its mean confidence. At least 0; 0 takes the raw accuracies, as in the paper. The target of an
-            empty bin is the confidence itself, whatever the pseudo-count.
+            empty bin is the confidence itself, whatever the pseudo-count. Not used by `"temperature"` and `"beta"`.
+        tail (`"paper"` or `"temperature"`, *optional*, defaults to `"paper"`):
+            How the options after the first share the rest of the probability: the formula of the paper, which flattens
+            them, or softmax at the temperature that gives the top option its target, which keeps their proportions;
+            see [`~hf_calib.losses.target_tails`].
 
     References:
         Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning
-        Approach", ICML 2025, https://huggingface.co/papers/2505.01997, section 5. The isotonic map and the shrinkage
-        are ours.
+        Approach", ICML 2025, https://huggingface.co/papers/2505.01997, section 5. The other maps, the shrinkage and
+        the temperature tail are ours.
 
     Example:
 
@@ -44,7 +54,7 @@ class EMCalibrator:
 
     >>> probabilities = np.tile([0.9, 0.05, 0.03, 0.02], (100, 1))
     >>> labels = np.repeat([0, 1], 50)  # right half of the time, at confidence .9
-    >>> calibrator = EMCalibrator(estimator="bins", pseudo_count=0).fit(probabilities, labels)
+    >>> calibrator = EMCalibrator(estimator="bins", pseudo_count=0, tail="paper").fit(probabilities, labels)
     >>> calibrator.targets(probabilities[:1]).round(2).tolist()
     [[0.5, 0.18, 0.17, 0.15]]
 
@@ -53,9 +63,10 @@ class EMCalibrator:
 
     def __init__(
         self,
-        estimator: Literal["isotonic", "bins", "equal_mass"] = "isotonic",
+        estimator: Literal["isotonic", "bins", "equal_mass", "temperature", "beta"] = "isotonic",
         n_bins: int = 10,
         pseudo_count: float = 2.0,
+        tail: Literal["paper", "temperature"] = "paper",
     ):
         if estimator not in ESTIMATORS:
             raise ValueError(f"Unknown estimator {estimator!r}; choose one of {', '.join(ESTIMATORS)}.")
@@ -63,10 +74,14 @@ class EMCalibrator:
             raise ValueError(f"n_bins must be at least 1, got {n_bins}.")
         if not pseudo_count >= 0:
             raise ValueError(f"pseudo_count must be at least 0, got {pseudo_count}.")
+        if tail not in TAILS:
+            raise ValueError(f"Unknown tail {tail!r}; choose one of {', '.join(TAILS)}.")
         self.estimator = estimator
         self.n_bins = n_bins
         self.pseudo_count = pseudo_count
+        self.tail = tail
         # Isotonic: points of a piecewise linear map. Binned: inner edges, and a value per bin (NaN: empty bin).
+        # Temperature and beta: no abscissae, and the parameters.
         self._abscissae: np.ndarray | None = None
         self._ordinates: np.ndarray | None = None
 
@@ -100,11 +115,17 @@ class EMCalibrator:
         if not valid.all():
             row = int(np.argmin(valid))
             raise ValueError(f"Row {row} of the E-step is not a probability distribution: {probabilities[row]}.")
+        if self.estimator == "temperature":
+            self._abscissae, self._ordinates = np.zeros(0), fit_temperature(probabilities, labels)
+            return self
         confidences, predictions = probabilities.max(axis=1), probabilities.argmax(axis=1)
         if labels.ndim == 2:
             correct = np.take_along_axis(labels.astype(np.float64), predictions[:, None], axis=1)[:, 0]
         else:
             correct = (predictions == labels).astype(np.float64)
+        if self.estimator == "beta":
+            self._abscissae, self._ordinates = np.zeros(0), fit_beta(confidences, correct)
+            return self
         fit = self._fit_isotonic if self.estimator == "isotonic" else self._fit_bins
         self._abscissae, self._ordinates = fit(confidences, correct)
         return self
@@ -143,6 +164,8 @@ class EMCalibrator:
         """
         Evaluate the map a(c), before it is clipped to the range of possible targets.
 
+        With `estimator="temperature"` the value depends on all options of a question; this is the one for two options.
+
         Args:
             confidences (`np.ndarray` or `torch.Tensor`):
                 Confidences in [0, 1], of any shape.
@@ -157,7 +180,11 @@ class EMCalibrator:
             raise RuntimeError("The calibration map is not fitted: call fit (the E-step) first.")
         c = torch.as_tensor(confidences)
         x, y = (torch.as_tensor(array, dtype=c.dtype, device=c.device) for array in (self._abscissae, self._ordinates))
-        if self.estimator != "isotonic":
+        if self.estimator == "temperature":
+            a = temperature_confidence(torch.stack([c, 1 - c], dim=-1), y)
+        elif self.estimator == "beta":
+            a = beta_map(c, y)
+        elif self.estimator != "isotonic":
             # As in the calibration errors: an edge belongs to the bin above it, 1.0 to the last bin.
             a = y[torch.searchsorted(x, c.contiguous(), right=True)]
             a = torch.where(a.isnan(), c, a)
@@ -171,20 +198,11 @@ class EMCalibrator:
         return a if isinstance(confidences, torch.Tensor) else a.numpy()
 
     def targets(self, probabilities, mask=None):
-        r"""
+        """
         Compute the target distributions t(. | x).
 
-        The top probability becomes the value of the map; the other options share the rest and keep their order. With
-        the sorted probabilities :math:`q_{(1)} \ge q_{(2)} \ge \dots` and :math:`a = a(q_{(1)})`
-
-        .. math::
-
-            t_{(1)} &= a, \qquad t_{(j)} = \alpha \tanh(\gamma q_{(j)}) + \beta \quad (j \ge 2), \\
-            \alpha &= \beta = \frac{1 - a}{\sum_{j \ge 2} \tanh(\gamma q_{(j)}) + K - 1}, \qquad
-            \gamma = \frac{\ln \max(K - 1, 2)}{q_{(2)} (1 - a)}.
-
-        The value of the map is clipped to [1/K, 1], and raised where the second target would exceed it, so that the
-        ranking of the options never changes. a = 1 gives a one-hot target.
+        The top probability becomes the value of the map, clipped to [1/K, 1]; the other options share the rest by the
+        formula of `tail` and keep their order.
 
         Args:
             probabilities (`np.ndarray` or `torch.Tensor` of shape `(N, K)`):
@@ -202,32 +220,19 @@ class EMCalibrator:
         mask = torch.ones_like(q, dtype=torch.bool) if mask is None else torch.as_tensor(mask, device=q.device).bool()
         ranked, order = q.masked_fill(~mask, -1.0).sort(dim=-1, descending=True, stable=True)
         k = mask.sum(-1)
-        rest = torch.arange(q.size(-1), device=q.device) < k[:, None]
-        rest[:, 0] = False
-        a = self.accuracy(ranked[:, 0].clamp(0, 1))
-        a = self._order_preserving(torch.maximum(a, 1 / k).clamp(max=1.0), ranked, rest, k)
-        t = (a[:, None] * 0).repeat(1, q.size(-1))
-        t[:, 0] = a
-        t = t + _tail(a, ranked, rest, k)
+        if self.estimator == "temperature" and self.fitted:
+            inverse = torch.as_tensor(self._ordinates, dtype=q.dtype, device=q.device)
+            a = temperature_confidence(ranked, inverse)
+        else:
+            a = self.accuracy(ranked[:, 0].clamp(0, 1))
+        t = TAILS[self.tail](torch.maximum(a, 1 / k).clamp(max=1.0), ranked, k)
         t = torch.zeros_like(t).scatter(-1, order, t)
         return t if isinstance(probabilities, torch.Tensor) else t.numpy()
 
-    @staticmethod
-    def _order_preserving(a, ranked, rest, k):
-        """Find by bisection the smallest a' >= a with which the top target is not below the second."""
-        low, high = a, torch.ones_like(a)
-        fits = a >= _tail(a, ranked, rest, k).amax(-1)
-        if fits.all():
-            return a
-        for _ in range(30):
-            middle = (low + high) / 2
-            enough = middle >= _tail(middle, ranked, rest, k).amax(-1)
-            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-        return torch.where(fits, a, high)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the settings and the fitted map as plain numbers and lists, for JSON (an empty bin is `None`)."""
-        state = {"estimator": self.estimator, "n_bins": self.n_bins, "pseudo_count": self.pseudo_count}
+        names = ("estimator", "n_bins", "pseudo_count", "tail")
+        state = {name: getattr(self, name) for name in names}
         for name, array in (("abscissae", self._abscissae), ("ordinates", self._ordinates)):
             state[name] = None if array is None else [None if np.isnan(v) else float(v) for v in array]
         return state
@@ -235,24 +240,11 @@ class EMCalibrator:
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> EMCalibrator:
         """Rebuild a calibrator from the result of [`EMCalibrator.state_dict`]."""
-        calibrator = cls(state["estimator"], state["n_bins"], state["pseudo_count"])
+        calibrator = cls(state["estimator"], state["n_bins"], state["pseudo_count"], state["tail"])
         if state["abscissae"] is not None:
             calibrator._abscissae = np.array(state["abscissae"], dtype=np.float64)
             calibrator._ordinates = np.array(state["ordinates"], dtype=np.float64)
         return calibrator
-
-
-def _tail(a, ranked, rest, k):
-    """Targets of the options after the first, `(N, K)` in ranked order, given the top targets `a` `(N,)`."""
-    if ranked.size(-1) < 2:
-        return torch.zeros_like(ranked)
-    second = ranked[:, 1:2]
-    # gamma * q_(j) as a ratio times a scale: q_(2) = 0 (all others equal it) and a = 1 (gamma infinite) have limits.
-    ratio = torch.where(second > 0, ranked / second.clamp(min=torch.finfo(ranked.dtype).tiny), torch.ones_like(ranked))
-    scale = torch.log((k - 1).clamp(min=2).to(ranked.dtype)) / (1 - a)
-    saturation = torch.where(rest, torch.tanh(scale[:, None] * ratio.clamp(min=0)).nan_to_num(1.0), 0.0)
-    alpha = (1 - a) / (saturation.sum(-1) + (k - 1)).clamp(min=1)
-    return torch.where(rest, alpha[:, None] * (saturation + 1), 0.0)
 
 
 def _to_numpy(array):

@@ -12,6 +12,7 @@ from transformers.data.data_collator import DataCollatorMixin
 from ..data.preference_pairs import PREFERENCE_COLUMN
 from ..inference.encoding import collate_options
 from ..inference.option_scorer import pad_rows
+from .option_mixin import QUESTION_INDEX
 from .reference import REFERENCE_COLUMN
 
 
@@ -20,7 +21,8 @@ class DataCollatorForOptions(DataCollatorMixin):
     """
     Data collator that pads option questions, and plain language-modeling rows among them.
 
-    See [`~hf_calib.inference.encoding.collate_options`]. The option logits of a reference are padded with -inf.
+    See [`~hf_calib.inference.encoding.collate_options`]. The option logits of a reference are padded with -inf;
+    the number of a question of the M-step (`question_index`) is kept.
 
     Args:
         pad_token_id (`int`):
@@ -50,6 +52,8 @@ class DataCollatorForOptions(DataCollatorMixin):
         if REFERENCE_COLUMN in examples[0]:
             rows = [example[REFERENCE_COLUMN] for example in examples]
             batch[REFERENCE_COLUMN] = torch.from_numpy(pad_rows(rows, batch["option_mask"].size(1), -torch.inf))
+        if QUESTION_INDEX in examples[0]:
+            batch[QUESTION_INDEX] = torch.tensor([example[QUESTION_INDEX] for example in examples])
         return batch
 
 

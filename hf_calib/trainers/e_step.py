@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -111,6 +112,11 @@ class EMArguments:
             raise ValueError(f"em_refresh must be 'epoch', 'once' or a number of steps, got {self.em_refresh!r}.")
 
     @property
+    def em_tail(self) -> str:
+        """Tail of the targets; see [`EMCalibrator`]."""
+        return "paper" if self.em_preset == "paper" else "temperature"
+
+    @property
     def holds_out(self) -> bool:
         """Whether the E-step has rows of its own, which are not trained on."""
         return self.em_holdout != 0
@@ -200,7 +206,8 @@ class EMTrainerMixin:
         args = self.args
         self.estep_datasets = estep_datasets
         self.calibrators = {
-            kind: EMCalibrator(args.em_estimator, pseudo_count=args.em_pseudo_count) for kind in estep_datasets
+            kind: EMCalibrator(args.em_estimator, pseudo_count=args.em_pseudo_count, tail=args.em_tail)
+            for kind in estep_datasets
         }
         self._last_estep = None  # epoch (em_refresh="epoch") or step of the last E-step
         self._scoring_dataloaders = {}
@@ -212,27 +219,33 @@ class EMTrainerMixin:
         raise NotImplementedError
 
     def _score_dataset(self, kind: str, dataset: Dataset, key: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Apply `_score_rows` to a data set, with the model frozen, and gather the results of all processes."""
+        """
+        Apply `_score_rows` to a data set, with the model frozen, and gather the results of all processes.
+
+        The results are in the order of the data set. The batches are kept by `key`.
+        """
         if key not in self._scoring_dataloaders:
+            order = np.arange(len(dataset))
             if "input_ids" in dataset.column_names:
                 # Sorted by length there is little padding; longest first, a lack of memory shows in the first batch.
                 lengths = [len(row) for row in dataset["input_ids"]]
-                dataset = dataset.select(np.argsort(lengths, kind="stable")[::-1])
-            # `get_eval_dataloader` would share persistent workers with the evaluation.
-            self._scoring_dataloaders[key] = self._get_dataloader(
-                dataset, key, self.args.eval_batch_size, self._get_eval_sampler, dataloader_key=key
-            )
+                order = np.argsort(lengths, kind="stable")[::-1].copy()
+            # Trainer's own data loaders may group rows by length, leave out the last ones, or keep workers alive.
+            rows = self._remove_unused_columns(dataset.select(order), description=key)
+            loader = DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+            self._scoring_dataloaders[key] = self.accelerator.prepare(loader), np.argsort(order)
+        loader, place = self._scoring_dataloaders[key]
         training = self.model.training
         self.model_wrapped.eval()
         batches = []
         # The data loader draws a seed on the CPU, which must not change the random state of training. Forking the
         # state of accelerators too would have each process open all of them.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
-            for inputs in self._scoring_dataloaders[key]:
+            for inputs in loader:
                 scored = self._score_rows(kind, self._prepare_inputs(inputs))
                 batches.append([array.cpu() for array in self.accelerator.gather_for_metrics(scored)])
         self.model_wrapped.train(training)
-        probabilities, truth = (torch.cat(arrays) for arrays in zip(*batches, strict=True))
+        probabilities, truth = (torch.cat(arrays)[place] for arrays in zip(*batches, strict=True))
         return probabilities, truth
 
     def e_step(self, kinds: Iterable[str] | None = None) -> None:
@@ -275,14 +288,15 @@ class EMTrainerMixin:
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir!r} to resume from.")
         if resume_from_checkpoint and self.calibrators:
-            self._load_em_state(Path(resume_from_checkpoint) / EM_STATE_NAME)
+            self._load_em_state(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
-    def _load_em_state(self, path: Path) -> None:
+    def _load_em_state(self, folder: Path) -> None:
+        path = folder / EM_STATE_NAME
         state = json.loads(path.read_text()) if path.exists() else {"calibrators": {}}
         if state["calibrators"].keys() != self.calibrators.keys():
             raise FileNotFoundError(
-                f"{path.parent} has no {EM_STATE_NAME} with the calibration maps of {', '.join(self.calibrators)}: it "
+                f"{folder} has no {EM_STATE_NAME} with the calibration maps of {', '.join(self.calibrators)}: it "
                 "is not a checkpoint of a run with this objective."
             )
         self.calibrators = {kind: EMCalibrator.from_state_dict(s) for kind, s in state["calibrators"].items()}
@@ -295,10 +309,13 @@ class EMTrainerMixin:
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         if self.calibrators and self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            maps = {kind: calibrator.state_dict() for kind, calibrator in self.calibrators.items()}
-            state = {"calibrators": maps, "last_estep": self._last_estep}
-            (folder / EM_STATE_NAME).write_text(json.dumps(state, indent=2))
+            self._save_em_state(folder)
         super()._save_checkpoint(model, trial)
+
+    def _save_em_state(self, folder: Path) -> None:
+        maps = {kind: calibrator.state_dict() for kind, calibrator in self.calibrators.items()}
+        state = {"calibrators": maps, "last_estep": self._last_estep}
+        (folder / EM_STATE_NAME).write_text(json.dumps(state, indent=2))
 
 
 class _EStepCallback(TrainerCallback):

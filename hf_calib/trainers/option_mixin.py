@@ -19,6 +19,9 @@ from .e_step import EMTrainerMixin
 from .reference import REFERENCE_COLUMN
 
 
+QUESTION_INDEX = "question_index"  # number of a question of the M-step, -1 in other rows
+
+
 class OptionTrainingMixin(EMTrainerMixin):
     """Option questions, their losses and their E-step, for a TRL trainer configured with [`PromptArguments`]."""
 
@@ -85,7 +88,7 @@ class OptionTrainingMixin(EMTrainerMixin):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        columns = ("input_ids", "labels", *OPTION_COLUMNS, REFERENCE_COLUMN)
+        columns = ("input_ids", "labels", *OPTION_COLUMNS, REFERENCE_COLUMN, QUESTION_INDEX)
         self._signature_columns += [name for name in columns if name not in self._signature_columns]
 
     def _score_rows(self, kind, inputs):
@@ -100,26 +103,41 @@ class OptionTrainingMixin(EMTrainerMixin):
         mask: torch.Tensor,
         calibration_weight: float,
         reference_logits: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute two weighted sums: the loss of the labelled questions, and the losses of all (EM-ECE, reference)."""
+        question_index: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Compute three weighted sums: the loss of the labelled questions, EM-ECE, and the divergence from the reference.
+
+        EM-ECE acts on the questions with a number in `question_index`, by default on all.
+        """
         probabilities = option_logits.detach().softmax(-1)
         confidence, prediction = probabilities.max(-1)
         labelled = labels != IGNORE_INDEX
         known = option_logits[labelled], labels[labelled], mask[labelled]
-        supervised, unsupervised = self.compute_option_loss(*known), option_logits.new_zeros((), dtype=torch.float32)
+        supervised = self.compute_option_loss(*known)
+        em_ece = reference_kl = option_logits.new_zeros((), dtype=torch.float32)
         logged = {"option_confidence": confidence.sum()}
         if calibration_weight and "options" in self.calibrators:
-            targets = self.calibrators["options"].targets(probabilities, mask)
-            logged["em_ece"] = em_ece_loss(option_logits, targets, mask, self.args.em_loss, reduction="sum")
-            unsupervised = unsupervised + calibration_weight * logged["em_ece"]
+            acts = torch.ones_like(labelled) if question_index is None else question_index >= 0
+            numbers = None if question_index is None else question_index[acts]
+            targets = self._mstep_targets(probabilities[acts], mask[acts], numbers)
+            em_ece = em_ece_loss(option_logits[acts], targets, mask[acts], self.args.em_loss, reduction="sum")
+            self._log_means({"em_ece": em_ece}, len(targets))
         if reference_logits is not None:
             targets = reference_logits.softmax(-1)
-            logged["reference_kl"] = em_ece_loss(option_logits, targets, mask, "kl", reduction="sum")
-            unsupervised = unsupervised + self.args.reference_weight * logged["reference_kl"]
+            reference_kl = em_ece_loss(option_logits, targets, mask, "kl", reduction="sum")
+            logged["reference_kl"] = reference_kl
+            reference_kl = self.args.reference_weight * reference_kl
         correct = (prediction == labels).sum()
         self._log_means({"option_loss": option_cross_entropy(*known), "option_accuracy": correct}, len(known[1]))
         self._log_means(logged, len(labels))
-        return supervised, unsupervised
+        return supervised, calibration_weight * em_ece, reference_kl
+
+    def _mstep_targets(
+        self, probabilities: torch.Tensor, mask: torch.Tensor, question_index: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Compute the targets of a micro-batch, here from its current probabilities."""
+        return self.calibrators["options"].targets(probabilities, mask)
 
     def _log_means(self, sums: dict[str, torch.Tensor], count: int) -> None:
         """Log sums over the rows of a micro-batch as means over the rows of all processes."""

@@ -121,6 +121,16 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
         return "sequence" if self.em_preset == "paper" and self.objective == "rcft" else "completion"
 
     @property
+    def calibrates_labelled(self) -> bool:
+        """Whether EM-ECE acts on the labelled training questions too, as in the paper."""
+        return self.em_preset == "paper"
+
+    @property
+    def fixes_targets(self) -> bool:
+        """Whether the targets of EM-ECE are kept from one E-step to the next; in the paper they are not."""
+        return self.em_preset != "paper"
+
+    @property
     def calibration_weight(self) -> float:
         """Weight of EM-ECE in the objective; above 0 there are E-steps."""
         return self.lambda_ece if self.objective == "rcft" else 0.0

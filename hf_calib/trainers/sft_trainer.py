@@ -14,12 +14,13 @@ from ..measures.calibration_error import calibration_report
 from .collators import DataCollatorForOptions
 from .data import split_rows
 from .e_step import hold_out
-from .option_mixin import OptionTrainingMixin
+from .m_step import MStepMixin
+from .option_mixin import QUESTION_INDEX, OptionTrainingMixin
 from .reference import REFERENCE_COLUMN, Reference, add_reference
 from .sft_config import CalibratedSFTConfig
 
 
-class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
+class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
     """
     Trainer for calibration-aware fine-tuning (CFT) and regularised calibration-aware fine-tuning (RCFT).
 
@@ -94,19 +95,20 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         overridden = type(self).compute_option_loss is not OptionTrainingMixin.compute_option_loss
         weights = (args.calibration_weight, args.option_loss_weight, args.has_reference)
         self._trains_options = any(weights) or overridden
+        held_out = args.holds_out or estep_dataset is not None
         if not args.calibration_weight:
             estep_dataset = None
         elif estep_dataset is None:
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
-        # No gradient sees these questions, so a post-hoc calibrator can be fitted on them.
+        # Their answers act on the weights through the calibration map alone.
         self.held_out_questions = estep_dataset if args.holds_out else None
         self._init_options()
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, perhaps "train"
         self._name = "RCFT" if args.calibration_weight else "CFT"  # in TRL's model card
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._add_option_head()
-        self._num_questions = None  # labelled, and all, in an optimizer step
-        self._prepare_option_datasets(estep_dataset, unlabelled_dataset)
+        self._num_questions = None  # in an optimizer step: labelled, of the M-step, and all
+        self._prepare_option_datasets(estep_dataset, unlabelled_dataset, held_out)
         self._init_em({} if self.estep_dataset is None else {"options": self.estep_dataset})
         self.data_collator = DataCollatorForOptions(
             self._tokenizer.pad_token_id, **self._option_shape, pad_to_multiple_of=args.pad_to_multiple_of
@@ -149,17 +151,22 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         kept, held_out = hold_out(questions, questions["question"], args, "questions")
         return kept if texts is None else concatenate_datasets([kept, texts]), held_out
 
-    def _prepare_option_datasets(self, estep_dataset: Dataset | None, unlabelled_dataset: Dataset | None) -> None:
-        args = self.args
-        if unlabelled_dataset is not None:
-            unlabelled = adapt_questions(unlabelled_dataset, labelled=False)
-            unlabelled = self._encode(unlabelled, "unlabelled", args, args.max_length, True, args.likelihood)
-            self.train_dataset = concatenate_datasets([self.train_dataset, unlabelled])
+    def _prepare_option_datasets(
+        self, estep_dataset: Dataset | None, unlabelled_dataset: Dataset | None, held_out: bool
+    ) -> None:
+        args, questions = self.args, []
         self.estep_dataset = None
         if estep_dataset is not None:
             self.estep_dataset = self._prepare_dataset(
                 estep_dataset, self.processing_class, args, False, None, "E-step"
             )
+            if held_out and not args.calibrates_labelled:
+                questions.append(self.estep_dataset)
+        num_estep = sum(map(len, questions))
+        if unlabelled_dataset is not None:
+            unlabelled = adapt_questions(unlabelled_dataset, labelled=False)
+            questions.append(self._encode(unlabelled, "unlabelled", args, args.max_length, True, None))
+        self._add_mstep_rows(questions, num_estep, on_labelled=args.calibrates_labelled or not questions)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if isinstance(dataset, Dataset) and "num_options" in dataset.column_names:
@@ -209,10 +216,8 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         if self._trains_options:
             # Losses over options are means over the questions of an optimizer step, as the likelihood is over its
             # tokens: the result does not depend on how the step is divided into micro-batches and processes.
-            batches = [batch for batch in batch_samples if "option_label" in batch]
-            labelled = sum((batch["option_label"] != IGNORE_INDEX).sum() for batch in batches)
-            questions = sum(batch["option_mask"].any(-1).sum() for batch in batches)
-            counts = torch.tensor([[labelled, questions]], device=device)
+            counts = [_count_questions(batch) for batch in batch_samples if "option_label" in batch]
+            counts = sum(counts, torch.zeros(3, dtype=torch.long)).to(device)[None]
             if self.args.average_tokens_across_devices:
                 counts = self.accelerator.gather(counts) // self.get_tp_size()
             self._num_questions = counts.sum(0).clamp(min=1)
@@ -223,7 +228,7 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
             raise ValueError("CalibratedSFTTrainer keeps no logits of the vocabulary: return_outputs must be False.")
-        reference_logits = inputs.pop(REFERENCE_COLUMN, None)
+        reference_logits, question_index = inputs.pop(REFERENCE_COLUMN, None), inputs.pop(QUESTION_INDEX, None)
         labels, mask = inputs.get("option_label"), inputs.get("option_mask")
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         self._option_logits = self.option_head.pop()
@@ -234,21 +239,22 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
             return loss
 
         is_question = mask.any(-1)  # the other rows are texts
-        supervised, unsupervised = self._option_losses(
+        losses = self._option_losses(
             self._option_logits[is_question],
             labels[is_question],
             mask[is_question],
             calibration_weight=self.args.calibration_weight,
             reference_logits=None if reference_logits is None else reference_logits[is_question],
+            question_index=None if question_index is None else question_index[is_question],
         )
         if num_items_in_batch is None:
             # A mean over the micro-batch: Trainer divides by the accumulation steps.
-            counts, scale = torch.stack([(labels != IGNORE_INDEX).sum(), is_question.sum()]).clamp(min=1), 1
+            counts, scale = _count_questions({**inputs, QUESTION_INDEX: question_index}).clamp(min=1), 1
         else:
             counts = self._num_questions
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             scale = processes // self.get_tp_size()
-        return loss + (supervised / counts[0] + unsupervised / counts[1]) * scale
+        return loss + scale * sum(term / count for term, count in zip(losses, counts, strict=True))
 
     # Evaluation
 
@@ -267,3 +273,11 @@ class CalibratedSFTTrainer(OptionTrainingMixin, SFTTrainer):
         probabilities, labels = predictions.predictions, predictions.label_ids
         labelled = labels != IGNORE_INDEX
         return calibration_report(probabilities[labelled], labels[labelled]) if labelled.any() else {}
+
+
+def _count_questions(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Count the labelled questions of a batch, those of the M-step, and all."""
+    questions = batch["option_mask"].any(-1).sum()
+    numbers = batch.get(QUESTION_INDEX)
+    acts = torch.zeros_like(questions) if numbers is None else (numbers >= 0).sum()
+    return torch.stack([(batch["option_label"] != IGNORE_INDEX).sum(), acts, questions])

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from hf_calib.losses.em_calibrator import ESTIMATORS, EMCalibrator
 from hf_calib.losses.em_ece_loss import em_ece_loss
+from hf_calib.losses.target_tails import TAILS
 
 
 def softmax(logits):
@@ -29,10 +30,11 @@ def predictions(draw, min_options=2):
 
 
 @settings(max_examples=60, deadline=None)
-@given(predictions(), st.sampled_from(ESTIMATORS), st.sampled_from([0.0, 2.0, 50.0]))
-def test_targets_are_distributions_of_the_same_ranking(prediction, estimator, pseudo_count):
+@given(predictions(), st.sampled_from(ESTIMATORS), st.sampled_from([0.0, 2.0, 50.0]), st.sampled_from([*TAILS]))
+def test_targets_are_distributions_of_the_same_ranking(prediction, estimator, pseudo_count, tail):
     probabilities, labels = prediction
-    targets = EMCalibrator(estimator, pseudo_count=pseudo_count).fit(probabilities, labels).targets(probabilities)
+    calibrator = EMCalibrator(estimator, pseudo_count=pseudo_count, tail=tail).fit(probabilities, labels)
+    targets = calibrator.targets(probabilities)
     np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-9)
     assert (targets >= 0).all()
     order = np.argsort(-probabilities, axis=-1, kind="stable")
@@ -40,10 +42,10 @@ def test_targets_are_distributions_of_the_same_ranking(prediction, estimator, ps
 
 
 @settings(max_examples=40, deadline=None)
-@given(predictions(min_options=4), st.sampled_from(ESTIMATORS))
-def test_padding_gets_nothing_and_changes_nothing(prediction, estimator):
+@given(predictions(min_options=4), st.sampled_from(ESTIMATORS), st.sampled_from([*TAILS]))
+def test_padding_gets_nothing_and_changes_nothing(prediction, estimator, tail):
     probabilities, labels = prediction
-    calibrator = EMCalibrator(estimator).fit(probabilities, labels)
+    calibrator = EMCalibrator(estimator, tail=tail).fit(probabilities, labels)
     padded = np.pad(probabilities, ((0, 0), (0, 2)))
     mask = np.pad(np.ones_like(probabilities, dtype=bool), ((0, 0), (0, 2)))
     targets = calibrator.targets(padded, mask)
@@ -55,7 +57,7 @@ def test_four_options_give_the_formula_of_the_paper():
     # Equation of section 5 for K = 4 and bins, written out by hand.
     probabilities = np.tile([0.05, 0.8, 0.1, 0.05], (20, 1))
     labels = np.array([1] * 12 + [0] * 8)
-    calibrator = EMCalibrator("bins", n_bins=10, pseudo_count=0).fit(probabilities, labels)
+    calibrator = EMCalibrator("bins", n_bins=10, pseudo_count=0, tail="paper").fit(probabilities, labels)
     accuracy, q2, rest = 0.6, 0.1, [0.1, 0.05, 0.05]
     gamma = math.log(3) / (q2 * (1 - accuracy))
     saturations = [math.tanh(gamma * q) for q in rest]
@@ -66,14 +68,22 @@ def test_four_options_give_the_formula_of_the_paper():
 
 def test_an_accuracy_of_one_gives_one_hot_targets():
     probabilities = np.tile([0.7, 0.2, 0.1], (5, 1))
-    targets = EMCalibrator("bins", pseudo_count=0).fit(probabilities, np.zeros(5, int)).targets(probabilities[:1])
+    targets = (
+        EMCalibrator("bins", pseudo_count=0, tail="paper")
+        .fit(probabilities, np.zeros(5, int))
+        .targets(probabilities[:1])
+    )
     np.testing.assert_array_equal(targets, [[1, 0, 0]])
 
 
 def test_a_map_too_low_for_the_ranking_is_raised_no_further_than_needed():
     # Never right: a(c) = 0, but the top option must stay on top; then it ties with the second.
     probabilities = np.tile([0.5, 0.3, 0.2], (50, 1))
-    targets = EMCalibrator("bins", pseudo_count=0).fit(probabilities, np.full(50, 2)).targets(probabilities[:1])[0]
+    targets = (
+        EMCalibrator("bins", pseudo_count=0, tail="paper")
+        .fit(probabilities, np.full(50, 2))
+        .targets(probabilities[:1])[0]
+    )
     assert targets[0] >= targets[1] >= targets[2] > 0
     assert targets[0] - targets[1] < 1e-6
 
@@ -206,7 +216,12 @@ def test_loss_with_missing_options_and_one_hot_targets_stays_finite():
 
 @pytest.mark.parametrize(
     ("kwargs", "named"),
-    [({"estimator": "platt"}, "platt"), ({"n_bins": 0}, "n_bins"), ({"pseudo_count": -1}, "pseudo_count")],
+    [
+        ({"estimator": "platt"}, "platt"),
+        ({"tail": "long"}, "'long'"),
+        ({"n_bins": 0}, "n_bins"),
+        ({"pseudo_count": -1}, "pseudo_count"),
+    ],
 )
 def test_wrong_settings_are_named(kwargs, named):
     with pytest.raises(ValueError, match=named):

@@ -1,0 +1,106 @@
+"""The M-step of CFT and RCFT: the questions that EM-ECE acts on, and their targets between two E-steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, concatenate_datasets
+from safetensors.torch import load_file, save_file
+
+from ..inference.encoding import IGNORE_INDEX, OPTION_COLUMNS
+from .option_mixin import QUESTION_INDEX, OptionTrainingMixin
+
+
+EM_TARGETS_NAME = "em_targets.safetensors"
+
+
+class MStepMixin(OptionTrainingMixin):
+    """
+    EM-ECE on questions that no cross-entropy acts on, with targets that are fixed at each E-step.
+
+    The questions are numbered; the column `question_index` of the training rows holds the number, or -1. The targets
+    are a table `(questions, options)`, the same on every process. A target computed from the current probabilities
+    would apply the map to its own result, step after step; a fixed one applies it once.
+    """
+
+    def _add_mstep_rows(self, questions: list[Dataset], num_estep: int, on_labelled: bool) -> None:
+        """
+        Append questions without labels to the training rows, and number the questions of the M-step.
+
+        Args:
+            questions (`list[Dataset]`):
+                Encoded questions, of which the labels are left out.
+            num_estep (`int`):
+                How many of them, from the first, are those of the E-step, which scores them anyway.
+            on_labelled (`bool`):
+                Whether EM-ECE acts on the labelled training questions too.
+        """
+        num_rows = len(self.train_dataset)
+        self.train_dataset = concatenate_datasets([self.train_dataset, *map(_without_labels, questions)])
+        self.fixed_targets, self._fixes_targets = {}, False
+        if not self.args.calibration_weight:
+            return
+        counts = self.train_dataset["num_options"]
+        acts = np.array([bool(count) and (on_labelled or row >= num_rows) for row, count in enumerate(counts)])
+        rows = np.flatnonzero(acts)
+        self._fixes_targets = self.args.fixes_targets
+        self._mstep_num_options = torch.tensor([counts[row] for row in rows])
+        if self._fixes_targets:
+            scored = self.train_dataset.select_columns(["input_ids", *OPTION_COLUMNS])
+            self._num_shared = 0 if on_labelled else num_estep
+            self._scored_only = scored.select(rows[self._num_shared :])
+        numbers = np.where(acts, np.cumsum(acts) - 1, -1)
+        self.train_dataset = self.train_dataset.add_column(QUESTION_INDEX, numbers)
+
+    def _fit_map(self, kind, probabilities, truth):
+        super()._fit_map(kind, probabilities, truth)
+        if not self._fixes_targets:
+            return
+        parts = [probabilities[: self._num_shared]]
+        if len(self._scored_only):
+            parts.append(self._score_dataset(kind, self._scored_only, "M-step")[0])
+        probabilities = torch.cat(parts)
+        there = torch.arange(probabilities.size(1)) < self._mstep_num_options[:, None]
+        targets = self.calibrators[kind].targets(probabilities, there)
+        if targets.isnan().any():
+            raise FloatingPointError(
+                "The probabilities of the M-step's questions contain NaN: the model has diverged."
+            )
+        self.fixed_targets[kind] = targets.to(self.accelerator.device)
+
+    def _mstep_targets(self, probabilities, mask, question_index):
+        if not self._fixes_targets:
+            return super()._mstep_targets(probabilities, mask, question_index)
+        targets = self.fixed_targets["options"][question_index]
+        # A data set that was evaluated meanwhile may have widened the batches.
+        return F.pad(targets, (0, mask.size(1) - targets.size(1)))
+
+    def _load_em_state(self, folder: Path) -> None:
+        super()._load_em_state(folder)
+        if not self._fixes_targets:
+            return
+        path = folder / EM_TARGETS_NAME
+        if not path.exists():
+            raise FileNotFoundError(f"{folder} has no {EM_TARGETS_NAME} with the targets of the last E-step.")
+        self.fixed_targets = load_file(path, device=str(self.accelerator.device))
+        saved, expected = len(self.fixed_targets["options"]), len(self._mstep_num_options)
+        if saved != expected:
+            raise ValueError(
+                f"{path} has the targets of {saved} questions, but EM-ECE acts on {expected}: resume with the data "
+                "and the em_holdout that the run began with."
+            )
+
+    def _save_em_state(self, folder: Path) -> None:
+        super()._save_em_state(folder)
+        if self.fixed_targets:
+            save_file({kind: targets.cpu() for kind, targets in self.fixed_targets.items()}, folder / EM_TARGETS_NAME)
+
+
+def _without_labels(questions: Dataset) -> Dataset:
+    """Make training rows of encoded questions that no cross-entropy acts on."""
+    labels = [[IGNORE_INDEX] * len(ids) for ids in questions["input_ids"]]
+    questions = questions.remove_columns("option_label").add_column("option_label", [IGNORE_INDEX] * len(questions))
+    return questions.add_column("labels", labels)
