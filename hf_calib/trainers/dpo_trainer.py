@@ -37,6 +37,9 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
     forward passes; the option questions take one more. Losses, PEFT, the reference model, precomputed reference
     log-probabilities, gradient accumulation, DeepSpeed and checkpoints work as in [`~trl.DPOTrainer`].
 
+    The targets of EM-ECE follow the current probabilities, unlike those of [`CalibratedSFTTrainer`]: the policy begins
+    as its reference, where every pair is a tie, and targets of an early E-step would hold it there.
+
     Evaluation adds every measure of [`calibration_report`]: of the pairs as `eval_pair_ece`, `eval_pair_accuracy`,
     ..., and of the questions as `eval_option_ece`, ...
 

@@ -43,15 +43,16 @@ class EMArguments:
 
     Args:
         em_estimator (`str`, *optional*, defaults to `"isotonic"`):
-            Estimator of the calibration map: `"isotonic"`, or ten `"bins"` (equal-width) or `"equal_mass"` bins; see
-            [`EMCalibrator`].
+            Estimator of the calibration map: `"isotonic"`; ten equal-width `"bins"` or `"equal_mass"` bins; or, for
+            few labels, `"temperature"` or `"beta"`. See [`EMCalibrator`].
         em_pseudo_count (`float`, *optional*, defaults to `2.0`):
-            Shrinkage of the map, in pseudo-questions; see [`EMCalibrator`].
+            Shrinkage of the first three maps, in pseudo-questions; see [`EMCalibrator`].
         em_holdout (`float`, *optional*, defaults to `0.2`):
             Training rows that are held out for the E-step: a fraction in (0, 1), or a number of rows (as `test_size`
             of scikit-learn's `train_test_split`). Rows of the same question (the same text, or the same two
-            completions of a prompt) are held out together. 0 takes the E-step on the training rows, as in the paper;
-            memorisation then looks like calibration. `None` (the default of DPO) holds out a tenth of the rows, at
+            completions of a prompt) are held out together. In [`CalibratedSFTTrainer`], EM-ECE acts on the held-out
+            questions. 0 takes the E-step on the training rows, as in the paper; memorisation then looks like
+            calibration. `None` (the default of DPO) holds out a tenth of the rows, at
             most 512.
         em_fold (`int`, *optional*, defaults to `0`):
             Which rows are held out: with `em_holdout` = 1/K, the folds 0 to K - 1 hold out disjoint rows. `hf-calib
@@ -63,8 +64,9 @@ class EMArguments:
         em_loss (`str`, *optional*, defaults to `"kl"`):
             Loss of the M-step: `"kl"`, or `"brier"`, the squared error of the paper; see [`em_ece_loss`].
         em_preset (`str`, *optional*):
-            `"paper"`: the setting of the paper. It sets all fields above but `em_fold`, and the likelihood of RCFT to
-            that of question and answer (L_SFT2).
+            `"paper"`: the setting of the paper. It sets all fields above but `em_fold`. The likelihood of RCFT becomes
+            that of question and answer (L_SFT2). EM-ECE acts on the labelled training questions, and its targets
+            follow the current probabilities, with the paper's tail.
     """
 
     help_group = "EM-ECE"

@@ -26,7 +26,14 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
 
     The training data are option questions in the unified schema (`question`, `choices`, `answer`). Rows without
     `choices` (texts, instruction pairs in any format of [`~trl.SFTTrainer`]) may be mixed in; they count in the
-    likelihood only. PEFT, gradient accumulation, DeepSpeed, evaluation and checkpoints work as in [`~trl.SFTTrainer`].
+    likelihood only.
+
+    EM-ECE acts on questions that no cross-entropy acts on: those held out for the E-step, and the unlabelled ones.
+    They are rows of the training set, so they add to the steps of an epoch. Where there are none of them
+    (`em_holdout=0` without `unlabelled_dataset`), and with `em_preset="paper"`, it acts on the labelled training
+    questions.
+
+    PEFT, gradient accumulation, DeepSpeed, evaluation and checkpoints work as in [`~trl.SFTTrainer`].
 
     To add or replace a loss over the options, override
     [`~hf_calib.trainers.option_mixin.OptionTrainingMixin.compute_option_loss`].
@@ -42,10 +49,11 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
             Questions to evaluate on. Every measure of [`calibration_report`] is logged, as `eval_ece`,
             `eval_accuracy`, ...
         estep_dataset ([`~datasets.Dataset`], *optional*):
-            Questions for the E-step. By default a part of `train_dataset` is held out; see `em_holdout`.
+            Questions for the E-step and the M-step. By default a part of `train_dataset` is held out; see
+            `em_holdout`.
         unlabelled_dataset ([`~datasets.Dataset`], *optional*):
             Questions without answers (`question`, `choices`; an answer is not read) to train on. They count in EM-ECE
-            and in the divergence from the reference, which need no label.
+            and in the divergence from the reference, which need no label. EM-ECE scores them at every E-step.
         kwargs:
             Further arguments of [`~trl.SFTTrainer`].
 

@@ -171,7 +171,9 @@ def test_two_processes_train_as_one(two_processes, one_process, world_model, con
                 if isinstance(value, list):
                     np.testing.assert_allclose(state["calibrators"][kind][name], value, atol=1e-4, err_msg=name)
     if objective == "rcft":
-        tables = [load_file(out / f"checkpoint-{STEPS}" / "em_targets.safetensors")["options"] for out in (ours, theirs)]
+        tables = [
+            load_file(out / f"checkpoint-{STEPS}" / "em_targets.safetensors")["options"] for out in (ours, theirs)
+        ]
         torch.testing.assert_close(*tables, rtol=0, atol=1e-4)
     metrics, expected = (json.loads((out / "eval_results.json").read_text()) for out in (ours, theirs))
     counts = {"eval_pair_n": 19, "eval_option_n": 21} if objective == "dpo" else {"eval_n": 21}
