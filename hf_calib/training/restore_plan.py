@@ -16,7 +16,8 @@ from .restore_data import LEAST_LABELS, LEAST_TEST, RestoreQuestions
 
 
 PROBE = 24  # questions that are timed
-FORWARD_PASSES_OF_A_STEP = 3  # a training step of a question, in evaluations of it
+# A training step of a question, in evaluations of it. On CPUs, adapters on every layer cost as much as the layers.
+PASSES_OF_A_STEP = {"full": 3, "lora": 4, "lora on CPUs": 8}
 CLOSING_SHARE = 0.5  # the closing step costs at most half of the training
 TEXT_PASSES = 200  # the check of the text, in evaluations of a question
 SECONDS_OF_THE_REST = 20.0  # loading, saving, cross-validation, figures
@@ -38,6 +39,7 @@ class Plan:
         labels (`int`), test (`int`), unlabelled (`int`): Numbers of questions.
         epochs (`float`): Epochs of the training.
         seconds_per_question (`float`): Measured time of one evaluation of a question.
+        passes_of_a_step (`float`): Time of a training step of a question, in evaluations of it.
         chooses_scoring (`bool`): Whether letters and texts are compared first.
         has_reference (`bool`): Whether the model before alignment is evaluated, too.
     """
@@ -47,6 +49,7 @@ class Plan:
     unlabelled: int
     epochs: float
     seconds_per_question: float
+    passes_of_a_step: float
     chooses_scoring: bool
     has_reference: bool
 
@@ -62,7 +65,7 @@ class Plan:
     def training_seconds(self) -> float:
         """Estimated time of training and closing step."""
         questions = self.epochs * (self.labels + self.unlabelled)
-        return questions * FORWARD_PASSES_OF_A_STEP * (1 + CLOSING_SHARE) * self.seconds_per_question
+        return questions * self.passes_of_a_step * (1 + CLOSING_SHARE) * self.seconds_per_question
 
     @property
     def seconds(self) -> float:

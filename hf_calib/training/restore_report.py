@@ -175,6 +175,7 @@ def _notes(report: RestoreReport) -> str:
     done = [*work.questions.notes, work.plan.describe(work.options.budget), work.scoring_reason]
     done += [report.chosen["sentence"], _training_sentence(report)]
     seconds = [f"| {name} | {value:.1f} |" for name, value in work.record.seconds.items()]
+    seconds.append(f"| all stages | {sum(work.record.seconds.values()):.1f} |")
     parts = [
         "![Confidence before and after](confidence_shift.png)" if report.restored is not None else "",
         "## What was done",

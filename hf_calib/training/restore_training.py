@@ -22,7 +22,7 @@ from .run import build_trainer, train_and_save
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
-# Labels of CFT, in `data/`.
+# Labels where the trainer holds none out (CFT), in `data/`.
 _KEPT_LABELS, _HELD_OUT = "labels_train.parquet", "labels_held_out.parquet"
 HELD_OUT_FRACTION = 0.2
 
@@ -45,6 +45,12 @@ class TrainingInputs:
     objective: str
     single_tokens: bool
 
+    @property
+    def trainer_holds_out(self) -> bool:
+        """Whether the trainer itself keeps labels out of the training."""
+        config = self.work.config
+        return self.objective == "rcft" and config.get("em_holdout") != 0 and config.get("em_preset") is None
+
     def recipe(self) -> dict[str, Any]:
         """All arguments of the training: defaults, overridden by the user's recipe, and the model and data."""
         work, options = self.work, self.work.options
@@ -60,11 +66,11 @@ class TrainingInputs:
             "model_revision": options.revision,
             "trust_remote_code": options.trust_remote_code,
             "dtype": work.dtype,
-            "dataset_name": str(data / (LABELS if self.objective == "rcft" else _KEPT_LABELS)),
+            "dataset_name": str(data / (LABELS if self.trainer_holds_out else _KEPT_LABELS)),
             "output_dir": str(work.training_folder),
             "seed": options.seed,
         }
-        if work.questions.unlabelled is not None:
+        if work.questions.unlabelled is not None and (self.objective == "rcft" or options.reference):
             recipe["unlabelled_dataset_name"] = str(data / UNLABELLED)
         if options.reference:
             recipe["reference_model_name_or_path"] = options.reference
@@ -89,7 +95,7 @@ def train(
         `tuple`: the trained model if it is in memory as it is saved, and numbers of the training.
     """
     work, held_out = inputs.work, None
-    if inputs.objective == "cft":  # the trainer holds labels out for RCFT only
+    if not inputs.trainer_holds_out:
         held_out = _hold_out(work)
     path = work.folder / "recipe.yaml"
     if work.state.is_main_process:

@@ -20,7 +20,7 @@ from ..inference.predict import predict_options
 from ..inference.predictions import OptionPredictions
 from .restore_data import RestoreQuestions, load_restore_questions, possible_scorings, without_bars
 from .restore_options import RestoreOptions
-from .restore_plan import Plan, default_epochs, fit_budget, seconds_per_question, take
+from .restore_plan import PASSES_OF_A_STEP, Plan, default_epochs, fit_budget, seconds_per_question, take
 from .restore_recipe import PROMPT_FIELDS, is_small, read_config, with_prompt_of
 from .restore_stages import StageRecord
 from .run import refuse_adapter
@@ -181,13 +181,16 @@ class RestoreWork:
             questions.labels,
             self.state,
         )
+        kind = "full" if small else "lora"
+        step = kind if small or torch.accelerator.is_available() else "lora on CPUs"
         epochs = self.config.get("num_train_epochs")
         plan = Plan(
             labels=len(questions.labels),
             test=len(questions.test),
             unlabelled=len(questions.unlabelled or ()),
-            epochs=epochs or default_epochs(len(questions.labels), "full" if small else "lora"),
+            epochs=epochs or default_epochs(len(questions.labels), kind),
             seconds_per_question=seconds,
+            passes_of_a_step=PASSES_OF_A_STEP[step],
             chooses_scoring=len(self.scorings) > 1,
             has_reference=options.reference is not None,
         )
