@@ -80,8 +80,9 @@ def _restore(work: RestoreWork) -> list[dict[str, Any]]:
     reference = _evaluate(work, "reference", work.options.reference) if work.options.reference else {}
     # True probabilities, where the questions have them, decide the regime.
     decides = {} if aligned["labels"].target_probabilities is not None else reference
-    methods = [*POST_HOC, *(["agreement"] if reference else [])]
-    before = compare_calibrators(aligned["labels"], None, reference.get("labels"), methods, seed=work.options.seed)
+    before = compare_calibrators(
+        aligned["labels"], None, reference.get("labels"), _post_hoc(aligned, reference), seed=work.options.seed
+    )
     chosen = work.record.run(
         "method",
         work.inputs("aligned", "reference", config=work.config.get("objective")),
@@ -99,6 +100,13 @@ def _restore(work: RestoreWork) -> list[dict[str, Any]]:
     rows = write_restore_report(report) if work.state.is_main_process else []
     work.state.wait_for_everyone()
     return rows
+
+
+def _post_hoc(aligned: dict[str, OptionPredictions], reference: dict[str, OptionPredictions]) -> list[str]:
+    """Post-hoc calibrators that the predictions permit."""
+    subjects = [predictions.subjects for predictions in aligned.values()]
+    grouped = all(names is not None for names in subjects) and len(set(subjects[0].tolist())) > 1
+    return [*POST_HOC, *(["agreement"] if reference else []), *(["subject_temperature"] if grouped else [])]
 
 
 def _write_data(work: RestoreWork) -> None:
