@@ -38,44 +38,56 @@ class NoHarm:
         """Whether the trained model has the smaller negative log-likelihood."""
         return self.difference < 0
 
-    def sentence(self) -> str:
-        """The comparison in a sentence."""
+    def sentence(self, questions: str) -> str:
+        """
+        The comparison in a sentence.
+
+        Args:
+            questions (`str`):
+                What the questions are, e.g. `"test questions"`.
+        """
         rival = "the aligned model as it is"
         if self.method != AS_IS:
             rival = f"the aligned model under {METHODS[self.method].title}"
         place = "better than" if self.better else "not better than"
         chance = ", within chance" if abs(self.difference) < 2 * self.difference_se else ""
         return (
-            f"On {self.n:,} labels that no gradient saw, the restored model is {place} {rival}{chance}: NLL "
-            f"{self.trained_nll:.3f} against {self.posthoc_nll:.3f} (difference {self.difference:+.3f} ± "
-            f"{self.difference_se:.3f})."
+            f"On {self.n:,} {questions}, the restored model is {place} {rival}{chance}: NLL {self.trained_nll:.3f} "
+            f"against {self.posthoc_nll:.3f} (difference {self.difference:+.3f} ± {self.difference_se:.3f})."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, flat."""
-        return {f"no_harm_{name}": value for name, value in {**asdict(self), "better": self.better}.items()}
+        """The numbers, and whether the trained model is better."""
+        return {**asdict(self), "better": self.better}
 
 
-def compare_with_posthoc(trained: OptionPredictions, before: Comparison) -> NoHarm:
+def best_posthoc(before: Comparison) -> str:
+    """The method with the smallest cross-validated negative log-likelihood, or `"as is"`."""
+    return min(before.scores, key=lambda method: before.scores[method]["cv_nll"])
+
+
+def compare_with_posthoc(trained: OptionPredictions, rival: OptionPredictions, method: str) -> NoHarm:
     """
-    Compare by the paired negative log-likelihood, on questions that neither was fitted on.
+    Compare by the paired negative log-likelihood.
 
     Args:
         trained ([`OptionPredictions`]):
-            Predictions of the trained model for questions that were held out from its training.
-        before ([`~hf_calib.evaluation.compare.Comparison`]):
-            Cross-validated calibrators of the model before training, on the labels, which include these questions.
+            Predictions of the trained model, for labelled questions that it was not fitted to.
+        rival ([`OptionPredictions`]):
+            Calibrated predictions of the model before training for these and perhaps more questions, by calibrators
+            fitted without them.
+        method (`str`):
+            Their post-hoc method.
 
     Raises:
-        `ValueError`: if a question is not among the labels.
+        `ValueError`: if a question was predicted by one of them only.
     """
-    best = min(before.scores, key=lambda name: before.scores[name]["cv_nll"])
-    rival = before.predictions[best].select(trained.ids)
+    rival = rival.select(trained.ids)
     losses = [_losses(predictions, rival.labels) for predictions in (trained, rival)]
     difference = losses[0] - losses[1]
     return NoHarm(
         n=len(trained),
-        method=best,
+        method=method,
         trained_nll=float(losses[0].mean()),
         posthoc_nll=float(losses[1].mean()),
         difference=float(difference.mean()),

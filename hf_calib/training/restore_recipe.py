@@ -136,7 +136,7 @@ def default_recipe(num_parameters: int, kind: str, plan: Plan, single_tokens: bo
         "report_to": "none",
     }
     if not single_tokens:
-        recipe |= {"option_loss_weight": 5.0, "lambda_ece": 2.0}
+        recipe["option_loss_weight"] = 5.0
     if kind == "lora":
         recipe["train_sampling_strategy"] = "group_by_length"
         recipe |= {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"}

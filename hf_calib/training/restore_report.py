@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.compare import Comparison, stage_name
-from ..evaluation.no_harm import NoHarm, compare_with_posthoc
+from ..evaluation.no_harm import NoHarm, best_posthoc, compare_with_posthoc
 from ..evaluation.tables import evaluation_results, print_table, write_stage_report
 from ..inference.predictions import OptionPredictions
 from ..plots import confidence_shift, save_figure
@@ -62,10 +63,23 @@ class RestoreReport:
             found[f"{ALIGNED} + {stage_name(method)}"] = test.recalibrated(calibrator)
         return found if self.restored is None else found | {RESTORED: self.restored}
 
+    @cached_property
+    def no_harm(self) -> dict[str, NoHarm]:
+        """Comparison with the best post-hoc calibrator on the held-out labels and on the test questions."""
+        if self.restored is None:
+            return {}
+        method, test = best_posthoc(self.before), self.aligned["test"]
+        calibrated = test if method == AS_IS else test.recalibrated(self.before.calibrators[method])
+        return {
+            "labels": compare_with_posthoc(self.held_out, self.before.predictions[method], method),
+            "test": compare_with_posthoc(self.restored, calibrated, method),
+        }
+
     @property
-    def no_harm(self) -> NoHarm | None:
-        """Comparison with the best post-hoc calibrator; `None` if nothing was trained."""
-        return None if self.held_out is None else compare_with_posthoc(self.held_out, self.before)
+    def better(self) -> bool:
+        """Whether the restored model is better on the held-out labels, and not clearly worse on the test questions."""
+        labels, test = self.no_harm["labels"], self.no_harm["test"]
+        return labels.better and test.difference < 2 * test.difference_se
 
     def rows(self) -> list[dict[str, Any]]:
         """Measures of every row, with the seconds that its model took."""
@@ -80,8 +94,10 @@ class RestoreReport:
             stages = ("training", RESTORED) if name == RESTORED else (name,)
             spent = sum(seconds[stage] for stage in stages if stage in seconds)
             rows.append({"stage": name, **results, "seconds": round(spent, 2)})
-        if self.no_harm is not None:
-            rows[-1] |= {"objective": self.chosen["objective"], **self.no_harm.to_dict(), **self.closing()}
+        if self.restored is not None:
+            rows[-1] |= {"objective": self.chosen["objective"], "better_than_posthoc": self.better, **self.closing()}
+            for part, found in self.no_harm.items():
+                rows[-1] |= {f"no_harm_{part}_{key}": value for key, value in found.to_dict().items()}
             rows[-1] |= {f"text_{key}": value for key, value in (self.text or {}).items()}
         return rows
 
@@ -153,18 +169,22 @@ def text_lines(report: RestoreReport) -> list[str]:
 def last_lines(report: RestoreReport) -> list[str]:
     """Whether the restored model is better than the aligned one with a calibrator, and what to do next."""
     work = report.work
-    if report.no_harm is None:
+    if report.restored is None:
         return ["The aligned model can be used as it is."]
-    lines = [report.no_harm.sentence()]
+    names = {"labels": "held-out labels", "test": "test questions"}
+    lines, method = (
+        [found.sentence(names[part]) for part, found in report.no_harm.items()],
+        best_posthoc(report.before),
+    )
     push = ["hf-calib", "push", "--model", str(work.model_folder), "--repo_id", "ORG/NAME"]
-    if report.no_harm.better:
+    if report.better:
         return [*lines, f"Checkpoint: {work.model_folder}. To publish it: {shlex.join(push)}"]
-    if report.no_harm.method == AS_IS:
+    if method == AS_IS:
         return [*lines, f"Use {work.options.model} as it is. The checkpoint is in {work.model_folder}."]
     calibrate = ["hf-calib", "calibrate", "--predictions", str(work.folder / ALIGNED / "labels.npz"), "--apply_to"]
-    calibrate += [str(work.folder / ALIGNED / "test.npz"), "--method", report.no_harm.method]
+    calibrate += [str(work.folder / ALIGNED / "test.npz"), "--method", method]
     calibrate += ["--output_dir", str(work.folder / "calibration")]
-    if report.no_harm.method == "agreement":
+    if method == "agreement":
         calibrate += ["--reference_predictions", str(work.folder / REFERENCE / "labels.npz")]
     return [*lines, f"The simpler repair is a calibrator beside the aligned model: {shlex.join(calibrate)}"]
 

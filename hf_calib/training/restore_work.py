@@ -153,7 +153,7 @@ class RestoreWork:
 
     @property
     def held_out_path(self) -> Path:
-        """Predictions of the trained model for the labels that no gradient saw."""
+        """Predictions of the trained model for the held-out labels."""
         return self.training_folder / "held_out" / "predictions.npz"
 
     def _plan_inputs(self, questions: RestoreQuestions) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from samples import make_logits
 from scipy.special import log_softmax
 
 from hf_calib.evaluation.compare import compare_calibrators
-from hf_calib.evaluation.no_harm import compare_with_posthoc
+from hf_calib.evaluation.no_harm import best_posthoc, compare_with_posthoc
 from hf_calib.inference.predictions import OptionPredictions
 
 
@@ -26,21 +26,24 @@ def test_the_difference_is_that_of_the_cross_validated_likelihoods(aligned, scal
         logits = logits.copy()
         logits[np.arange(60), held_out.labels] += 8
     trained = OptionPredictions(logits, held_out.labels, held_out.ids)
-    found = compare_with_posthoc(trained, before)
+    assert best_posthoc(before) == "temperature"
+    found = compare_with_posthoc(trained, before.predictions["temperature"], "temperature")
     rows = np.arange(60)
     nll = -log_softmax(logits, axis=1)[rows, held_out.labels]
     rival = -np.log(before.predictions["temperature"].probabilities[::5][rows, held_out.labels])
     assert found.n == 60 and found.method == "temperature"
     assert found.difference == pytest.approx((nll - rival).mean(), abs=1e-4)
     assert found.difference_se == pytest.approx((nll - rival).std(ddof=1) / np.sqrt(60), abs=1e-4)
-    assert found.better is better and found.to_dict()["no_harm_better"] is better
-    assert ("not better than" in found.sentence()) is not better
-    assert "under temperature scaling" in found.sentence()
+    assert found.better is better and found.to_dict()["better"] is better
+    said = found.sentence("held-out labels")
+    assert ("not better than" in said) is not better
+    assert said.startswith("On 60 held-out labels") and "under temperature scaling" in said
 
 
 def test_a_calibrated_model_is_compared_as_it_is(aligned):
     calibrated = OptionPredictions(aligned.option_logits / 3, aligned.labels, aligned.ids)
     before = compare_calibrators(calibrated, methods=["histogram"])
-    found = compare_with_posthoc(calibrated, before)
-    assert found.method == "as is" and found.difference == 0 and not found.better
-    assert "the aligned model as it is" in found.sentence()
+    assert best_posthoc(before) == "as is"
+    found = compare_with_posthoc(calibrated, before.predictions["as is"], "as is")
+    assert found.difference == 0 and not found.better
+    assert "the aligned model as it is" in found.sentence("test questions")
