@@ -58,6 +58,8 @@ _MODULE_OF = {
     "CalibratedSFTConfig": "trainers.sft_config",
     "CalibratedSFTTrainer": "trainers.sft_trainer",
     "CollapseCallback": "trainers.callbacks",
+    "RestoreOptions": "training.restore_options",
+    "run_restore": "training.restore",
 }
 
 __all__ = ["__version__", *_MODULE_OF]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Post-hoc calibrators of the aligned model that the restored one is compared with.
 POST_HOC = ("temperature", "ensemble_temperature", "temperature_isotonic")
 # Texts of the aligned model. With an odd seed they share no instruction with those of an even one, that of training.
-TEXTS = {"num_texts": 48, "max_new_tokens": 48, "seed": 1}
+TEXTS = {"num_texts": 32, "max_new_tokens": 32, "seed": 1}
 
 
 def run_restore(options: RestoreOptions, command: str | None = None) -> list[dict[str, Any]]:
@@ -56,8 +56,7 @@ def run_restore(options: RestoreOptions, command: str | None = None) -> list[dic
     Example:
 
     ```python
-    >>> from hf_calib.training.restore import run_restore
-    >>> from hf_calib.training.restore_options import RestoreOptions
+    >>> from hf_calib import RestoreOptions, run_restore
     >>> rows = run_restore(RestoreOptions(model="org/aligned", dataset="questions.parquet"))  # doctest: +SKIP
 
     ```

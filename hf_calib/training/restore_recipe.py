@@ -129,7 +129,7 @@ def default_recipe(num_parameters: int, kind: str, plan: Plan, single_tokens: bo
         "em_refresh": str(max(5, steps // 10)),
         "gradient_checkpointing": num_parameters >= _CHECKPOINTING_ABOVE,
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        "logging_steps": max(1, steps // 5),
+        "logging_steps": ceil(steps / 5),
         "save_strategy": "steps",
         "save_steps": max(10, ceil(steps / 5)),
         "save_total_limit": 1,

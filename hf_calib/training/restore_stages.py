@@ -30,7 +30,7 @@ class StageRecord:
             The processes.
 
     Attributes:
-        seconds (`dict[str, float]`): Time of each stage, in the run that finished it.
+        seconds (`dict[str, float]`): Time of each stage, with the time before an interruption.
         keys (`dict[str, str]`): Key of each stage.
     """
 
@@ -74,13 +74,21 @@ class StageRecord:
             self.seconds[name] = entry["seconds"]
             self.state.print(f"{name}: kept")
             return entry["result"]
-        self._write(name, {"key": key, "finished": False})
+        spent = entry.get("seconds", 0.0) if same and not entry["finished"] else 0.0
+        unfinished = {"key": key, "finished": False, "seconds": spent}
+        self._write(name, unfinished)
         start = time.perf_counter()
-        result = work(same) or {}
-        seconds = round(time.perf_counter() - start, 2)
+        try:
+            result = json.loads(json.dumps(work(same) or {}))
+        except BaseException:  # also an interruption, after which the work resumes
+            if self.state.is_main_process:
+                seconds = round(spent + time.perf_counter() - start, 2)
+                write_json(self.path, {**self._entries, name: {**unfinished, "seconds": seconds}})
+            raise
+        seconds = round(spent + time.perf_counter() - start, 2)
         self._write(name, {"key": key, "finished": True, "seconds": seconds, "result": result})
         self.seconds[name] = seconds
-        return json.loads(json.dumps(result))
+        return result
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
         self._entries[name] = entry

@@ -68,6 +68,7 @@ def test_a_stopped_restoration_resumes_and_leaves_a_checkpoint_to_push(options, 
     with pytest.raises(KeyboardInterrupt):
         run_restore(given)
     assert stages(out)["aligned"]["finished"] and not stages(out)["training"]["finished"]
+    spent = stages(out)["training"]["seconds"]
     monkeypatch.setattr(CalibratedSFTTrainer, "train", train)
     capsys.readouterr()
     rows = run_restore(given, "hf-calib restore --model aligned")
@@ -96,6 +97,7 @@ def test_a_stopped_restoration_resumes_and_leaves_a_checkpoint_to_push(options, 
     assert "hf-calib restore --model aligned" in (out / "model" / "README.md").read_text()
 
     before = stages(out)
+    assert before["training"]["seconds"] > spent > 0
     run_restore(given)
     assert stages(out) == before  # everything was kept
 
