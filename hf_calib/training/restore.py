@@ -161,7 +161,8 @@ def _train(work: RestoreWork, objective: str, single_tokens: bool) -> Callable[[
         return found
 
     stages = work.inputs("aligned", "reference", "method", recipe=depends)
-    work.record.run("training", stages, training, [work.model_folder / "config.json", work.held_out_path])
+    files = [work.model_folder / "config.json", work.held_out_path]
+    work.closing = work.record.run("training", stages, training, files)["closing"] or {}
     return lambda: trained[0] if trained and trained[0] is not None else work.load(str(work.model_folder))
 
 

@@ -126,6 +126,7 @@ def default_recipe(num_parameters: int, kind: str, plan: Plan, single_tokens: bo
         "learning_rate": learning_rate(num_parameters, kind),
         "lr_scheduler_type": "cosine" if kind == "lora" else "linear",
         "warmup_steps": 0.1,
+        "em_holdout": num_held_out(plan.labels),
         "em_refresh": str(max(5, steps // 10)),
         "gradient_checkpointing": num_parameters >= _CHECKPOINTING_ABOVE,
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
@@ -141,6 +142,11 @@ def default_recipe(num_parameters: int, kind: str, plan: Plan, single_tokens: bo
         recipe["train_sampling_strategy"] = "group_by_length"
         recipe |= {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"}
     return recipe
+
+
+def num_held_out(labels: int) -> int:
+    """Number of labels to hold out: a fifth, but at least 10, and 20 where they are at most a quarter."""
+    return max(round(0.2 * labels), min(20, labels // 4), 10)
 
 
 def learning_rate(num_parameters: int, kind: str) -> float:

@@ -21,7 +21,6 @@ from .restore_work import TEST, RestoreWork
 ALIGNED, REFERENCE, RESTORED = "aligned", "reference", "restored"
 # Text counts as unchanged up to this divergence, in nats a token, and this relative change of the perplexity.
 SAME_KL, SAME_PERPLEXITY = 0.05, 0.03
-CLOSING_STEP = "closing_step.json"  # written by the trainer
 
 
 @dataclass
@@ -95,19 +94,15 @@ class RestoreReport:
             spent = sum(seconds[stage] for stage in stages if stage in seconds)
             rows.append({"stage": name, **results, "seconds": round(spent, 2)})
         if self.restored is not None:
-            rows[-1] |= {"objective": self.chosen["objective"], "better_than_posthoc": self.better, **self.closing()}
+            rows[-1] |= {
+                "objective": self.chosen["objective"],
+                "better_than_posthoc": self.better,
+                **self.work.closing,
+            }
             for part, found in self.no_harm.items():
                 rows[-1] |= {f"no_harm_{part}_{key}": value for key, value in found.to_dict().items()}
             rows[-1] |= {f"text_{key}": value for key, value in (self.text or {}).items()}
         return rows
-
-    def closing(self) -> dict[str, Any]:
-        """What the trainer wrote about its closing step, if it took one."""
-        path = self.work.training_folder / CLOSING_STEP
-        if not path.is_file():
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {key if key.startswith("closing") else f"closing_{key}": value for key, value in found.items()}
 
 
 def write_restore_report(report: RestoreReport) -> list[dict[str, Any]]:
@@ -236,7 +231,7 @@ def _calibrators(report: RestoreReport) -> str:
 
 
 def _closing_table(report: RestoreReport) -> str:
-    found = {} if report.restored is None else report.closing()
+    found = report.work.closing
     if not found:
         return ""
     rows = [f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"

@@ -14,7 +14,7 @@ from ..data.questions import split_questions
 from ..evaluation.protocol import is_hub_id
 from ..evaluation.tables import write_json
 from ..hub.publish import TRAINING_RECORD
-from .restore_recipe import PROMPT_FIELDS, default_recipe, parse_recipe, write_recipe
+from .restore_recipe import PROMPT_FIELDS, default_recipe, num_held_out, parse_recipe, write_recipe
 from .restore_work import LABELS, UNLABELLED, RestoreWork
 from .run import build_trainer, train_and_save
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # Labels where the trainer holds none out (CFT), in `data/`.
 _KEPT_LABELS, _HELD_OUT = "labels_train.parquet", "labels_held_out.parquet"
-HELD_OUT_FRACTION = 0.2
 
 
 @dataclass
@@ -112,7 +111,7 @@ def train(
         trained = trainer.accelerator.unwrap_model(trainer.model)
         work.predict(trained, held_out, work.held_out_path, resume=False)
     in_memory = not (quantized or training_args.bf16 or training_args.fp16)
-    found = {"steps": trainer.state.global_step, "in_memory": in_memory}
+    found = {"steps": trainer.state.global_step, "closing": getattr(trainer, "closing_report", None)}
     trained = _save_whole(trainer, work, quantized)
     if work.state.is_main_process:
         for checkpoint in work.training_folder.glob("checkpoint-*"):
@@ -123,9 +122,8 @@ def train(
 
 def _hold_out(work: RestoreWork) -> Dataset:
     """Divide the labels, write those to train on, and return the others."""
-    parts = split_questions(
-        work.questions.labels, train=None, calibration=HELD_OUT_FRACTION, test=0, seed=work.options.seed
-    )
+    labels = work.questions.labels
+    parts = split_questions(labels, train=None, calibration=num_held_out(len(labels)), test=0, seed=work.options.seed)
     if work.state.is_main_process:
         parts["train"].to_parquet(work.folder / "data" / _KEPT_LABELS)
         parts["calibration"].to_parquet(work.folder / "data" / _HELD_OUT)

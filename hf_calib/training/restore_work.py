@@ -48,6 +48,7 @@ class RestoreWork:
         questions ([`~hf_calib.training.restore_data.RestoreQuestions`]): The questions of the plan.
         plan ([`~hf_calib.training.restore_plan.Plan`]): Numbers of questions and epochs.
         record ([`~hf_calib.training.restore_stages.StageRecord`]): Finished stages.
+        closing (`dict`): What the trainer tells about its closing step.
         scorings (`list[str]`), scoring_reason (`str`): Kinds of scoring to compare, or why there is only one.
 
     Raises:
@@ -67,6 +68,7 @@ class RestoreWork:
         self.scorings, self.scoring_reason = possible_scorings(self.options, self.tokenizer, questions.labels)
         self.state = process_state()
         self.record = StageRecord(self.folder, not options.no_resume, self.state)
+        self.closing: dict[str, Any] = {}
         self._model: PreTrainedModel | None = None
         self.dtype = options.dtype
         for note in questions.notes:
