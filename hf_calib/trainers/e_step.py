@@ -50,9 +50,8 @@ class EMArguments:
         em_holdout (`float`, *optional*, defaults to `0.2`):
             Training rows that are held out for the E-step: a fraction in (0, 1), or a number of rows (as `test_size`
             of scikit-learn's `train_test_split`). Rows of the same question (the same text, or the same two
-            completions of a prompt) are held out together. In [`CalibratedSFTTrainer`], EM-ECE acts on the held-out
-            questions. 0 takes the E-step on the training rows, as in the paper; memorisation then looks like
-            calibration. `None` (the default of DPO) holds out a tenth of the rows, at
+            completions of a prompt) are held out together. 0 takes the E-step on the training rows, as in the paper;
+            memorisation then looks like calibration. `None` (the default of DPO) holds out a tenth of the rows, at
             most 512.
         em_fold (`int`, *optional*, defaults to `0`):
             Which rows are held out: with `em_holdout` = 1/K, the folds 0 to K - 1 hold out disjoint rows. `hf-calib

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file, save_file
 
-from ..inference.encoding import IGNORE_INDEX, OPTION_COLUMNS
+from ..inference.encoding import OPTION_COLUMNS
 from .option_mixin import QUESTION_INDEX, OptionTrainingMixin
 
 
@@ -19,27 +19,29 @@ EM_TARGETS_NAME = "em_targets.safetensors"
 
 class MStepMixin(OptionTrainingMixin):
     """
-    EM-ECE on questions that no cross-entropy acts on, with targets that are fixed at each E-step.
+    EM-ECE with targets that are fixed at each E-step, on questions that are not those of the E-step.
+
+    A model soon fits the targets of the questions of its own E-step. The map would find nothing wrong on them while
+    other questions are off, so they are left out.
 
     The questions are numbered; the column `question_index` of the training rows holds the number, or -1. The targets
     are a table `(questions, options)`, the same on every process. A target computed from the current probabilities
     would apply the map to its own result, step after step; a fixed one applies it once.
     """
 
-    def _add_mstep_rows(self, questions: list[Dataset], num_estep: int, on_labelled: bool) -> None:
+    def _add_mstep_rows(self, unlabelled: Dataset | None, on_labelled: bool) -> None:
         """
-        Append questions without labels to the training rows, and number the questions of the M-step.
+        Append unlabelled questions to the training rows, and number the questions of the M-step.
 
         Args:
-            questions (`list[Dataset]`):
-                Encoded questions, of which the labels are left out.
-            num_estep (`int`):
-                How many of them, from the first, are those of the E-step, which scores them anyway.
+            unlabelled ([`~datasets.Dataset`], *optional*):
+                Encoded questions.
             on_labelled (`bool`):
                 Whether EM-ECE acts on the labelled training questions too.
         """
         num_rows = len(self.train_dataset)
-        self.train_dataset = concatenate_datasets([self.train_dataset, *map(_without_labels, questions)])
+        if unlabelled is not None:
+            self.train_dataset = concatenate_datasets([self.train_dataset, unlabelled])
         self.fixed_targets, self._fixes_targets = {}, False
         if not self.args.calibration_weight:
             return
@@ -49,9 +51,7 @@ class MStepMixin(OptionTrainingMixin):
         self._fixes_targets = self.args.fixes_targets
         self._mstep_num_options = torch.tensor([counts[row] for row in rows])
         if self._fixes_targets:
-            scored = self.train_dataset.select_columns(["input_ids", *OPTION_COLUMNS])
-            self._num_shared = 0 if on_labelled else num_estep
-            self._scored_only = scored.select(rows[self._num_shared :])
+            self._mstep_dataset = self.train_dataset.select_columns(["input_ids", *OPTION_COLUMNS]).select(rows)
         numbers = np.where(acts, np.cumsum(acts) - 1, -1)
         self.train_dataset = self.train_dataset.add_column(QUESTION_INDEX, numbers)
 
@@ -59,10 +59,7 @@ class MStepMixin(OptionTrainingMixin):
         super()._fit_map(kind, probabilities, truth)
         if not self._fixes_targets:
             return
-        parts = [probabilities[: self._num_shared]]
-        if len(self._scored_only):
-            parts.append(self._score_dataset(kind, self._scored_only, "M-step")[0])
-        probabilities = torch.cat(parts)
+        probabilities, _ = self._score_dataset(kind, self._mstep_dataset, "M-step")
         there = torch.arange(probabilities.size(1)) < self._mstep_num_options[:, None]
         targets = self.calibrators[kind].targets(probabilities, there)
         if targets.isnan().any():
@@ -97,10 +94,3 @@ class MStepMixin(OptionTrainingMixin):
         super()._save_em_state(folder)
         if self.fixed_targets:
             save_file({kind: targets.cpu() for kind, targets in self.fixed_targets.items()}, folder / EM_TARGETS_NAME)
-
-
-def _without_labels(questions: Dataset) -> Dataset:
-    """Make training rows of encoded questions that no cross-entropy acts on."""
-    labels = [[IGNORE_INDEX] * len(ids) for ids in questions["input_ids"]]
-    questions = questions.remove_columns("option_label").add_column("option_label", [IGNORE_INDEX] * len(questions))
-    return questions.add_column("labels", labels)

@@ -122,8 +122,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
 
     @property
     def calibrates_labelled(self) -> bool:
-        """Whether EM-ECE acts on the labelled training questions too, as in the paper."""
-        return self.em_preset == "paper"
+        """Whether EM-ECE acts on the labelled training questions where there are unlabelled ones."""
+        return True
 
     @property
     def fixes_targets(self) -> bool:

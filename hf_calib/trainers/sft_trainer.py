@@ -28,10 +28,9 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
     `choices` (texts, instruction pairs in any format of [`~trl.SFTTrainer`]) may be mixed in; they count in the
     likelihood only.
 
-    EM-ECE acts on questions that no cross-entropy acts on: those held out for the E-step, and the unlabelled ones.
-    They are rows of the training set, so they add to the steps of an epoch. Where there are none of them
-    (`em_holdout=0` without `unlabelled_dataset`), and with `em_preset="paper"`, it acts on the labelled training
-    questions.
+    EM-ECE acts on the labelled training questions, and on unlabelled ones, but not on those held out for the E-step.
+    Unlabelled questions are rows of the training set: they add to the steps of an epoch, unless the batch grows as the
+    rows do.
 
     PEFT, gradient accumulation, DeepSpeed, evaluation and checkpoints work as in [`~trl.SFTTrainer`].
 
@@ -49,8 +48,7 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
             Questions to evaluate on. Every measure of [`calibration_report`] is logged, as `eval_ece`,
             `eval_accuracy`, ...
         estep_dataset ([`~datasets.Dataset`], *optional*):
-            Questions for the E-step and the M-step. By default a part of `train_dataset` is held out; see
-            `em_holdout`.
+            Questions for the E-step. By default a part of `train_dataset` is held out; see `em_holdout`.
         unlabelled_dataset ([`~datasets.Dataset`], *optional*):
             Questions without answers (`question`, `choices`; an answer is not read) to train on. They count in EM-ECE
             and in the divergence from the reference, which need no label. EM-ECE scores them at every E-step.
@@ -103,12 +101,11 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
         overridden = type(self).compute_option_loss is not OptionTrainingMixin.compute_option_loss
         weights = (args.calibration_weight, args.option_loss_weight, args.has_reference)
         self._trains_options = any(weights) or overridden
-        held_out = args.holds_out or estep_dataset is not None
         if not args.calibration_weight:
             estep_dataset = None
         elif estep_dataset is None:
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
-        # Their answers act on the weights through the calibration map alone.
+        # No gradient sees these questions, so a post-hoc calibrator can be fitted on them.
         self.held_out_questions = estep_dataset if args.holds_out else None
         self._init_options()
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, perhaps "train"
@@ -116,7 +113,7 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._add_option_head()
         self._num_questions = None  # in an optimizer step: labelled, of the M-step, and all
-        self._prepare_option_datasets(estep_dataset, unlabelled_dataset, held_out)
+        self._prepare_option_datasets(estep_dataset, unlabelled_dataset)
         self._init_em({} if self.estep_dataset is None else {"options": self.estep_dataset})
         self.data_collator = DataCollatorForOptions(
             self._tokenizer.pad_token_id, **self._option_shape, pad_to_multiple_of=args.pad_to_multiple_of
@@ -159,22 +156,17 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
         kept, held_out = hold_out(questions, questions["question"], args, "questions")
         return kept if texts is None else concatenate_datasets([kept, texts]), held_out
 
-    def _prepare_option_datasets(
-        self, estep_dataset: Dataset | None, unlabelled_dataset: Dataset | None, held_out: bool
-    ) -> None:
-        args, questions = self.args, []
-        self.estep_dataset = None
+    def _prepare_option_datasets(self, estep_dataset: Dataset | None, unlabelled_dataset: Dataset | None) -> None:
+        args = self.args
+        unlabelled = self.estep_dataset = None
         if estep_dataset is not None:
             self.estep_dataset = self._prepare_dataset(
                 estep_dataset, self.processing_class, args, False, None, "E-step"
             )
-            if held_out and not args.calibrates_labelled:
-                questions.append(self.estep_dataset)
-        num_estep = sum(map(len, questions))
         if unlabelled_dataset is not None:
             unlabelled = adapt_questions(unlabelled_dataset, labelled=False)
-            questions.append(self._encode(unlabelled, "unlabelled", args, args.max_length, True, None))
-        self._add_mstep_rows(questions, num_estep, on_labelled=args.calibrates_labelled or not questions)
+            unlabelled = self._encode(unlabelled, "unlabelled", args, args.max_length, True, args.likelihood)
+        self._add_mstep_rows(unlabelled, on_labelled=args.calibrates_labelled or unlabelled is None)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if isinstance(dataset, Dataset) and "num_options" in dataset.column_names:

@@ -113,9 +113,7 @@ def test_experts_are_balanced_over_branches(make_trainer, tiny_tokenizers, share
     MixtralForCausalLM(MixtralConfig(vocab_size=len(tokenizer), **sizes, **heads)).save_pretrained(tmp_path / "moe")
     tokenizer.save_pretrained(tmp_path / "moe")
     dataset = load_questions(shared_data / "arc_easy_train.parquet", limit=10, seed=0)
-    trainer = make_trainer(
-        str(tmp_path / "moe"), dataset, max_steps=1, logging_steps=1, per_device_train_batch_size=10
-    )
+    trainer = make_trainer(str(tmp_path / "moe"), dataset, max_steps=1, logging_steps=1, per_device_train_batch_size=2)
     trainer.train()
     assert any(entry.get("aux_loss", 0) > 0 and "em_ece" in entry for entry in trainer.state.log_history)
 

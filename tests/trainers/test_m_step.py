@@ -36,11 +36,16 @@ def numbers(trainer):
     return list(trainer.train_dataset["question_index"])
 
 
-def test_questions_without_labels_are_numbered(make, world):
-    """32 labelled, then 8 held out, then 5 without answers."""
+class Unlabelled(CalibratedSFTConfig):
+    calibrates_labelled = False
+
+
+def test_questions_of_the_m_step_are_numbered(make, world):
+    """32 labelled (8 are held out), then 5 without answers."""
     unlabelled = world.questions(5, seed=7)
-    assert numbers(make(unlabelled)) == [-1] * 32 + list(range(13))
-    assert numbers(make(unlabelled, em_holdout=0)) == [-1] * 40 + list(range(5))
+    assert numbers(make(unlabelled)) == list(range(37))
+    assert numbers(make(unlabelled, config=Unlabelled)) == [-1] * 32 + list(range(5))
+    assert numbers(make(config=Unlabelled)) == list(range(32))
     assert numbers(make(em_holdout=0)) == list(range(40))
     paper = make(em_preset="paper")
     assert numbers(paper) == list(range(40))
@@ -48,8 +53,8 @@ def test_questions_without_labels_are_numbered(make, world):
     assert not paper.fixed_targets
 
 
-def test_labelled_questions_get_no_gradient_of_em_ece(make):
-    trainer = make(em_holdout=0.5)
+def test_questions_without_a_number_get_no_gradient_of_em_ece(make, world):
+    trainer = make(world.questions(20, seed=7), config=Unlabelled, em_holdout=0.5)
     trainer.e_step()
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(40)])
     index = batch.pop("question_index")
@@ -80,9 +85,9 @@ def test_targets_are_those_of_the_frozen_model_row_by_row(make, questions, world
     unlabelled = world.questions(24, seed=7)
     trainer = make(unlabelled, per_device_eval_batch_size=3)
     trainer.e_step()
-    _, held_out = hold_out(questions, questions["question"], trainer.args, "questions")
+    kept, _ = hold_out(questions, questions["question"], trainer.args, "questions")
     settings = {"prompt_format": PromptFormat("text"), "progress": False}
-    asked = [predict_options(trainer.model, trainer.processing_class, d, **settings) for d in (held_out, unlabelled)]
+    asked = [predict_options(trainer.model, trainer.processing_class, d, **settings) for d in (kept, unlabelled)]
     q = np.concatenate([predictions.probabilities for predictions in asked])
     expected = trainer.calibrator.targets(torch.tensor(q, dtype=torch.float32))
     torch.testing.assert_close(trainer.fixed_targets["options"], expected, atol=1e-4, rtol=1e-3)

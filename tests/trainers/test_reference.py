@@ -98,7 +98,7 @@ def test_the_reference_is_calibrated_on_all_labels(world_model, reference, quest
     labelled, others = questions.select(range(30)), questions.select(range(30, 40))
     trainer = CalibratedSFTTrainer(world_model, args, train_dataset=labelled, unlabelled_dataset=others)
     found = np.array(trainer.train_dataset["reference_logits"])
-    assert len(found) == 40
+    assert len(found) == (40 if objective == "cft" else 34)
     # All that has changed is the odds of the prediction, alike for all.
     odds, moved = (
         softmax(logits, axis=-1).max(axis=1) / (1 - softmax(logits, axis=-1).max(axis=1))
@@ -227,7 +227,7 @@ def test_unlabelled_questions_take_the_m_step(world_model, questions, tmp_path):
         world_model, args, train_dataset=questions, unlabelled_dataset=questions.remove_columns("answer")
     )
     trainer.train()
-    assert len(trainer.train_dataset) == 40 + 40 and len(trainer.estep_dataset) == 8
+    assert len(trainer.train_dataset) == 32 + 40 and len(trainer.estep_dataset) == 8
     assert np.isfinite(logged(trainer, "em_ece")).all()
 
 

@@ -34,7 +34,7 @@ RECIPE = {
 }
 OBJECTIVES = {
     "cft": {"objective": "cft", "limit": 48},
-    "rcft": {"objective": "rcft", "lambda_ece": 5.0, "option_loss_weight": 0.5, "limit": 48},
+    "rcft": {"objective": "rcft", "lambda_ece": 5.0, "option_loss_weight": 0.5, "limit": 64},
     "dpo": {
         "trainer": "calibrated_dpo",
         "lambda_pref": 2.0,
