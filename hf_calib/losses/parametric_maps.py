@@ -34,7 +34,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
     Returns:
         `np.ndarray` of shape `(1,)`: the inverse temperature 1 / T.
     """
-    weights = labels if labels.ndim == 2 else np.eye(probabilities.shape[1])[labels]
+    weights = labels if labels.ndim == 2 else np.eye(probabilities.shape[1])[labels.astype(np.int64)]
     # An option of probability 0 is padding, unless it is right.
     there = (probabilities > 0) | (weights > 0)
     log_q = np.log(np.maximum(probabilities, _SMALLEST))

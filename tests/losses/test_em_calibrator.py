@@ -143,10 +143,11 @@ def test_state_survives_json(estimator):
     assert restored.state_dict() == calibrator.state_dict()
 
 
-def test_torch_and_numpy_agree():
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_torch_and_numpy_agree(estimator):
     rng = np.random.default_rng(0)
     probabilities = softmax(rng.normal(size=(30, 4)))
-    calibrator = EMCalibrator().fit(torch.tensor(probabilities), torch.tensor(rng.integers(4, size=30)))
+    calibrator = EMCalibrator(estimator).fit(torch.tensor(probabilities), torch.tensor(rng.integers(4, size=30)))
     targets = calibrator.targets(torch.tensor(probabilities, requires_grad=True))
     assert not targets.requires_grad
     np.testing.assert_allclose(targets.numpy(), calibrator.targets(probabilities))
