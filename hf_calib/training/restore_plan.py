@@ -18,7 +18,8 @@ from .restore_data import LEAST_LABELS, LEAST_TEST, RestoreQuestions
 PROBE = 24  # questions that are timed
 # A training step of a question, in evaluations of it. On CPUs, adapters on every layer cost as much as the layers.
 PASSES_OF_A_STEP = {"full": 3, "lora": 4, "lora on CPUs": 8}
-CLOSING_SHARE = 0.5  # the closing step costs at most half of the training
+# Steps of the closing step: this share of those of the training, and for full fine-tuning at least this number.
+CLOSING_SHARE, CLOSING_STEPS = 0.5, 150
 TEXT_PASSES = 200  # the check of the text, in evaluations of a question
 SECONDS_OF_THE_REST = 20.0  # loading, saving, cross-validation, figures
 SCORING_QUESTIONS = 200  # labels on which the two kinds of scoring are compared
@@ -40,6 +41,7 @@ class Plan:
         epochs (`float`): Epochs of the training.
         seconds_per_question (`float`): Measured time of one evaluation of a question.
         passes_of_a_step (`float`): Time of a training step of a question, in evaluations of it.
+        least_closing (`int`): Least number of questions of the closing step.
         chooses_scoring (`bool`): Whether letters and texts are compared first.
         has_reference (`bool`): Whether the model before alignment is evaluated, too.
     """
@@ -50,6 +52,7 @@ class Plan:
     epochs: float
     seconds_per_question: float
     passes_of_a_step: float
+    least_closing: int
     chooses_scoring: bool
     has_reference: bool
 
@@ -65,7 +68,8 @@ class Plan:
     def training_seconds(self) -> float:
         """Estimated time of training and closing step."""
         questions = self.epochs * (self.labels + self.unlabelled)
-        return questions * self.passes_of_a_step * (1 + CLOSING_SHARE) * self.seconds_per_question
+        questions += max(CLOSING_SHARE * questions, self.least_closing)
+        return questions * self.passes_of_a_step * self.seconds_per_question
 
     @property
     def seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from math import ceil
 from pathlib import Path
@@ -17,11 +18,12 @@ from ..trainers.sft_config import CalibratedSFTConfig
 from .arguments import TrainArguments
 from .distributed import cpu_training_arguments
 from .restore_options import RestoreOptions
-from .restore_plan import BATCH, Plan
+from .restore_plan import BATCH, CLOSING_SHARE, CLOSING_STEPS, Plan
 
 
 FULL_BELOW = 50e6  # parameters: smaller models are fine-tuned in full, larger ones by LoRA
 _CHECKPOINTING_ABOVE = 500e6
+_HAS_CLOSING_STEP = "closing_step" in CalibratedSFTConfig.__dataclass_fields__
 
 PROMPT_FIELDS = tuple(field.name for field in fields(PromptArguments))
 # Arguments of a recipe that `restore` sets itself.
@@ -136,12 +138,21 @@ def default_recipe(num_parameters: int, kind: str, plan: Plan, single_tokens: bo
         "save_total_limit": 1,
         "report_to": "none",
     }
+    if _HAS_CLOSING_STEP:
+        recipe["closing_step"] = json.dumps(closing_options(kind, steps))
     if not single_tokens:
         recipe["option_loss_weight"] = 5.0
     if kind == "lora":
         recipe["train_sampling_strategy"] = "group_by_length"
         recipe |= {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"}
     return recipe
+
+
+def closing_options(kind: str, steps: int) -> dict[str, Any]:
+    """Options of the closing step after a training of so many steps. That of a small model costs little."""
+    if kind == "lora":
+        return {"steps": CLOSING_SHARE}
+    return {"steps": max(CLOSING_SHARE, round(CLOSING_STEPS / steps, 2)), "learning_rate": 5e-4}
 
 
 def num_held_out(labels: int) -> int:

@@ -46,17 +46,24 @@ class TrainingInputs:
 
     @property
     def trainer_holds_out(self) -> bool:
-        """Whether the trainer itself keeps labels out of the training."""
-        config = self.work.config
-        return self.objective == "rcft" and config.get("em_holdout") != 0 and config.get("em_preset") is None
+        """Whether the trainer itself keeps labels out of the training: for the E-step, or for the closing step."""
+        recipe = self.work.config
+        if recipe.get("em_holdout") == 0 or recipe.get("em_preset") is not None:
+            return False
+        closes = "closing_step" in self._defaults() and str(recipe.get("closing_step")).lower() != "false"
+        return self.objective == "rcft" or closes
+
+    def _defaults(self) -> dict[str, Any]:
+        work = self.work
+        return default_recipe(work.num_parameters, work.kind, work.plan, self.single_tokens, work.state.num_processes)
 
     def recipe(self) -> dict[str, Any]:
         """All arguments of the training: defaults, overridden by the user's recipe, and the model and data."""
         work, options = self.work, self.work.options
         data = work.folder / "data"
-        recipe = default_recipe(
-            work.num_parameters, work.kind, work.plan, self.single_tokens, work.state.num_processes
-        )
+        recipe = self._defaults()
+        if not self.trainer_holds_out:
+            recipe.pop("closing_step", None)
         recipe |= {"max_length": options.max_length, **work.config}
         recipe |= {name: getattr(options, name) for name in PROMPT_FIELDS}
         recipe |= {

@@ -20,7 +20,16 @@ from ..inference.predict import predict_options
 from ..inference.predictions import OptionPredictions
 from .restore_data import RestoreQuestions, load_restore_questions, possible_scorings, without_bars
 from .restore_options import RestoreOptions
-from .restore_plan import PASSES_OF_A_STEP, Plan, default_epochs, fit_budget, seconds_per_question, take
+from .restore_plan import (
+    BATCH,
+    CLOSING_STEPS,
+    PASSES_OF_A_STEP,
+    Plan,
+    default_epochs,
+    fit_budget,
+    seconds_per_question,
+    take,
+)
 from .restore_recipe import PROMPT_FIELDS, is_small, read_config, with_prompt_of
 from .restore_stages import StageRecord
 from .run import refuse_adapter
@@ -193,6 +202,7 @@ class RestoreWork:
             epochs=epochs or default_epochs(len(questions.labels), kind),
             seconds_per_question=seconds,
             passes_of_a_step=PASSES_OF_A_STEP[step],
+            least_closing=CLOSING_STEPS * BATCH[kind] if kind == "full" else 0,
             chooses_scoring=len(self.scorings) > 1,
             has_reference=options.reference is not None,
         )

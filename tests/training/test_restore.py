@@ -165,7 +165,7 @@ def test_test_questions_are_left_out_of_the_labels(options, folder, tmp_path):
 
 
 def test_the_budget_reduces_epochs_then_test_questions_then_labels():
-    plan = Plan(400, 1000, 800, 4, 0.1, 3, False, False)
+    plan = Plan(400, 1000, 800, 4, 0.1, 3, 0, False, False)
     assert fit_budget(plan, None) == plan
     seen = [fit_budget(plan, minutes) for minutes in (30, 12, 8, 5, 2)]
     assert [p.epochs for p in seen] == sorted((p.epochs for p in seen), reverse=True)
@@ -179,7 +179,7 @@ def test_the_budget_reduces_epochs_then_test_questions_then_labels():
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_default_recipe_is_one_that_train_takes(kind, tmp_path):
-    plan = Plan(100, 100, 0, 3, 0.1, 4, False, False)
+    plan = Plan(100, 100, 0, 3, 0.1, 4, 0, False, False)
     recipe = default_recipe(1e8, kind, plan, single_tokens=False, processes=2)
     script_args, training_args, model_args = parse_recipe("recipe", {**recipe, "scoring": "text"})
     batch = {"lora": 8, "full": 32}[kind]
