@@ -16,6 +16,7 @@ from hf_calib.data.synthetic_world import World
 from hf_calib.inference.model_loading import load_model
 from hf_calib.inference.predict import predict_options
 from hf_calib.inference.predictions import OptionPredictions
+from hf_calib.training import restore_recipe
 from hf_calib.training.restore import run_restore
 from hf_calib.training.restore_data import load_restore_questions
 from hf_calib.training.restore_options import RestoreOptions
@@ -38,6 +39,11 @@ def folder(tmp_path_factory):
         rows = [{**row, "answer": int(answer)} for row, answer in zip(questions, answers, strict=True)]
         Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def short_closing_step(monkeypatch):
+    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", 1)
 
 
 @pytest.fixture
