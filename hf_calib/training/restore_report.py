@@ -97,8 +97,8 @@ class RestoreReport:
             rows[-1] |= {
                 "objective": self.chosen["objective"],
                 "better_than_posthoc": self.better,
-                **self.work.closing,
             }
+            rows[-1] |= {f"closing_{key.removeprefix('closing_')}": value for key, value in self.work.closing.items()}
             for part, found in self.no_harm.items():
                 rows[-1] |= {f"no_harm_{part}_{key}": value for key, value in found.to_dict().items()}
             rows[-1] |= {f"text_{key}": value for key, value in (self.text or {}).items()}
