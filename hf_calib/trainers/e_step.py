@@ -43,8 +43,8 @@ class EMArguments:
 
     Args:
         em_estimator (`str`, *optional*, defaults to `"isotonic"`):
-            Estimator of the calibration map: `"isotonic"`; ten equal-width `"bins"` or `"equal_mass"` bins; or, for
-            few labels, `"temperature"` or `"beta"`. See [`EMCalibrator`].
+            Estimator of the calibration map: `"isotonic"`; ten equal-width `"bins"` or `"equal_mass"` bins;
+            `"temperature"` (the default of CFT and RCFT) or `"beta"`, which need few labels. See [`EMCalibrator`].
         em_pseudo_count (`float`, *optional*, defaults to `2.0`):
             Shrinkage of the first three maps, in pseudo-questions; see [`EMCalibrator`].
         em_holdout (`float`, *optional*, defaults to `0.2`):
@@ -115,7 +115,7 @@ class EMArguments:
     @property
     def em_tail(self) -> str:
         """Tail of the targets; see [`EMCalibrator`]."""
-        return "paper" if self.em_preset == "paper" else "temperature"
+        return "paper"
 
     @property
     def holds_out(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from trl import SFTConfig
 
 from ..data.prompts import PromptArguments
+from ..losses.em_calibrator import ESTIMATORS
 from .e_step import EMArguments, check_choices, check_weights
 
 
@@ -63,6 +64,9 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
     References:
         Xiao et al., "Restoring Calibration for Aligned Large Language Models: A Calibration-Aware Fine-Tuning
         Approach", ICML 2025, https://huggingface.co/papers/2505.01997.
+
+    > [!NOTE]
+    > `em_estimator` defaults to `"temperature"` instead of `"isotonic"`.
     """
 
     help_group = "objective"
@@ -92,6 +96,10 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
             "help": "Pseudo-questions on which the reference is taken as calibrated; 0: the labels alone decide, "
             "inf: the reference as it is."
         },
+    )
+
+    em_estimator: str = field(
+        default="temperature", metadata={"help": "Estimator of the calibration map.", "choices": list(ESTIMATORS)}
     )
 
     def __post_init__(self):
@@ -124,6 +132,11 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
     def calibrates_labelled(self) -> bool:
         """Whether EM-ECE acts on the labelled training questions where there are unlabelled ones."""
         return True
+
+    @property
+    def em_tail(self) -> str:
+        """Tail of the targets; see [`EMCalibrator`]."""
+        return "paper" if self.em_preset == "paper" else "temperature"
 
     @property
     def fixes_targets(self) -> bool:

@@ -181,7 +181,7 @@ def test_the_e_step_sees_the_held_out_questions_and_no_gradient_does(world_model
     predictions = predict_options(
         trainer.model, trainer.processing_class, held_out, prompt_format=PromptFormat("text"), progress=False
     )
-    expected = EMCalibrator().fit(predictions.probabilities, predictions.labels).state_dict()
+    expected = EMCalibrator("temperature").fit(predictions.probabilities, predictions.labels).state_dict()
     np.testing.assert_allclose(trainer.calibrator.state_dict()["ordinates"], expected["ordinates"], atol=1e-5)
     on_train = make_trainer(world_model, questions, tmp_path, em_preset="paper")
     assert len(on_train.estep_dataset) == len(on_train.train_dataset) == 80
