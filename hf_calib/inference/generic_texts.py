@@ -335,8 +335,8 @@ def _batches(rows: Sequence, batch_size: int, description: str) -> Iterator[Sequ
 
 
 def _check_whole(model: PreTrainedModel) -> None:
-    """Raise an error if ZeRO-3 has partitioned the weights."""
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    """Raise an error if ZeRO-3 has partitioned the weights and they are not gathered."""
+    if any(getattr(getattr(p, "ds_status", None), "name", "AVAILABLE") != "AVAILABLE" for p in model.parameters()):
         raise ValueError(
             "ZeRO-3 has partitioned the weights, but generic texts need the whole model in every process: use ZeRO-2, "
             "or save the model and load it without DeepSpeed."

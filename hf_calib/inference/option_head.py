@@ -21,6 +21,8 @@ from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutput
 
+from ..losses.text_divergence import anchor_divergence
+
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,6 +37,8 @@ OPTION_INPUTS = (
     "option_label",
     "option_segments",
 )
+# Columns of [`~hf_calib.trainers.text_anchor.collate_anchors`], which it accepts beside them.
+ANCHOR_INPUTS = ("text_positions", "text_tokens", "text_log_probabilities")
 
 # Number of positions whose vocabulary logits exist at one time: 256 x 128k float32 values are 128 MiB.
 _CHUNK_SIZE = 256
@@ -275,7 +279,8 @@ class OptionHead:
 
     `model(...)` then also accepts the option columns of [`~hf_calib.inference.encoding.collate_options`]. The option
     logits are computed from the last hidden states of the same pass and kept until [`OptionHead.pop`] is called. With
-    `options_only=True` the language-modelling head is skipped and the option logits are returned as `logits`. Calls
+    `options_only=True` the language-modelling head is skipped and the option logits are returned as `logits`; with
+    anchors of generic texts in the batch, the divergence from them, summed over the positions, as `loss`. Calls
     without option columns are unchanged, and so are generation and saving.
 
     Args:
@@ -312,6 +317,7 @@ class OptionHead:
         def forward(self, *args, options_only=False, over_vocabulary=False, **kwargs):
             head._option_logits = None
             batch = {name: kwargs.pop(name) for name in OPTION_INPUTS if name in kwargs}
+            anchors = [kwargs.pop(name, None) for name in ANCHOR_INPUTS]
             batch = {name: tensor for name, tensor in batch.items() if tensor is not None}
             if "option_positions" not in batch:
                 return original(*args, **kwargs)
@@ -335,13 +341,27 @@ class OptionHead:
             )
             option_logits = score_options(self.get_output_embeddings(), kept[-1], batch, options)
             if options_only:
-                return CausalLMOutput(logits=option_logits)
+                loss = None if anchors[0] is None else head._anchor_divergence(kept[-1], *anchors)
+                return CausalLMOutput(loss=loss, logits=option_logits)
             head._option_logits = option_logits
             return outputs
 
         # `generate` checks its arguments against this signature.
         forward.__wrapped__ = getattr(original, "__wrapped__", type(self.model).forward)
         self.model.forward = types.MethodType(forward, self.model)
+
+    def _anchor_divergence(self, hidden_states, positions, tokens, targets) -> torch.Tensor:
+        """Sum of the divergences from the anchors of generic texts; 0 for a batch without texts."""
+        valid = positions >= 0
+        row = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)[valid]
+        lm_head = self.model.get_output_embeddings()
+
+        def divergences(chunk, tokens, targets):
+            log_probabilities = self.transform(lm_head(chunk).float()).log_softmax(-1)
+            return anchor_divergence(log_probabilities, tokens, targets)
+
+        states = hidden_states[row, positions[valid]]
+        return over_chunks(divergences, lm_head, states, tokens[valid], targets[valid]).sum()
 
     @contextmanager
     def _last_hidden_state(self, attention_mask: torch.Tensor):

@@ -16,7 +16,7 @@ from .base import PostHocCalibrator, check_option_logits
 LOG_TEMPERATURE_LIMIT = 7.0  # temperatures from 0.0009 to 1,097
 
 
-def best_log_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+def best_log_temperature(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> float:
     """
     Find the logarithm of the temperature T that minimises the cross-entropy of `softmax(logits / T)` to targets.
 
@@ -27,18 +27,20 @@ def best_log_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
             Option logits, `-inf` as padding.
         targets (`np.ndarray` of shape `(N, K)`):
             Target distributions, 0 where there is padding.
+        weights (`np.ndarray` of shape `(N,)`, *optional*):
+            Weight of each row, at least 0; by default they weigh alike.
 
     Returns:
         `float`: in [-7, 7]; a limit where there is no minimum between.
     """
     shifted = logits - logits.max(axis=1, keepdims=True)
     values = np.where(np.isneginf(shifted), 0.0, shifted)  # padding has weight 0, and 0 * -inf would be NaN
-    wanted = (targets * values).sum(axis=1).mean()
+    wanted = np.average((targets * values).sum(axis=1), weights=weights)
 
     def slope(log_temperature: float) -> float:
         """Derivative of the cross-entropy in 1 / T."""
-        weights = np.exp(shifted * np.exp(-log_temperature))
-        return float(np.mean((weights * values).sum(axis=1) / weights.sum(axis=1)) - wanted)
+        odds = np.exp(shifted * np.exp(-log_temperature))
+        return float(np.average((odds * values).sum(axis=1) / odds.sum(axis=1), weights=weights) - wanted)
 
     limit = LOG_TEMPERATURE_LIMIT
     if slope(limit) >= 0:  # flat is best

@@ -14,6 +14,7 @@ from ..inference.encoding import collate_options
 from ..inference.option_scorer import pad_rows
 from .option_mixin import QUESTION_INDEX
 from .reference import REFERENCE_COLUMN
+from .text_anchor import collate_anchors
 
 
 @dataclass
@@ -22,7 +23,8 @@ class DataCollatorForOptions(DataCollatorMixin):
     Data collator that pads option questions, and plain language-modeling rows among them.
 
     See [`~hf_calib.inference.encoding.collate_options`]. The option logits of a reference are padded with -inf;
-    the number of a question of the M-step (`question_index`) is kept.
+    the number of a question of the M-step (`question_index`) is kept. See also
+    [`~hf_calib.trainers.text_anchor.collate_anchors`].
 
     Args:
         pad_token_id (`int`):
@@ -51,9 +53,12 @@ class DataCollatorForOptions(DataCollatorMixin):
         )
         if REFERENCE_COLUMN in examples[0]:
             rows = [example[REFERENCE_COLUMN] for example in examples]
+            rows = [row or [] for row in rows]  # a text among questions has none
             batch[REFERENCE_COLUMN] = torch.from_numpy(pad_rows(rows, batch["option_mask"].size(1), -torch.inf))
         if QUESTION_INDEX in examples[0]:
             batch[QUESTION_INDEX] = torch.tensor([example[QUESTION_INDEX] for example in examples])
+        if "text_positions" in examples[0]:
+            batch |= collate_anchors(examples)
         return batch
 
 

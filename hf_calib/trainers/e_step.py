@@ -322,6 +322,8 @@ class EMTrainerMixin:
 class _EStepCallback(TrainerCallback):
     """Take the E-step at the beginning of an optimizer step."""
 
+    only_training = True  # not in the closing step
+
     def __init__(self, trainer: EMTrainerMixin):
         self.trainer = trainer
 

@@ -17,6 +17,7 @@ from ..losses.option_losses import option_cross_entropy
 from .data import encode_questions
 from .e_step import EMTrainerMixin
 from .reference import REFERENCE_COLUMN
+from .text_anchor import TEXT_COLUMNS
 
 
 QUESTION_INDEX = "question_index"  # number of a question of the M-step, -1 in other rows
@@ -88,7 +89,7 @@ class OptionTrainingMixin(EMTrainerMixin):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        columns = ("input_ids", "labels", *OPTION_COLUMNS, REFERENCE_COLUMN, QUESTION_INDEX)
+        columns = ("input_ids", "labels", *OPTION_COLUMNS, REFERENCE_COLUMN, QUESTION_INDEX, *TEXT_COLUMNS)
         self._signature_columns += [name for name in columns if name not in self._signature_columns]
 
     def _score_rows(self, kind, inputs):

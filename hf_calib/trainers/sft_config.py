@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import SFTConfig
 
 from ..data.prompts import PromptArguments
 from ..losses.em_calibrator import ESTIMATORS
+from .closing_step import ClosingOptions
 from .e_step import EMArguments, check_choices, check_weights
 
 
@@ -50,6 +52,11 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
             The reference is calibrated first: a constant is added to the logit of its prediction, so that its mean
             confidence agrees with its accuracy on all labels and on this many pseudo-questions on which it is
             perfectly calibrated. `0` uses the labels alone, `inf` leaves the reference as it is.
+        closing_step (`bool`, `dict` or `str`, *optional*):
+            Whether the closing step follows the training: the trained model, calibrated, is distilled into its
+            weights. By default it does for `objective="rcft"` if rows are held out, without `em_preset`; set it to
+            `True` for `"cft"`, which then holds out rows too. A dictionary, or its JSON, sets the fields of
+            [`~hf_calib.trainers.closing_step.ClosingOptions`], such as `{"steps": 1.0}`.
 
         > Parameters that control option scoring
 
@@ -101,6 +108,13 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
     em_estimator: str = field(
         default="temperature", metadata={"help": "Estimator of the calibration map.", "choices": list(ESTIMATORS)}
     )
+    closing_step: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to distil the trained model, calibrated, into its weights "
+            "(default: for 'rcft'); JSON sets its options, as in '{\"steps\": 1.0}'."
+        },
+    )
 
     def __post_init__(self):
         self._check_calibration()
@@ -114,6 +128,9 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
         if not self.reference_pseudo_count >= 0:
             raise ValueError(f"reference_pseudo_count must be at least 0, got {self.reference_pseudo_count}.")
         self._set_up_em()
+        if isinstance(self.closing_step, str) and self.closing_step.lower() in ("true", "false", "none"):
+            self.closing_step = {"true": True, "false": False, "none": None}[self.closing_step.lower()]
+        self.closing_options  # noqa: B018 (checks the values)
         if not (self.likelihood_weight or self.option_loss_weight or self.has_reference):
             raise ValueError("likelihood_weight=0 leaves nothing that teaches the answer: set option_loss_weight > 0.")
         for name in ("packing", "padding_free", "eval_packing"):
@@ -147,6 +164,13 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
     def calibration_weight(self) -> float:
         """Weight of EM-ECE in the objective; above 0 there are E-steps."""
         return self.lambda_ece if self.objective == "rcft" else 0.0
+
+    @property
+    def closing_options(self) -> ClosingOptions | None:
+        """Options of the closing step; `None` without one."""
+        default = self.calibration_weight > 0 and self.holds_out and self.em_preset is None
+        wanted = default if self.closing_step is None else self.closing_step is not False
+        return ClosingOptions.parse(self.closing_step) if wanted else None
 
     @property
     def has_reference(self) -> bool:

@@ -11,6 +11,7 @@ from ..data.questions import adapt_questions
 from ..inference.encoding import IGNORE_INDEX
 from ..losses.em_calibrator import EMCalibrator
 from ..measures.calibration_error import calibration_report
+from .closing_step import ClosingStepMixin
 from .collators import DataCollatorForOptions
 from .data import split_rows
 from .e_step import hold_out
@@ -20,7 +21,7 @@ from .reference import REFERENCE_COLUMN, Reference, add_reference
 from .sft_config import CalibratedSFTConfig
 
 
-class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
+class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
     """
     Trainer for calibration-aware fine-tuning (CFT) and regularised calibration-aware fine-tuning (RCFT).
 
@@ -92,21 +93,24 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
             args = CalibratedSFTConfig(f"{name.split('/')[-1]}-calibrated")
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
-        if unlabelled_dataset is not None and not (args.calibration_weight or args.has_reference):
+        learns = args.calibration_weight or args.has_reference
+        if unlabelled_dataset is not None and not (learns or args.closing_options):
             raise ValueError(
                 "Nothing in this objective learns from unlabelled questions: give a reference_model_name_or_path, or "
-                "objective='rcft' with lambda_ece > 0; or leave unlabelled_dataset out."
+                "objective='rcft' with lambda_ece > 0, or closing_step=True; or leave unlabelled_dataset out."
             )
         args.max_length = self._fitting_length(model, args)
         overridden = type(self).compute_option_loss is not OptionTrainingMixin.compute_option_loss
         weights = (args.calibration_weight, args.option_loss_weight, args.has_reference)
         self._trains_options = any(weights) or overridden
-        if not args.calibration_weight:
+        self._closing_options = args.closing_options
+        if not (args.calibration_weight or self._closing_options):
             estep_dataset = None
         elif estep_dataset is None:
             train_dataset, estep_dataset = self._split_estep(train_dataset, args)
         # No gradient sees these questions, so a post-hoc calibrator can be fitted on them.
         self.held_out_questions = estep_dataset if args.holds_out else None
+        questions = split_rows(train_dataset)[0] if self._closing_options else None
         self._init_options()
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, perhaps "train"
         self._name = "RCFT" if args.calibration_weight else "CFT"  # in TRL's model card
@@ -114,7 +118,7 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
         self._add_option_head()
         self._num_questions = None  # in an optimizer step: labelled, of the M-step, and all
         self._prepare_option_datasets(estep_dataset, unlabelled_dataset)
-        self._init_em({} if self.estep_dataset is None else {"options": self.estep_dataset})
+        self._init_em({"options": self.estep_dataset} if args.calibration_weight else {})
         self.data_collator = DataCollatorForOptions(
             self._tokenizer.pad_token_id, **self._option_shape, pad_to_multiple_of=args.pad_to_multiple_of
         )
@@ -122,6 +126,8 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
         self._check_branches([self.train_dataset, self.estep_dataset, *evaluated])
         if args.has_reference:
             self._add_reference()
+        if self._closing_options:
+            self._init_closing(questions, self.held_out_questions, unlabelled_dataset)
         self.compute_metrics = self._option_metrics
 
     @property
@@ -163,7 +169,7 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
             self.estep_dataset = self._prepare_dataset(
                 estep_dataset, self.processing_class, args, False, None, "E-step"
             )
-        if unlabelled_dataset is not None:
+        if unlabelled_dataset is not None and (args.calibration_weight or args.has_reference):
             unlabelled = adapt_questions(unlabelled_dataset, labelled=False)
             unlabelled = self._encode(unlabelled, "unlabelled", args, args.max_length, True, args.likelihood)
         self._add_mstep_rows(unlabelled, on_labelled=args.calibrates_labelled or unlabelled is None)
@@ -213,7 +219,9 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batch_samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._trains_options:
+        if self._closing:
+            self._count_closing(batch_samples, device)
+        elif self._trains_options:
             # Losses over options are means over the questions of an optimizer step, as the likelihood is over its
             # tokens: the result does not depend on how the step is divided into micro-batches and processes.
             counts = [_count_questions(batch) for batch in batch_samples if "option_label" in batch]
@@ -228,6 +236,8 @@ class CalibratedSFTTrainer(MStepMixin, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
             raise ValueError("CalibratedSFTTrainer keeps no logits of the vocabulary: return_outputs must be False.")
+        if self._closing and self.model.training:
+            return self._closing_loss(model, inputs)
         reference_logits, question_index = inputs.pop(REFERENCE_COLUMN, None), inputs.pop(QUESTION_INDEX, None)
         labels, mask = inputs.get("option_label"), inputs.get("option_mask")
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)

@@ -246,6 +246,7 @@ def test_the_best_checkpoint_by_ece_is_kept(world_model, world, questions, tmp_p
         load_best_model_at_end=True,
         metric_for_best_model="ece",
         greater_is_better=False,
+        closing_step=False,
     )
     trainer.train()
     history = logged(trainer, "eval_ece")
