@@ -22,7 +22,7 @@ $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[app,deepspeed,dev]"
 	@touch $@
 
-quickstart: install ## repair an overconfident model on two cores; the report is quickstart-report/report.md
+quickstart: install ## restore an overconfident model on two cores; the report is quickstart-report/report.md
 	$(BIN)/hf-calib quickstart --output_dir quickstart-report
 
 # One process runs a file, so that its fixtures are made once. One thread each: tests that start processes are slowed down by more.

@@ -47,15 +47,21 @@ def main() -> None:
     def gap(stage: str, other: str) -> list[float]:
         return [run[stage]["accuracy"] - run[other]["accuracy"] for run in runs]
 
+    def rivals(run: dict) -> list[str]:
+        return [stage for stage in run if stage.startswith("dpo + ")]
+
     figures = {
         "seeds": len(runs),
         "dpo_ece_least": min(run["dpo"]["ece"] for run in runs),
         "dpo_minus_base_accuracy_least": min(gap("dpo", "base")),
-        "ts_ece_over_floor_least": min(run["dpo + TS"]["ece"] / run["dpo + TS"]["ece_noise_floor"] for run in runs),
-        "rcft_ece_most": max(run["rcft"]["ece"] for run in runs),
-        "rcft_minus_dpo_accuracy_least": min(gap("rcft", "dpo")),
-        "rcft_over_cft_ece_most": max(run["rcft"]["ece"] / run["cft"]["ece"] for run in runs),
+        "restored_ece_most": max(run["restored"]["ece"] for run in runs),
+        "restored_minus_dpo_accuracy_least": min(gap("restored", "dpo")),
+        "memorised_non_calibratable": sum(run["memorised"]["regime"] == "non-calibratable" for run in runs),
     }
+    for measure in ("ece", "nll"):
+        # Ratio of the means, as the rival with the best mean could be chosen once for all seeds.
+        of_rivals = [sum(run[rival][measure] for run in runs) for rival in rivals(runs[0])]
+        figures[f"restored_over_best_rival_{measure}"] = sum(run["restored"][measure] for run in runs) / min(of_rivals)
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 

@@ -10,7 +10,7 @@ COMMANDS = {
     "push": "Publish a model, its predictions or the metric on the Hub, with a card.",
     "verify": "Check whether the figures on a published model's card hold.",
     "register": 'Make evaluate.load("ece_regime") work from every folder.',
-    "quickstart": "Align a small model in a synthetic world, repair it and report, in a few minutes.",
+    "quickstart": "Align a small model in a synthetic world and restore its calibration, in a few minutes.",
 }
 MORE_COMMANDS = {
     "restore": "From an aligned model and labelled questions to a calibrated checkpoint, with a report.",
