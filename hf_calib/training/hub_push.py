@@ -154,7 +154,7 @@ def _budget(datasets: Mapping[str, Dataset], names: Sequence[str], held_out: int
             lines.append(f"{len(datasets[name]):,} {what}.")
     if held_out:
         unseen = (
-            "" if "chosen" in train.column_names else ": no gradient saw them"
+            "" if "chosen" in train.column_names else ": their answers were not trained on"
         )  # pairs may be made of the same questions
         lines.append(f"{held_out:,} of the labelled questions were held out for the E-step{unseen}.")
     return lines

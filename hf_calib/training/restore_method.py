@@ -87,12 +87,8 @@ def choose_objective(
             f"conf-ECE {results['ece']:.3f} on {results['n']:,} labels is within noise (noise floor "
             f"{results['ece_noise_floor']:.3f}, p = {results['ece_p_value']:.2g}). Nothing is trained."
         )
-    elif objective == "cft" and work.questions.unlabelled is not None and not work.options.reference:
-        objective, why = "rcft", f"CFT learns nothing from questions without answers. {why}"
     names = {None: "Nothing to repair", "cft": "Method: CFT", "rcft": "Method: RCFT"}
     sentence = f"{names[objective]}{': ' if objective is None else '. '}{why}"
-    if objective == "cft" and work.questions.unlabelled is not None and not work.options.reference:
-        sentence += " The questions without answers are left out: CFT learns nothing from them."
     if objective and work.options.reference:
         sentence += f" The training is anchored to the reference {work.options.reference}."
     return {"objective": objective, "sentence": sentence, "labels": results}

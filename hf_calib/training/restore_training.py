@@ -50,8 +50,7 @@ class TrainingInputs:
         recipe = self.work.config
         if recipe.get("em_holdout") == 0 or recipe.get("em_preset") is not None:
             return False
-        closes = "closing_step" in self._defaults() and str(recipe.get("closing_step")).lower() != "false"
-        return self.objective == "rcft" or closes
+        return self.objective == "rcft" or str(recipe.get("closing_step")).lower() != "false"
 
     def _defaults(self) -> dict[str, Any]:
         work = self.work
