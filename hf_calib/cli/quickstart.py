@@ -44,6 +44,10 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
     ignore_library_warnings()
     from ..training.quickstart import run_quickstart
+    from ..training.restore_data import LEAST_TEST
+
+    if args.limit < LEAST_TEST:
+        raise ValueError(f"limit must be at least {LEAST_TEST}, got {args.limit}.")
 
     output_dir = check_output_dir(args.output_dir)
     return lambda: run_quickstart(output_dir, args.seed, args.limit, not args.no_resume)

@@ -68,7 +68,7 @@ class QuickstartReport:
         measured[MEMORISED] = self._measure(MEMORISED, self.seconds[MEMORISED])
         self.predictions = {**found, MEMORISED: self.predictions[MEMORISED]}
         self.by_name = {
-            name: {**row, "stage": name, "seconds": round(row["seconds"], 2)} for name, row in measured.items()
+            name: {**row, "stage": name, "seconds": round(row["seconds"], 3)} for name, row in measured.items()
         }
 
     def _measure(self, name: str, seconds: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hf_calib import calibration_report
+from hf_calib.cli.main import main
 from hf_calib.paths import recipe_path
 from hf_calib.training import quickstart, restore_recipe
 from hf_calib.training.quickstart import STAGES
@@ -18,6 +19,12 @@ def test_every_stage_has_a_recipe():
     for place, stage in enumerate(STAGES):
         assert recipe_path(f"quickstart/{stage.name}.yaml").is_file()
         assert stage.parent in ("untrained", *names[:place])
+
+
+def test_too_few_test_questions_are_refused_before_the_work(tmp_path, capsys):
+    assert main(["quickstart", "--limit", "5", "--output_dir", str(tmp_path)]) == 2
+    assert "limit must be at least 20" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
