@@ -15,8 +15,8 @@ examples:
 
 Pre-trains a small model on a synthetic world, aligns it with DPO until it is overconfident, restores its calibration
 with `hf-calib restore` and 2,000 labelled questions, and compares it with post-hoc calibrators on the same labels. A
-last model, trained too long on 200 labels, shows a regime in which no calibrator helps. Takes about three and a half
-minutes on two idle cores and downloads nothing.
+last model, trained too long on 200 labels, shows a regime in which no calibrator helps. Takes two to three
+minutes on two cores and downloads nothing.
 
 writes to OUTPUT_DIR:
   report.md, results.json, reliability and regime (.png, .svg); restore/ with the report and the checkpoint of restore;
