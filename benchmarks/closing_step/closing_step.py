@@ -32,8 +32,6 @@ from hf_calib.training.quickstart import PROMPT_FORMAT, STAGES, make_world, trai
 RIVALS = ("temperature", "temperature_isotonic", "ensemble_temperature", "subject_temperature")
 MEASURES = ("ece", "nll", "accuracy", "ece_noise_floor")
 EPOCHS = {100: 20, 500: 8, 2000: 4}
-# With 100 labels half of the training's steps are too few.
-CLOSING_STEPS = {100: 2.0, 500: 0.5, 2000: 0.5}
 
 
 def make_models(folder: Path, seed: int, num_test: int) -> None:
@@ -81,9 +79,8 @@ def compare(folder: Path, seed: int, budget: int) -> dict[str, dict[str, float]]
     held_out = predict(sft.model, tokenizer, labels.select(range(num_kept, budget)))
     fitted = fit_calibrator("temperature", held_out.option_logits, held_out.labels)
     found["SFT + temperature"] = predict(sft.model, tokenizer, test).recalibrated(fitted)
-    closing = {"steps": CLOSING_STEPS[budget], "learning_rate": 1e-3, "text_weight": 0.0}
-    for name, options in (("RCFT without the closing step", False), ("RCFT", closing)):
-        trainer, seconds = train(folder / "dpo", labels, seed, num_train_epochs=EPOCHS[budget], closing_step=options)
+    for name, changes in (("RCFT without the closing step", {"closing_step": False}), ("RCFT", {})):
+        trainer, seconds = train(folder / "dpo", labels, seed, num_train_epochs=EPOCHS[budget], **changes)
         found[name] = predict(trainer.model, tokenizer, test)
         found[name].metadata["seconds"] = seconds
     rows = {}
