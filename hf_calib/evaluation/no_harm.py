@@ -33,6 +33,19 @@ class NoHarm:
     difference: float
     difference_se: float
 
+    @classmethod
+    def from_losses(cls, trained: np.ndarray, posthoc: np.ndarray, method: str) -> NoHarm:
+        """Compare by the negative log-likelihoods `(N,)` of both models on the same questions."""
+        difference = trained - posthoc
+        return cls(
+            n=len(difference),
+            method=method,
+            trained_nll=float(trained.mean()),
+            posthoc_nll=float(posthoc.mean()),
+            difference=float(difference.mean()),
+            difference_se=float(difference.std(ddof=1) / np.sqrt(len(difference))),
+        )
+
     @property
     def better(self) -> bool:
         """Whether the trained model has the smaller negative log-likelihood."""
@@ -52,7 +65,7 @@ class NoHarm:
         place = "better than" if self.better else "not better than"
         chance = ", within chance" if abs(self.difference) < 2 * self.difference_se else ""
         return (
-            f"On {self.n:,} {questions}, the restored model is {place} {rival}{chance}: NLL {self.trained_nll:.3f} "
+            f"On {self.n:,} {questions}, the trained model is {place} {rival}{chance}: NLL {self.trained_nll:.3f} "
             f"against {self.posthoc_nll:.3f} (difference {self.difference:+.3f} ± {self.difference_se:.3f})."
         )
 
@@ -83,17 +96,10 @@ def compare_with_posthoc(trained: OptionPredictions, rival: OptionPredictions, m
         `ValueError`: if a question was predicted by one of them only.
     """
     rival = rival.select(trained.ids)
-    losses = [_losses(predictions, rival.labels) for predictions in (trained, rival)]
-    difference = losses[0] - losses[1]
-    return NoHarm(
-        n=len(trained),
-        method=method,
-        trained_nll=float(losses[0].mean()),
-        posthoc_nll=float(losses[1].mean()),
-        difference=float(difference.mean()),
-        difference_se=float(difference.std(ddof=1) / np.sqrt(len(difference))),
-    )
+    losses = [log_losses(predictions.probabilities, rival.labels) for predictions in (trained, rival)]
+    return NoHarm.from_losses(*losses, method)
 
 
-def _losses(predictions: OptionPredictions, labels: np.ndarray) -> np.ndarray:
-    return -np.log(np.maximum(predictions.probabilities[np.arange(len(labels)), labels], 1e-12))
+def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of each label `(N,)` under option probabilities `(N, K)`, in nats."""
+    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from trl.models.utils import unwrap_model_for_generation
 from ..data.questions import adapt_questions
 from ..data.recombine import recombine_options
 from ..data.unified import OPTIONAL_FEATURES, REQUIRED_FEATURES
+from ..evaluation.no_harm import NoHarm, log_losses
 from ..inference.encoding import IGNORE_INDEX, OptionEncoder, QuestionTooLongError
 from ..inference.generic_texts import sample_texts
 from ..losses.em_ece_loss import em_ece_loss
@@ -43,57 +42,15 @@ from .reference import REFERENCE_COLUMN
 from .text_anchor import anchor_texts
 
 
+# Kinds of questions: answers trained on; answers held out; no answers; options of several questions.
+LABELLED, HELD_OUT, UNLABELLED, RECOMBINED = range(4)
+
 LEAST_QUESTIONS = 10  # labelled, for five folds; and not trained on, for the temperatures
 
 logger = logging.getLogger(__name__)
 
 _ALIGNED, _TEXTS, _REPORT = "aligned.safetensors", "texts.json", "report.json"
 _FEATURES = Features({**REQUIRED_FEATURES, "subject": OPTIONAL_FEATURES["subject"]})
-
-
-@dataclass(frozen=True)
-class ClosingOptions:
-    """
-    Options of the closing step.
-
-    Args:
-        steps (`float`, *optional*, defaults to `0.5`):
-            Optimizer steps, as a fraction of those of the training.
-        learning_rate (`float`, *optional*):
-            Its learning rate. Defaults to that of the training.
-        text_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the divergence on generic texts, in nats a token; at least 0.
-        num_texts (`int`, *optional*, defaults to `64`):
-            Number of generic texts, which the model before training samples; 0 for none.
-    """
-
-    steps: float = 0.5
-    learning_rate: float | None = None
-    text_weight: float = 1.0
-    num_texts: int = 64
-
-    def __post_init__(self):
-        if not 0 < self.steps < math.inf:
-            raise ValueError(f"closing_step: steps must be above 0, got {self.steps}.")
-        if not (0 <= self.text_weight < math.inf and self.num_texts >= 0):
-            raise ValueError(
-                f"closing_step: text_weight={self.text_weight} and num_texts={self.num_texts} must be at least 0."
-            )
-
-    @classmethod
-    def parse(cls, value: Any) -> ClosingOptions:
-        """Read the field `closing_step`: `None`, `True`, a mapping, or its JSON."""
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise ValueError(f"closing_step={value!r} is neither true, false nor JSON: {error}.") from None
-        if value is None or value is True:
-            return cls()
-        known = [field.name for field in fields(cls)]
-        if not isinstance(value, dict) or set(value) - set(known):
-            raise ValueError(f"closing_step must be true, false or a mapping of {', '.join(known)}; got {value!r}.")
-        return cls(**value)
 
 
 class ClosingStepMixin:
@@ -162,7 +119,7 @@ class ClosingStepMixin:
             if missing > 0:
                 more = _known_columns(recombine_options(self._closing_questions, missing, args.seed))
                 self._closing_questions = concatenate_datasets([self._closing_questions, more])
-                self._closing_kinds = np.concatenate([self._closing_kinds, np.full(missing, 3)])
+                self._closing_kinds = np.concatenate([self._closing_kinds, np.full(missing, RECOMBINED)])
         self._encode_closing_questions()
         if self.state.global_step == 0:
             aligned = self._closing_logits("aligned")
@@ -232,17 +189,16 @@ class ClosingStepMixin:
 
         Returns:
             `dict`: `closing_method`, the calibrator of the aligned model; `closing_labels` and `closing_untrained`,
-            numbers of questions; `closing_steps` and `closing_seconds`; on the held-out questions `held_out`,
-            `aligned_nll` (calibrated by cross-validation), `trained_nll` (before the closing step), `closed_nll`, and
-            `nll_difference` (closed less aligned) with its standard error `nll_difference_se`.
+            numbers of questions; `closing_steps` and `closing_seconds`; `nll_before_closing` on the held-out
+            questions, and there `no_harm_...`, the fields of [`~hf_calib.evaluation.no_harm.NoHarm`].
         """
         start, kinds = time.perf_counter(), self._closing_kinds
         labels = np.array([IGNORE_INDEX if answer is None else answer for answer in self._closing_questions["answer"]])
-        groups, labelled, held_out = self._closing_groups(), kinds <= 1, kinds == 1
+        groups, labelled, held_out = self._closing_groups(), kinds <= HELD_OUT, kinds == HELD_OUT
         known = None if groups is None else groups[labelled]
         aligned_map = AlignedMap.fit(self._aligned[labelled], labels[labelled], known, self.args.seed)
         trained = self._closing_logits("trained")
-        untrained = (kinds == 1) | (kinds == 2)
+        untrained = (kinds == HELD_OUT) | (kinds == UNLABELLED)
         targets = blend(aligned_map.transform(self._aligned, groups), trained, untrained, groups)
         self.accelerator.print(
             f"Closing step: {self._closing_steps} steps towards the trained model and the aligned one, calibrated by "
@@ -259,16 +215,11 @@ class ClosingStepMixin:
         }
         if held_out.any():
             closed = softmax(self._closing_logits("closed"), axis=1)
-            cross_validated = aligned_map.outcomes[held_out[labelled]]
-            losses = {
-                "aligned": _losses(cross_validated, labels[held_out]),
-                "trained": _losses(softmax(trained[held_out], axis=1), labels[held_out]),
-                "closed": _losses(closed[held_out], labels[held_out]),
-            }
-            difference = losses["closed"] - losses["aligned"]
-            report |= {"held_out": int(held_out.sum())} | {f"{k}_nll": float(v.mean()) for k, v in losses.items()}
-            report["nll_difference"] = float(difference.mean())
-            report["nll_difference_se"] = float(difference.std(ddof=1) / np.sqrt(len(difference)))
+            posthoc = log_losses(aligned_map.outcomes[held_out[labelled]], labels[held_out])
+            no_harm = NoHarm.from_losses(log_losses(closed[held_out], labels[held_out]), posthoc, aligned_map.method)
+            before = log_losses(softmax(trained[held_out], axis=1), labels[held_out])
+            report["nll_before_closing"] = float(before.mean())
+            report |= {f"no_harm_{name}": value for name, value in no_harm.to_dict().items()}
         if self.args.should_save:
             for folder in self._closing_dir.glob("checkpoint-*"):
                 shutil.rmtree(folder)
@@ -374,29 +325,8 @@ class _ClosingCallback(TrainerCallback):
         self.trainer._prepare_closing()
 
 
-def describe_closing(report: dict[str, Any]) -> str:
-    """State whether the closed model is better than the aligned one with a calibrator, on the held-out questions."""
-    if "held_out" not in report:
-        return "No labels were held out, so the model is not compared with the aligned one and a calibrator."
-    method, difference = report["closing_method"].replace("_", " "), report["nll_difference"]
-    figures = (
-        f"NLL {report['closed_nll']:.3f} on {report['held_out']} held-out questions, the aligned model with {method} "
-        f"{report['aligned_nll']:.3f} (difference {difference:+.3f} ± {report['nll_difference_se']:.3f})."
-    )
-    if difference < 0:
-        return f"The trained model is better: {figures}"
-    return (
-        f"The trained model is not better: {figures} The simpler way is to keep the aligned model and calibrate it: "
-        "hf-calib evaluate, then hf-calib calibrate."
-    )
-
-
 def _known_columns(questions: Dataset) -> Dataset:
     """Questions with the columns that the targets need."""
     columns = {name: questions[name] for name in ("id", "question", "choices", "answer")}
     columns["subject"] = questions["subject"] if "subject" in questions.column_names else [None] * len(questions)
     return Dataset.from_dict({name: list(column) for name, column in columns.items()}, features=_FEATURES)
-
-
-def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))

@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from ..data.prompts import PromptArguments
 from ..losses.em_calibrator import ESTIMATORS
-from .closing_step import ClosingOptions
+from .closing_options import ClosingOptions
 from .e_step import EMArguments, check_choices, check_weights
 
 
@@ -56,7 +56,7 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
             Whether the closing step follows the training: the trained model, calibrated, is distilled into its
             weights. By default it does for `objective="rcft"` if rows are held out, without `em_preset`; set it to
             `True` for `"cft"`, which then holds out rows too. A dictionary, or its JSON, sets the fields of
-            [`~hf_calib.trainers.closing_step.ClosingOptions`], such as `{"steps": 1.0}`.
+            [`~hf_calib.trainers.closing_options.ClosingOptions`], such as `{"steps": 1.0}`.
 
         > Parameters that control option scoring
 

@@ -13,7 +13,7 @@ from ..evaluation.tables import check_output_dir
 from ..inference.model_loading import check_model_name, merge_command
 from ..inference.predict import PredictionOptions, predict_options
 from ..trainers.callbacks import CollapseCallback, divides_weights
-from ..trainers.closing_step import describe_closing
+from ..trainers.closing_options import describe_closing
 from ..trainers.dpo_config import CalibratedDPOConfig
 from .arguments import TRAINERS, TrainArguments
 from .checkpoints import adapt_to_processes, check_disk_space, is_full_disk, last_checkpoint, resume_point

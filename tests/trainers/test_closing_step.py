@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer
 from hf_calib.inference.generic_texts import sample_texts
-from hf_calib.trainers.closing_step import ClosingOptions, describe_closing
+from hf_calib.trainers.closing_options import ClosingOptions, describe_closing
 from hf_calib.trainers.text_anchor import anchor_texts, collate_anchors
 
 
@@ -44,10 +44,12 @@ def test_the_held_out_likelihood_improves_and_is_reported(run):
     trained, closed = run
     report = json.loads((closed._closing_dir / "report.json").read_text())
     assert report == closed.closing_report and trained.closing_report is None
-    assert report["held_out"] == report["closing_untrained"] == 40 and report["closing_labels"] == 160
-    assert report["closed_nll"] < report["trained_nll"] - 0.05
+    assert report["no_harm_n"] == report["closing_untrained"] == 40 and report["closing_labels"] == 160
+    assert report["no_harm_trained_nll"] < report["nll_before_closing"] - 0.05
     probabilities, labels = closed._score_dataset("options", closed.estep_dataset, "check")
-    assert report["closed_nll"] == pytest.approx(-probabilities[range(40), labels].log().mean().item(), abs=1e-5)
+    assert report["no_harm_trained_nll"] == pytest.approx(
+        -probabilities[range(40), labels].log().mean().item(), abs=1e-5
+    )
     targets = logged(closed, "closing_kl")
     assert targets[-1] < targets[0] / 2
     assert logged(closed, "closing_text_kl") and closed.state.global_step == trained.state.global_step
@@ -60,11 +62,13 @@ def test_the_training_itself_is_the_same(run):
 
 
 def test_the_sentence_names_the_better_model():
-    report = {"closing_method": "temperature", "held_out": 40, "closed_nll": 1.0, "aligned_nll": 1.1}
-    report |= {"nll_difference": -0.1, "nll_difference_se": 0.02}
-    assert describe_closing(report).startswith("The trained model is better: NLL 1.000 on 40 held-out questions")
-    worse = describe_closing({**report, "nll_difference": 0.1})
-    assert worse.startswith("The trained model is not better") and "hf-calib calibrate" in worse
+    report = {"no_harm_n": 40, "no_harm_method": "temperature", "no_harm_trained_nll": 1.0, "no_harm_better": True}
+    report |= {"no_harm_posthoc_nll": 1.1, "no_harm_difference": -0.1, "no_harm_difference_se": 0.02}
+    assert describe_closing(report).startswith(
+        "On 40 held-out questions, the trained model is better than the aligned"
+    )
+    worse = describe_closing({**report, "no_harm_difference": 0.1})
+    assert "is not better than the aligned model under temperature" in worse and "hf-calib calibrate" in worse
 
 
 @pytest.mark.parametrize("save", ["training", "closing"])
@@ -86,7 +90,9 @@ def test_a_run_that_is_cut_off_resumes_to_the_same_model(world_model, many, tmp_
     resumed = make_trainer(world_model, many, tmp_path / "cut", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert_same(weights(whole), weights(resumed), rtol=1e-5, atol=1e-6)
-    assert resumed.closing_report["closed_nll"] == pytest.approx(whole.closing_report["closed_nll"], abs=1e-5)
+    assert resumed.closing_report["no_harm_trained_nll"] == pytest.approx(
+        whole.closing_report["no_harm_trained_nll"], abs=1e-5
+    )
 
 
 def test_without_the_files_of_its_beginning_a_run_does_not_resume(world_model, many, tmp_path):
