@@ -106,7 +106,8 @@ def _before(report: QuickstartReport) -> list[str]:
         f"DPO made the model overconfident: {figures.format(**dpo)}, mean confidence {dpo['confidence']:.3f}. Its "
         f"parent has {figures.format(**base)}; no repair uses it.",
         f"`hf-calib restore` with {report.num_labels:,} labels: {figures.format(**restored)}. The checkpoint "
-        "`restore/model` needs no calibrator; `restore/report.md` has its report.",
+        "`restore/model` needs no calibrator. On texts of the aligned model it diverges from that model by "
+        f"{restored['text_kl_per_token']:.3f} nats a token; see `restore/report.md`.",
     ]
 
 
