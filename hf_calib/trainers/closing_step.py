@@ -102,6 +102,10 @@ class ClosingStepMixin:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.args.should_save and not resume_from_checkpoint:
             shutil.rmtree(self._closing_dir, ignore_errors=True)
+        elif self.args.should_save and isinstance(resume_from_checkpoint, (str, Path)):
+            before = Path(resume_from_checkpoint).parent / self._closing_dir.name
+            if before.is_dir() and not self._closing_dir.exists():  # a checkpoint of another folder
+                shutil.copytree(before, self._closing_dir)
         self.accelerator.wait_for_everyone()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.closing_report = self._close()
@@ -112,30 +116,34 @@ class ClosingStepMixin:
     def _prepare_closing(self) -> None:
         """Evaluate the aligned model on the questions, and have it write texts; or load that in a resumed run."""
         options, args, folder = self._closing_options, self.args, self._closing_dir
-        steps = max(1, round(options.steps * self.state.max_steps))
-        rows = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self._closing_steps, self._closing_rows = steps, rows * self.accelerator.num_processes
-        if missing := self._closing_rows - len(self._closing_questions):
-            if missing > 0:
-                more = _known_columns(recombine_options(self._closing_questions, missing, args.seed))
-                self._closing_questions = concatenate_datasets([self._closing_questions, more])
-                self._closing_kinds = np.concatenate([self._closing_kinds, np.full(missing, RECOMBINED)])
-        self._encode_closing_questions()
-        if self.state.global_step == 0:
-            aligned = self._closing_logits("aligned")
-            texts = self._anchor_texts() if options.num_texts and options.text_weight else []
-            if args.should_save:
-                folder.mkdir(parents=True, exist_ok=True)
-                save_file({"aligned": aligned}, folder / _ALIGNED)
-                (folder / _TEXTS).write_text(json.dumps(list(texts)))
-            self.accelerator.wait_for_everyone()
-        if not (folder / _TEXTS).is_file():
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        self._closing_steps = max(1, round(options.steps * self.state.max_steps))
+        self._closing_rows = rows * self._closing_steps
+        begins = self.state.global_step == 0
+        if not begins and not (folder / _TEXTS).is_file():
             raise FileNotFoundError(
                 f"{folder / _TEXTS} is missing: it keeps what the model wrote before the training. Start the training "
                 "anew, or resume with closing_step=False."
             )
-        self._aligned = load_file(folder / _ALIGNED)["aligned"]
-        self._anchors = json.loads((folder / _TEXTS).read_text())
+        kept = {} if begins else json.loads((folder / _TEXTS).read_text())
+        missing = kept.get("num_recombined", max(0, self._closing_rows - len(self._closing_questions)))
+        if missing:
+            more = _known_columns(recombine_options(self._closing_questions, missing, args.seed))
+            self._closing_questions = concatenate_datasets([self._closing_questions, more])
+            self._closing_kinds = np.concatenate([self._closing_kinds, np.full(missing, RECOMBINED)])
+        self._encode_closing_questions()
+        if begins:
+            self._aligned = self._closing_logits("aligned")
+            texts = self._anchor_texts() if options.num_texts and options.text_weight else []
+            kept = {"num_recombined": missing, "texts": list(texts)}
+            if args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file({"aligned": self._aligned}, folder / _ALIGNED)
+                (folder / _TEXTS).write_text(json.dumps(kept))
+            self.accelerator.wait_for_everyone()
+        else:
+            self._aligned = load_file(folder / _ALIGNED)["aligned"]
+        self._anchors = kept["texts"]
 
     def _encode_closing_questions(self) -> None:
         """Encode the questions that fit in `max_length`."""
@@ -271,7 +279,8 @@ class ClosingStepMixin:
                 setattr(args, name, value)
             self.train_dataset, self._closing = data, False
             self.callback_handler.callbacks = callbacks
-            state.log_history += self.state.log_history
+            for entry in self.state.log_history:
+                state.log_history.append(entry | {"step": state.global_step + entry["step"]})
             self.state = state
 
     def _interrupted_checkpoint(self) -> str | None:

@@ -103,7 +103,7 @@ def test_what_was_held_out_is_there_to_calibrate_on(name, start, files, tmp_path
     assert said in capsys.readouterr().out
     budget = json.loads((out / "training.json").read_text())["budget"]
     assert budget[-1].startswith("15 of the labelled questions were held out for the E-step")
-    assert ("no gradient" in budget[-1]) == (name == "rcft")
+    assert ("not trained on" in budget[-1]) == (name == "rcft")
     asking = ["--scoring", "text", "--prompt_template", "{question}", "--output_dir", str(tmp_path / "evaluation")]
     assert main(["evaluate", "--model", str(out), "--dataset", files["questions"], *asking]) == 0
     asked = OptionPredictions.load(tmp_path / "evaluation" / "predictions.npz").select(held_out.ids)
