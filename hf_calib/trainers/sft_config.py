@@ -54,8 +54,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
             perfectly calibrated. `0` uses the labels alone, `inf` leaves the reference as it is.
         closing_step (`bool`, `dict` or `str`, *optional*):
             Whether the closing step follows the training: the trained model, calibrated, is distilled into its
-            weights. By default it does for `objective="rcft"` if rows are held out, without `em_preset`; set it to
-            `True` for `"cft"`, which then holds out rows too. A dictionary, or its JSON, sets the fields of
+            weights. By default it does for `objective="rcft"` if rows are held out; set it to `True` for `"cft"`,
+            which then holds out rows too. With `em_preset` it never does. A dictionary, or its JSON, sets the fields of
             [`~hf_calib.trainers.closing_options.ClosingOptions`], such as `{"steps": 1.0}`.
 
         > Parameters that control option scoring
@@ -168,8 +168,9 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
     @property
     def closing_options(self) -> ClosingOptions | None:
         """Options of the closing step; `None` without one."""
-        default = self.calibration_weight > 0 and self.holds_out and self.em_preset is None
+        default = self.calibration_weight > 0 and self.holds_out
         wanted = default if self.closing_step is None else self.closing_step is not False
+        wanted = wanted and self.em_preset is None
         return ClosingOptions.parse(self.closing_step) if wanted else None
 
     @property

@@ -114,7 +114,12 @@ def test_cft_closes_where_it_is_wanted(world_model, many, world, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "closes"),
-    [({}, True), ({"em_preset": "paper"}, False), ({"objective": "cft"}, False), ({"closing_step": "false"}, False)]
+    [
+        ({}, True),
+        ({"em_preset": "paper", "closing_step": {"steps": 2}}, False),
+        ({"objective": "cft"}, False),
+        ({"closing_step": "false"}, False),
+    ]
     + [({"closing_step": '{"steps": 2}'}, True), ({"lambda_ece": 0.0}, False), ({"em_holdout": 0}, False)],
 )
 def test_when_it_follows(settings, closes):
