@@ -55,8 +55,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
         closing_step (`bool`, `dict` or `str`, *optional*):
             Whether the closing step follows the training: the trained model, calibrated, is distilled into its
             weights. By default it does for `objective="rcft"` if rows are held out; set it to `True` for `"cft"`,
-            which then holds out rows too. With `em_preset` it never does. A dictionary, or its JSON, sets the fields of
-            [`~hf_calib.trainers.closing_options.ClosingOptions`], such as `{"steps": 1.0}`.
+            which then holds out rows too. With `em_preset` it never does. A dictionary, or its JSON, sets the fields
+            of [`~hf_calib.trainers.closing_options.ClosingOptions`], such as `{"steps": 1.0}`.
 
         > Parameters that control option scoring
 
