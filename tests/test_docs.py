@@ -127,7 +127,7 @@ def models_and_files(tmp_path_factory, tiny_tokenizers, tiny_llama):
         tiny_llama(tiny_tokenizers["qwen"], seed=seed).save_pretrained(folder / "org" / name)
         tiny_tokenizers["qwen"].save_pretrained(folder / "org" / name)
     colours = ["green", "blue", "red", "black"]
-    for split, n in (("train", 48), ("test", 40), ("questions", 24)):
+    for split, n in (("train", 48), ("test", 40), ("questions", 90)):
         rows = [{"question": f"Which colour has {split} {i}?", "choices": colours, "answer": i % 4} for i in range(n)]
         Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
     pairs = [
@@ -162,7 +162,7 @@ def test_readme_runs(models_and_files, evaluate_cache, tmp_path, monkeypatch):
     shutil.copytree(models_and_files, tmp_path / "folder")
     monkeypatch.chdir(tmp_path / "folder")
     run_page("README.md")
-    assert Path("before/results.json").exists() and Path("calibration/report.md").exists()
+    assert Path("restored/report.md").exists() and Path("restored/results.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -165,12 +165,13 @@ class ClosingStepMixin:
         self._option_shape["branched"] = self._option_shape["branched"] or any(map(any, segments))
         vars(self.data_collator).update(self._option_shape)
 
-    def _closing_logits(self, name: str) -> np.ndarray:
-        """Log-probabilities `(N, K)` of the closing questions under the frozen model, `-inf` as padding."""
-        probabilities, _ = self._score_dataset("options", self._closing_encoded, name)
+    def _closing_logits(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Log-probabilities `(N, K)` of rows (by default all) under the frozen model, `-inf` as padding."""
+        encoded = self._closing_encoded if rows is None else self._closing_encoded.select(rows)
+        probabilities, _ = self._score_dataset("options", encoded, name)
         if probabilities.isnan().any():
             raise FloatingPointError("The option probabilities contain NaN: the model has diverged.")
-        counts = np.array(self._closing_encoded["num_options"])
+        counts = np.array(encoded["num_options"])
         probabilities = probabilities.double().numpy()[:, : counts.max()]
         present = np.arange(counts.max()) < counts[:, None]
         return np.where(present, np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)), -np.inf)
@@ -222,9 +223,9 @@ class ClosingStepMixin:
             "closing_seconds": round(time.perf_counter() - start, 1),
         }
         if held_out.any():
-            closed = softmax(self._closing_logits("closed"), axis=1)
+            closed = softmax(self._closing_logits("closed", np.flatnonzero(held_out)), axis=1)
             posthoc = log_losses(aligned_map.outcomes[held_out[labelled]], labels[held_out])
-            no_harm = NoHarm.from_losses(log_losses(closed[held_out], labels[held_out]), posthoc, aligned_map.method)
+            no_harm = NoHarm.from_losses(log_losses(closed, labels[held_out]), posthoc, aligned_map.method)
             before = log_losses(softmax(trained[held_out], axis=1), labels[held_out])
             report["nll_before_closing"] = float(before.mean())
             report |= {f"no_harm_{name}": value for name, value in no_harm.to_dict().items()}
