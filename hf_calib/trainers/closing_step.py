@@ -45,6 +45,8 @@ from .text_anchor import anchor_texts
 # Kinds of questions: answers trained on; answers held out; no answers; options of several questions.
 LABELLED, HELD_OUT, UNLABELLED, RECOMBINED = range(4)
 
+MOST_LEARNING_RATE = 3e-4  # by default; docs/research/closing-step.md has what adapters lose above it
+
 LEAST_QUESTIONS = 10  # labelled, for five folds; and not trained on, for the temperatures
 
 logger = logging.getLogger(__name__)
@@ -264,7 +266,7 @@ class ClosingStepMixin:
             "eval_strategy": "no",
             "load_best_model_at_end": False,
             "save_total_limit": 1,
-            "learning_rate": self._closing_options.learning_rate or args.learning_rate,
+            "learning_rate": self._closing_options.learning_rate or min(args.learning_rate, MOST_LEARNING_RATE),
         }
         kept, checkpoint = {name: getattr(args, name) for name in changes}, self._interrupted_checkpoint()
         for name, value in changes.items():

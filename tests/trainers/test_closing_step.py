@@ -15,6 +15,7 @@ from hf_calib.trainers.text_anchor import anchor_texts, collate_anchors
 
 
 # Such a learning rate makes the untrained model overconfident within a few epochs.
+OPTIONS = {"steps": 1.0, "text_weight": 0.1, "learning_rate": 2e-3}
 RUN = {"prompt_template": "{question}", "num_train_epochs": 6, "em_holdout": 0.25, "logging_steps": 4}
 
 
@@ -35,7 +36,7 @@ def run(world_model, many, tmp_path_factory):
     folder = tmp_path_factory.mktemp("closing")
     trained = make_trainer(world_model, many, folder / "trained", closing_step=False)
     trained.train()
-    closed = make_trainer(world_model, many, folder / "closed", closing_step={"steps": 1.0, "text_weight": 0.1})
+    closed = make_trainer(world_model, many, folder / "closed", closing_step=OPTIONS)
     closed.train()
     return trained, closed
 
