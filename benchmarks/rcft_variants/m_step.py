@@ -115,6 +115,7 @@ def train(variant: Variant, model: Path, questions: datasets.Dataset, seed: int)
         "em_estimator": variant.estimator,
         "learning_rate": variant.learning_rate,
         "em_refresh": variant.refresh,
+        "closing_step": False,
     }
     settings |= {"seed": seed, "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no"}
     settings.pop("output_dir")

@@ -67,7 +67,8 @@ def run(folder: Path, seed: int, changes: dict) -> dict[str, float]:
     settings = {name: value for name, value in recipe.items() if name in CalibratedSFTConfig.__dataclass_fields__}
     config_class = RivalSFTConfig if trainer_class is RivalSFTTrainer else CalibratedSFTConfig
     with tempfile.TemporaryDirectory() as output_dir:
-        settings |= {"output_dir": output_dir, "seed": seed, "use_cpu": True, "disable_tqdm": True, **changes}
+        settings |= {"output_dir": output_dir, "seed": seed, "use_cpu": True, "disable_tqdm": True}
+        settings |= {"closing_step": False, **changes}  # the variants are of the training alone
         trainer = trainer_class(
             str(folder / "dpo"),
             config_class(**settings),
