@@ -62,6 +62,7 @@ def train_far(what: str, name: str, model: str, folder: Path, seed: int, sizes: 
     recipe |= {
         **far,
         **settings,
+        **({"closing_step": False} if name == "rcft" else {}),
         "model_name_or_path": model,
         "dataset_name": str(folder / "train.parquet"),
         "seed": seed,

@@ -65,6 +65,8 @@ class CollapseCallback(TrainerCallback):
     ```
     """
 
+    only_training = True  # the closing step counts its steps anew
+
     def __init__(
         self,
         trainer: Trainer,

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Features, concatenate_datasets
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl.models.utils import unwrap_model_for_generation
@@ -274,7 +274,7 @@ class ClosingStepMixin:
         self.train_dataset, self.optimizer, self.lr_scheduler, self._closing = rows, None, None, True
         if self.is_deepspeed_enabled:
             self.model_wrapped = self.model  # the engine is made anew, with an optimizer without moments
-        self.callback_handler.callbacks = [each for each in callbacks if not getattr(each, "only_training", False)]
+        self.callback_handler.callbacks = [each for each in callbacks if not _only_training(each)]
         try:
             yield checkpoint
         finally:
@@ -335,6 +335,11 @@ class _ClosingCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._prepare_closing()
+
+
+def _only_training(callback: TrainerCallback) -> bool:
+    """Whether a callback has no place in the closing step, which evaluates nothing."""
+    return getattr(callback, "only_training", False) or isinstance(callback, EarlyStoppingCallback)
 
 
 def _known_columns(questions: Dataset) -> Dataset:

@@ -7,9 +7,13 @@ import pytest
 import torch
 from runs import SFT_RUN, StopAt, assert_same, logged, weights
 from scipy.special import softmax
+from transformers import EarlyStoppingCallback
 
-from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer
+from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, OptionPredictions, predict_options
 from hf_calib.inference.generic_texts import sample_texts
+from hf_calib.inference.model_loading import load_model
+from hf_calib.inference.predict import PredictionOptions
+from hf_calib.trainers.callbacks import CollapseCallback
 from hf_calib.trainers.closing_options import ClosingOptions, describe_closing
 from hf_calib.trainers.text_anchor import anchor_texts, collate_anchors
 
@@ -25,7 +29,7 @@ def many(world):
 
 
 def make_trainer(model, questions, folder, **settings):
-    data = {name: settings.pop(name) for name in ("unlabelled_dataset", "callbacks") if name in settings}
+    data = {name: settings.pop(name) for name in ("unlabelled_dataset", "eval_dataset") if name in settings}
     args = CalibratedSFTConfig(str(folder), **{**SFT_RUN, **RUN, **settings})
     return CalibratedSFTTrainer(model, args=args, train_dataset=questions, **data)
 
@@ -104,6 +108,22 @@ def test_without_the_files_of_its_beginning_a_run_does_not_resume(world_model, m
         make_trainer(world_model, many, tmp_path, **settings).train(resume_from_checkpoint=True)
 
 
+def test_callbacks_of_the_training_rest(world_model, many, world, tmp_path):
+    """Early stopping needs evaluations; the measures of preference collapse would overwrite those of the first steps."""
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 2, "closing_step": True}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "ece", "greater_is_better": False}
+    trainer = make_trainer(world_model, many, tmp_path, **settings, **best, eval_dataset=world.questions(40, seed=1))
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    asked = world.questions(12, seed=2)
+    options = PredictionOptions(prompt_format=trainer.args.prompt_format(), progress=False)
+    trainer.add_callback(CollapseCallback(trainer, asked, every=100, prediction_options=options))
+    trainer.train()
+    files = sorted((tmp_path / "collapse").glob("step-*.npz"))
+    before = predict_options(load_model(world_model)[0], trainer.processing_class, asked, options=options)
+    np.testing.assert_allclose(OptionPredictions.load(files[0]).option_logits, before.option_logits, atol=1e-4)
+    assert trainer.closing_report and len(files) == 2 and not (tmp_path / "closing_step" / "collapse").exists()
+
+
 def test_cft_closes_where_it_is_wanted(world_model, many, world, tmp_path):
     unlabelled = world.questions(30, seed=3, split="test").remove_columns("answer")
     settings = {"objective": "cft", "num_train_epochs": 1, "unlabelled_dataset": unlabelled, "closing_step": True}
@@ -145,8 +165,6 @@ def test_too_few_questions(world_model, many, tmp_path):
 
 
 def test_anchors_are_the_most_probable_tokens(world_model, world):
-    from hf_calib.inference.model_loading import load_model
-
     model, tokenizer = load_model(world_model)
     texts = sample_texts(model, tokenizer, num_texts=5, max_new_tokens=6)
     anchors = anchor_texts(model, texts, tokenizer.pad_token_id, model.device, batch_size=2)
