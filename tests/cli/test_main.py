@@ -84,7 +84,9 @@ def test_train_resumes_and_mixes_in_texts(world_dir, tmp_path):
     assert main([*call, "--max_steps", "2"]) == 0
     assert main([*call, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 0
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3]
+    losses = [entry for entry in state["log_history"] if "loss" in entry]
+    assert [entry["step"] for entry in losses] == [1, 2, 3, 4, 5]
+    assert ["closing_kl" in entry for entry in losses] == [False] * 3 + [True] * 2
 
 
 def test_a_model_that_holds_nan_is_said_so(world_dir, tmp_path, capsys):

@@ -234,7 +234,7 @@ def test_errors(tokenizer, models, tiny_tokenizers, tiny_llama, monkeypatch):
         sample_texts(tiny_llama(tokenizer, max_position_embeddings=4), tokenizer)
     with pytest.raises(ValueError, match="neither a BOS nor an EOS"):
         generic_texts._first_token(types.SimpleNamespace(bos_token_id=None, eos_token_id=None))
-    model.lm_head.weight.ds_id = 3
+    model.lm_head.weight.ds_status = types.SimpleNamespace(name="NOT_AVAILABLE")
     for call in (lambda: sample_texts(model, tokenizer), lambda: text_report(model, model, [text])):
         with pytest.raises(ValueError, match="ZeRO-3 has partitioned"):
             call()

@@ -90,7 +90,7 @@ def test_a_stopped_restoration_resumes_and_leaves_a_checkpoint_to_push(options, 
     assert restored["nll"] < aligned["nll"] and restored["seconds"] > 0
     assert restored["no_harm_labels_n"] == 21 and restored["no_harm_test_n"] == 53 and restored["text_n_tokens"] > 0
     report = (out / "report.md").read_text()
-    assert "held-out labels, the restored model" in report and "Method: " in report and "| training |" in report
+    assert "held-out labels, the trained model" in report and "Method: " in report and "| training |" in report
     assert (out / "confidence_shift.png").exists() and not list((out / "model").glob("checkpoint-*"))
 
     # The test questions are none of the labels, and the checkpoint is the one that was evaluated.
@@ -147,7 +147,7 @@ def test_two_processes_restore_together(launch, options, tmp_path):
     call += ["--scoring", "text", "--output_dir", given.output_dir, "--batch_size", "64"]
     done = launch("ddp", "hf_calib.cli", *call, module=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("held-out labels, the restored model") == 1
+    assert done.stdout.count("held-out labels, the trained model") == 1
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert rows[-1]["stage"] == "restored" and rows[-1]["n"] == 200
 
