@@ -75,7 +75,9 @@ class TrainingInputs:
             "output_dir": str(work.training_folder),
             "seed": options.seed,
         }
-        if work.questions.unlabelled is not None and (self.objective == "rcft" or options.reference):
+        if work.questions.unlabelled is not None and (
+            self.objective == "rcft" or self.trainer_holds_out or options.reference
+        ):
             recipe["unlabelled_dataset_name"] = str(data / UNLABELLED)
         if options.reference:
             recipe["reference_model_name_or_path"] = options.reference
