@@ -73,9 +73,8 @@ def compare(folder: Path, seed: int, budget: int) -> dict[str, dict[str, float]]
         fitted = fit_calibrator(method, known.option_logits, known.labels, groups=known.subjects)
         found[method] = aligned.recalibrated(fitted)
     num_kept = budget * 4 // 5
-    sft, _ = train(
-        folder / "dpo", labels.select(range(num_kept)), seed, objective="cft", num_train_epochs=EPOCHS[budget]
-    )
+    changes = {"objective": "cft", "closing_step": False, "num_train_epochs": EPOCHS[budget]}
+    sft, _ = train(folder / "dpo", labels.select(range(num_kept)), seed, **changes)
     held_out = predict(sft.model, tokenizer, labels.select(range(num_kept, budget)))
     fitted = fit_calibrator("temperature", held_out.option_logits, held_out.labels)
     found["SFT + temperature"] = predict(sft.model, tokenizer, test).recalibrated(fitted)
