@@ -15,6 +15,7 @@ hidden state at index `option_positions[e]`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +23,12 @@ import torch
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from ..data.questions import PromptFormat
+
+logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
 OPTION_COLUMNS = (
@@ -191,6 +195,45 @@ class OptionEncoder:
             "Letter scoring needs every letter to be a different single token after the prompt, but this tokenizer "
             f"gives {shown}. Use a template with another ending, or scoring='text'."
         )
+
+
+def encode_fitting(
+    encoder: OptionEncoder, questions: Dataset, drop_too_long: bool
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """
+    Encode the questions that fit in the encoder's `max_length`.
+
+    Args:
+        encoder ([`OptionEncoder`]):
+            The encoder.
+        questions (`Dataset`):
+            Questions in the unified schema.
+        drop_too_long (`bool`):
+            Leave out longer questions, and log their number, instead of raising.
+
+    Returns:
+        `tuple[list[int], list[dict]]`: row numbers of the questions, and their features.
+
+    Raises:
+        [`QuestionTooLongError`]: for a longer question, or if none fits.
+    """
+    kept, features = [], []
+    for index, row in enumerate(questions):
+        try:
+            features.append(encoder.encode(row))
+            kept.append(index)
+        except QuestionTooLongError as error:
+            if not drop_too_long:
+                raise QuestionTooLongError(f"{error} `drop_too_long=True` leaves out all such questions.") from None
+    if not kept:
+        raise QuestionTooLongError(
+            f"none of {len(questions)} questions fits in max_length={encoder.max_length}; raise it, or shorten the "
+            "prompt_template"
+        )
+    if len(kept) < len(questions):
+        left_out = len(questions) - len(kept)
+        logger.warning(f"left out {left_out} of {len(questions)} questions longer than {encoder.max_length} tokens")
+    return kept, features
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -17,6 +17,7 @@ from accelerate.utils import extract_model_from_parallel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
+from .encoding import collate_options
 from .model_loading import process_state
 from .option_head import logit_transform, over_chunks, unwrap_causal_lm
 from .predict import context_length
@@ -157,7 +158,7 @@ def sample_texts(
             raise ValueError(f"The context of the model, {length} tokens, has no space for a text after the prompt.")
     config = _sampling_config(model, tokenizer, max_new_tokens)
     texts = []
-    with torch.no_grad(), _evaluation_mode(model), _own_config(model, config), _own_random_state(model, seed):
+    with torch.no_grad(), evaluation_mode(model), _own_config(model, config), _own_random_state(model, seed):
         for batch in _batches(prompts, batch_size, "Sampling texts"):
             texts += _generate(model, config, batch)
     return texts
@@ -277,7 +278,7 @@ def text_report(
     if sizes[0] != sizes[1]:
         raise ValueError(f"The vocabularies differ: {sizes[0]} tokens of the model, {sizes[1]} of the reference.")
     ordered = sorted(texts, key=lambda text: len(text.input_ids))  # little padding
-    with torch.no_grad(), _evaluation_mode(*models):
+    with torch.no_grad(), evaluation_mode(*models):
         rows = [_compare(*models, batch) for batch in _batches(ordered, batch_size, "Comparing texts")]
     rows = torch.cat(rows).double()
     divergence, agreement, loss, reference_loss = rows.mean(dim=0)
@@ -300,14 +301,12 @@ def _compare(model: PreTrainedModel, reference: PreTrainedModel, texts: Sequence
         `torch.Tensor` of shape `(tokens, 4)`, on the CPU: divergence, agreement, and the negative log-likelihoods of
         model and reference.
     """
-    width = max(len(text.input_ids) for text in texts)
-    input_ids = torch.tensor([[*text.input_ids, *[0] * (width - len(text.input_ids))] for text in texts])
-    mask = torch.tensor([[i < len(text.input_ids) for i in range(width)] for text in texts]).long()
+    inputs = collate_options([{"input_ids": text.input_ids} for text in texts], pad_token_id=0)
     row = torch.cat([torch.full((len(t.input_ids) - t.start,), i) for i, t in enumerate(texts)])
     position = torch.cat([torch.arange(t.start, len(t.input_ids)) for t in texts])
     hidden_states = []
     for each in (model, reference):
-        batch = {"input_ids": input_ids.to(each.device), "attention_mask": mask.to(each.device)}
+        batch = {name: tensor.to(each.device) for name, tensor in inputs.items()}
         states = each.base_model(**batch, use_cache=False).last_hidden_state
         hidden_states.append(states[row.to(states.device), position.to(states.device) - 1])
     head, reference_head = model.get_output_embeddings(), reference.get_output_embeddings()
@@ -321,7 +320,7 @@ def _compare(model: PreTrainedModel, reference: PreTrainedModel, texts: Sequence
         losses = [-each.gather(-1, tokens.to(each.device)[:, None])[:, 0] for each in (log_q, log_p)]
         return torch.stack([divergence, agreement, *losses], dim=-1)
 
-    return over_chunks(statistics, head, *hidden_states, input_ids[row, position]).cpu()
+    return over_chunks(statistics, head, *hidden_states, inputs["input_ids"][row, position]).cpu()
 
 
 def _batches(rows: Sequence, batch_size: int, description: str) -> Iterator[Sequence]:
@@ -344,7 +343,7 @@ def _check_whole(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _evaluation_mode(*models: PreTrainedModel) -> Iterator[None]:
+def evaluation_mode(*models: PreTrainedModel) -> Iterator[None]:
     """Switch off dropout, and restore the mode of every module at the end."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from ..data.adapters import adapt_questions, digest
 from ..data.prompts import PromptFormat
-from .encoding import IGNORE_INDEX, OptionEncoder, QuestionTooLongError
+from .encoding import IGNORE_INDEX, OptionEncoder, encode_fitting
 from .model_loading import process_state
 from .option_scorer import OptionScorer, pad_rows
 from .predictions import OptionPredictions, npz_path
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-logger = logging.getLogger(__name__)
 
 # A question without content (Zhao et al., arXiv 2102.09690): it shows how likely an option is by its wording alone.
 CONTENT_FREE = "N/A"
@@ -143,7 +140,7 @@ def predict_options(
     prompt_format = options.prompt_format_for(scoring)
     questions = adapt_questions(dataset, labelled=options.labelled)
     encoder = OptionEncoder(tokenizer, prompt_format, options.max_length or context_length(model))
-    kept, features = _encode(encoder, questions, options.drop_too_long)
+    kept, features = encode_fitting(encoder, questions, options.drop_too_long)
     questions = questions.select(kept) if len(kept) < len(questions) else questions
     single_tokens = all(len(feature["option_tokens"]) == feature["num_options"] for feature in features)
     if options.votes:
@@ -240,27 +237,6 @@ def _votes(rows: Sequence[np.ndarray], features: Sequence[Mapping[str, Any]], op
 def context_length(model: PreTrainedModel) -> int | None:
     """Largest number of tokens that a model reads, where its configuration states one."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def _encode(encoder: OptionEncoder, questions: Dataset, drop_too_long: bool) -> tuple[list[int], list[dict[str, Any]]]:
-    """Indices and token sequences of the questions that fit in the encoder's `max_length`."""
-    kept, features = [], []
-    for index, row in enumerate(questions):
-        try:
-            features.append(encoder.encode(row))
-            kept.append(index)
-        except QuestionTooLongError as error:
-            if not drop_too_long:
-                raise QuestionTooLongError(f"{error} `drop_too_long=True` leaves out all such questions.") from None
-    if not kept:
-        raise QuestionTooLongError(
-            f"none of {len(questions)} questions fits in max_length={encoder.max_length}; raise it, or shorten the "
-            "prompt_template"
-        )
-    if len(kept) < len(questions):
-        left_out = len(questions) - len(kept)
-        logger.warning(f"left out {left_out} of {len(questions)} questions longer than {encoder.max_length} tokens")
-    return kept, features
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -26,18 +26,17 @@ from datasets import Dataset, Features, concatenate_datasets
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 from trl.models.utils import unwrap_model_for_generation
 
 from ..data.questions import adapt_questions
 from ..data.recombine import recombine_options
 from ..data.unified import OPTIONAL_FEATURES, REQUIRED_FEATURES
 from ..evaluation.no_harm import NoHarm, log_losses
-from ..inference.encoding import IGNORE_INDEX, OptionEncoder, QuestionTooLongError
-from ..inference.generic_texts import sample_texts
+from ..inference.encoding import IGNORE_INDEX, OptionEncoder, encode_fitting
+from ..inference.generic_texts import evaluation_mode, sample_texts
 from ..losses.em_ece_loss import em_ece_loss
 from ..posthoc.teacher import AlignedMap, blend
+from .last_checkpoint import last_checkpoint
 from .reference import REFERENCE_COLUMN
 from .text_anchor import anchor_texts
 
@@ -135,7 +134,7 @@ class ClosingStepMixin:
             self._closing_kinds = np.concatenate([self._closing_kinds, np.full(missing, RECOMBINED)])
         self._encode_closing_questions()
         if begins:
-            self._aligned = self._closing_logits("aligned")
+            self._aligned = self._closing_logits()
             texts = self._anchor_texts() if options.num_texts and options.text_weight else []
             kept = {"num_recombined": missing, "texts": list(texts)}
             if args.should_save:
@@ -150,26 +149,17 @@ class ClosingStepMixin:
     def _encode_closing_questions(self) -> None:
         """Encode the questions that fit in `max_length`."""
         encoder = OptionEncoder(self._tokenizer, self.args.prompt_format(), self.args.max_length)
-        kept, features = [], []
-        for number, row in enumerate(self._closing_questions):
-            try:
-                features.append(encoder.encode(row))
-                kept.append(number)
-            except QuestionTooLongError:
-                continue
+        kept, features = encode_fitting(encoder, self._closing_questions, drop_too_long=True)
         self._closing_questions = self._closing_questions.select(kept)
         self._closing_kinds = self._closing_kinds[kept]
         self._closing_encoded = Dataset.from_list(features)
-        segments = self._closing_encoded["option_segments"]
-        self._option_shape["max_options"] = max(
-            self._option_shape["max_options"], *self._closing_encoded["num_options"]
-        )
-        self._option_shape["branched"] = self._option_shape["branched"] or any(map(any, segments))
+        self._widen_batches(self._closing_encoded)
         vars(self.data_collator).update(self._option_shape)
 
-    def _closing_logits(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+    def _closing_logits(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Log-probabilities `(N, K)` of rows (by default all) under the frozen model, `-inf` as padding."""
         encoded = self._closing_encoded if rows is None else self._closing_encoded.select(rows)
+        name = "closing questions" if rows is None else "closing questions, held out"
         probabilities, _ = self._score_dataset("options", encoded, name)
         if probabilities.isnan().any():
             raise FloatingPointError("The option probabilities contain NaN: the model has diverged.")
@@ -184,13 +174,9 @@ class ClosingStepMixin:
             texts = [sample_texts(model, self._tokenizer, options.num_texts, seed=2 * self.args.seed)]
         if accelerator.num_processes > 1:
             broadcast_object_list(texts)
-        training = self.model.training
-        self.model_wrapped.eval()
-        with self.compute_loss_context_manager():
+        with evaluation_mode(self.model_wrapped), self.compute_loss_context_manager():
             pad, batch_size = self._tokenizer.pad_token_id, self.args.per_device_eval_batch_size
-            anchors = anchor_texts(self.model_wrapped, texts[0], pad, accelerator.device, batch_size)
-        self.model_wrapped.train(training)
-        return anchors
+            return anchor_texts(self.model_wrapped, texts[0], pad, accelerator.device, batch_size)
 
     # The step itself
 
@@ -208,7 +194,7 @@ class ClosingStepMixin:
         groups, labelled, held_out = self._closing_groups(), kinds <= HELD_OUT, kinds == HELD_OUT
         known = None if groups is None else groups[labelled]
         aligned_map = AlignedMap.fit(self._aligned[labelled], labels[labelled], known, self.args.seed)
-        trained = self._closing_logits("trained")
+        trained = self._closing_logits()
         untrained = (kinds == HELD_OUT) | (kinds == UNLABELLED)
         targets = blend(aligned_map.transform(self._aligned, groups), trained, untrained, groups)
         self.accelerator.print(
@@ -225,7 +211,7 @@ class ClosingStepMixin:
             "closing_seconds": round(time.perf_counter() - start, 1),
         }
         if held_out.any():
-            closed = softmax(self._closing_logits("closed", np.flatnonzero(held_out)), axis=1)
+            closed = softmax(self._closing_logits(np.flatnonzero(held_out)), axis=1)
             posthoc = log_losses(aligned_map.outcomes[held_out[labelled]], labels[held_out])
             no_harm = NoHarm.from_losses(log_losses(closed, labels[held_out]), posthoc, aligned_map.method)
             before = log_losses(softmax(trained[held_out], axis=1), labels[held_out])
@@ -268,7 +254,7 @@ class ClosingStepMixin:
             "save_total_limit": 1,
             "learning_rate": self._closing_options.learning_rate or min(args.learning_rate, MOST_LEARNING_RATE),
         }
-        kept, checkpoint = {name: getattr(args, name) for name in changes}, self._interrupted_checkpoint()
+        kept, checkpoint = {name: getattr(args, name) for name in changes}, last_checkpoint(self._closing_dir)
         for name, value in changes.items():
             setattr(args, name, value)
         self.train_dataset, self.optimizer, self.lr_scheduler, self._closing = rows, None, None, True
@@ -285,17 +271,6 @@ class ClosingStepMixin:
             for entry in self.state.log_history:
                 state.log_history.append(entry | {"step": state.global_step + entry["step"]})
             self.state = state
-
-    def _interrupted_checkpoint(self) -> str | None:
-        """The last checkpoint of a closing step that was interrupted; one that is not complete is removed."""
-        found = get_last_checkpoint(self._closing_dir) if self._closing_dir.is_dir() else None
-        if found is None or (Path(found) / TRAINER_STATE_NAME).is_file():
-            return found
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            shutil.rmtree(found)
-        self.accelerator.wait_for_everyone()
-        return self._interrupted_checkpoint()
 
     def _count_closing(self, batches: list[dict[str, torch.Tensor]], device) -> None:
         """Count the questions and the anchored tokens of an optimizer step, on all processes."""

@@ -60,10 +60,14 @@ class OptionTrainingMixin(EMTrainerMixin):
         with global_then_local_main_first():
             encoded = encode_questions(questions, encoder, branches, likelihood, name, args.dataset_num_proc)
         if branches:
-            shape = self._option_shape
-            shape["max_options"] = max(shape["max_options"], *encoded["num_options"])
-            shape["branched"] = shape["branched"] or any(map(any, encoded["option_segments"]))
+            self._widen_batches(encoded)
         return encoded
+
+    def _widen_batches(self, encoded: Dataset) -> None:
+        """Make room in the batches for the options of encoded questions."""
+        shape = self._option_shape
+        shape["max_options"] = max(shape["max_options"], *encoded["num_options"])
+        shape["branched"] = shape["branched"] or any(map(any, encoded["option_segments"]))
 
     def _add_option_head(self) -> None:
         self.option_head = OptionHead(self.model, self.args.option_normalization, gather=maybe_gather_lm_head_ctx)

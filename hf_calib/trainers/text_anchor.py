@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from ..inference.encoding import collate_options
 from ..inference.generic_texts import GenericText
 
 
@@ -39,13 +40,8 @@ def anchor_texts(
     rows = []
     for first in range(0, len(texts), batch_size):
         batch = texts[first : first + batch_size]
-        width = max(len(text.input_ids) for text in batch)
-        ids = torch.full((len(batch), width), pad_token_id)
-        for row, text in zip(ids, batch, strict=True):
-            row[: len(text.input_ids)] = torch.tensor(text.input_ids)
-        lengths = torch.tensor([len(text.input_ids) for text in batch])
-        mask = (torch.arange(width) < lengths[:, None]).long()
-        logits = forward(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        inputs = collate_options([{"input_ids": text.input_ids} for text in batch], pad_token_id)
+        logits = forward(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
         for text, row in zip(batch, logits, strict=True):
             positions = range(text.start - 1, len(text.input_ids) - 1)
             log_probabilities = row[positions.start : positions.stop].float().log_softmax(-1)

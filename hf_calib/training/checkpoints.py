@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
-import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -17,32 +15,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
+from ..trainers.last_checkpoint import last_checkpoint
+
 
 logger = logging.getLogger(__name__)
-
-
-def last_checkpoint(output_dir: str | Path) -> str | None:
-    """
-    Find the newest complete checkpoint.
-
-    The trainer writes `trainer_state.json` last: a checkpoint without it was interrupted.
-
-    Args:
-        output_dir (`str` or `Path`):
-            Folder of the run.
-    """
-    found = {}
-    for path in Path(output_dir).glob("checkpoint-*"):
-        if match := re.fullmatch(r"checkpoint-(\d+)", path.name):
-            found[int(match[1])] = path
-    for step in sorted(found, reverse=True):
-        try:
-            if json.loads((found[step] / TRAINER_STATE_NAME).read_text())["global_step"] == step:
-                return str(found[step])
-        except (OSError, ValueError, KeyError):
-            pass
-        logger.warning(f"{found[step]} is not complete and is skipped: writing it was interrupted.")
-    return None
 
 
 def resume_point(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | bool | None:
