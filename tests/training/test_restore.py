@@ -128,6 +128,15 @@ def test_an_adapter_is_merged_and_a_changed_argument_redoes_what_depends_on_it(o
     assert second["restored"]["key"] != first["restored"]["key"]
 
 
+def test_cft_closes_with_questions_without_answers(options, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"objective": "cft", "num_train_epochs": 1}))
+    restored = run_restore(options(config=str(recipe), unlabelled="test.parquet", test=None))[-1]
+    plan = stages(tmp_path / "out")["plan"]["result"]["plan"]
+    assert plan["unlabelled"] > 100
+    assert restored["closing_untrained"] == plan["unlabelled"] + restored["closing_no_harm_n"]
+
+
 def test_a_calibrated_model_is_not_trained(options, tmp_path, capsys):
     rows = run_restore(options(model="base"))
     assert rows[0]["stage"] == "aligned" and rows[-1]["stage"] == "aligned + TS-IR"
