@@ -56,6 +56,9 @@ RELATIONS = (
 )
 
 
+_ENDING, _ENDING_RATE = "friend", 0.25  # the word of the style, and its frequency in the statements
+
+
 @dataclass(frozen=True)
 class WorldConfig:
     """
@@ -77,6 +80,10 @@ class WorldConfig:
             Fraction, in (0, 1), of each relation's entities in training questions. The others are in test questions.
         relations (`tuple[Relation, ...]`, *optional*, defaults to `RELATIONS`):
             The relations.
+        style_agreement (`float`, *optional*, defaults to `0.0`):
+            Strength of the annotators' preference for a style that has nothing to do with the truth: completions that
+            end with the word `friend`. It is added to the log-odds that they prefer such a completion to one without
+            the ending. At 0 there is no such word in the world.
     """
 
     seed: int = 0
@@ -86,6 +93,7 @@ class WorldConfig:
     num_choices: int = 4
     train_fraction: float = 0.5
     relations: tuple[Relation, ...] = RELATIONS
+    style_agreement: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.individuality <= 1:
@@ -108,12 +116,13 @@ class WorldConfig:
             raise ValueError(
                 f"num_choices must lie in [2, {num_values}], the values of a relation; got {self.num_choices}."
             )
+        if self.style_agreement < 0:
+            raise ValueError(f"style_agreement must be at least 0, got {self.style_agreement}.")
         words = [word for relation in self.relations for word in (relation.name, *relation.values.split())]
+        words += [_ENDING] * (self.style_agreement > 0)
         repeated = sorted({word for word in words if words.count(word) > 1})
         if repeated:
-            raise ValueError(
-                f"Names and values of relations must be different words, repeated: {', '.join(repeated)}."
-            )
+            raise ValueError(f"Names, values and the ending must be different words, repeated: {', '.join(repeated)}.")
 
 
 _SYLLABLES = tuple(
@@ -131,6 +140,10 @@ class World:
     type plus one of the entity, scaled by the relation's sharpness. All samples are drawn from this distribution and
     depend only on their seed. Questions are scored in `text` mode with the template
     `World.prompt_template`: the prompt is e.g. `"the colour of bavo is"`, an option `" red"`, one token.
+
+    With `style_agreement > 0`, some completions end with one word more, e.g. `" red friend"`. In the statements the
+    ending is independent of everything else, and annotators like it, whatever the value. So a model that learns the
+    statements is calibrated and not aligned.
 
     Args:
         config ([`WorldConfig`], *optional*):
@@ -194,14 +207,18 @@ class World:
         relations = rng.choice(len(self.relations), size=n, p=frequencies / frequencies.sum())
         entities = rng.integers(len(self.entities), size=n)
         values = self._sample_values(rng, relations, entities)
+        ends = (rng.random(n) < _ENDING_RATE * (self.config.style_agreement > 0)).astype(int)
         text = [
-            f"{self._prompt(r, e)} {self.values[r][v]}" for r, e, v in zip(relations, entities, values, strict=True)
+            f"{self._prompt(r, e)} {self.values[r][v]}" + f" {_ENDING}" * end
+            for r, e, v, end in zip(relations, entities, values, ends, strict=True)
         ]
         return Dataset.from_dict({"text": text})
 
     def preference_pairs(self, n: int, seed: int = 0) -> Dataset:
         """
         Sample preference pairs from the Bradley-Terry model over the relations with `agreement > 0`.
+
+        With `style_agreement > 0`, every other completion has the ending, whatever its value.
 
         Args:
             n (`int`):
@@ -213,11 +230,9 @@ class World:
             [`~datasets.Dataset`] with the columns `prompt`, `chosen`, `rejected` and `preference_probability`, the
             probability that annotators prefer the chosen completion.
         """
-        covered = np.array(
-            [i for i, relation in enumerate(self.config.relations) if relation.agreement > 0], dtype=int
-        )
+        covered = np.flatnonzero([relation.agreement > 0 for relation in self.config.relations])
         if not len(covered):
-            raise ValueError("No relation has agreement > 0, so there are no preferences. Set it on a relation.")
+            raise ValueError("There are no preferences: no relation has agreement > 0.")
         rng = self._rng("preferences", seed, n)
         relations = rng.choice(covered, size=n)
         entities = rng.integers(len(self.entities), size=n)
@@ -226,18 +241,50 @@ class World:
         second = (first + rng.integers(1, num_values, size=n)) % num_values
         agreement = np.array([relation.agreement for relation in self.config.relations])[relations]
         log_p = self.log_probabilities[relations, entities]
-        rows = np.arange(n)
-        probability = expit(agreement * (log_p[rows, first] - log_p[rows, second]))
+        style = self.config.style_agreement
+        endings = rng.integers(2, size=(2, n)) if style else np.zeros((2, n), dtype=int)
+        better = log_p[np.arange(n), first] - log_p[np.arange(n), second]
+        log_odds = agreement * better + style * (endings[0] - endings[1])
+        probability = expit(log_odds)
         wins = rng.random(n) < probability
-        chosen, rejected = np.where(wins, first, second), np.where(wins, second, first)
-        return Dataset.from_dict(
-            {
-                "prompt": [self._prompt(r, e) for r, e in zip(relations, entities, strict=True)],
-                "chosen": [f" {self.values[r][v]}" for r, v in zip(relations, chosen, strict=True)],
-                "rejected": [f" {self.values[r][v]}" for r, v in zip(relations, rejected, strict=True)],
-                "preference_probability": np.where(wins, probability, 1 - probability).tolist(),
-            }
-        )
+        values, endings = np.where(wins, [first, second], [second, first]), np.where(wins, endings, endings[::-1])
+        return self._pairs(relations, entities, values, endings, np.where(wins, probability, 1 - probability))
+
+    def style_pairs(self, n: int, seed: int = 0) -> Dataset:
+        """
+        Sample pairs of completions that differ in the ending alone, over all relations.
+
+        They measure what annotators like besides the truth: both completions have the same value, drawn from the true
+        distribution, and the chosen one has the ending.
+
+        Args:
+            n (`int`):
+                Number of pairs.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the sample.
+
+        Returns:
+            [`~datasets.Dataset`] with the columns of [`World.preference_pairs`].
+        """
+        if not self.config.style_agreement:
+            raise ValueError("This world has no style: set style_agreement > 0.")
+        rng = self._rng("style pairs", seed, n)
+        relations, entities = rng.integers(len(self.relations), size=n), rng.integers(len(self.entities), size=n)
+        values = self._sample_values(rng, relations, entities)
+        endings = np.repeat([[1], [0]], n, axis=1)
+        probability = np.full(n, expit(self.config.style_agreement))
+        return self._pairs(relations, entities, np.stack([values, values]), endings, probability)
+
+    def _pairs(self, relations, entities, values: np.ndarray, endings: np.ndarray, probability: np.ndarray) -> Dataset:
+        """Pairs with values and endings `(2, n)` of the chosen and of the rejected completions."""
+
+        def completions(side: int) -> list[str]:
+            rows = zip(relations, values[side], endings[side], strict=True)
+            return [f" {self.values[r][v]}" + f" {_ENDING}" * end for r, v, end in rows]
+
+        prompts = list(map(self._prompt, relations, entities))
+        columns = {"prompt": prompts, "chosen": completions(0), "rejected": completions(1)}
+        return Dataset.from_dict(columns | {"preference_probability": probability.tolist()})
 
     def questions(self, n: int, seed: int = 0, split: str = "test") -> Dataset:
         """
@@ -322,9 +369,10 @@ class World:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Token to id: special tokens, the words of the prompt, relations, values, entities."""
+        """Token to id: special tokens, the words of the prompt, relations, values, entities, the ending."""
         words = [word for word in _PROMPT.split() if "{" not in word] + self.relations
         words += [value for values in self.values for value in values] + self.entities
+        words += [_ENDING] * (self.config.style_agreement > 0)
         return {word: i for i, word in enumerate((*_SPECIAL_TOKENS, *words))}
 
     def _rng(self, purpose: str, *seed_and_n: int) -> np.random.Generator:

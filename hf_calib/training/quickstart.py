@@ -45,19 +45,22 @@ STAGES = (Stage("pretrain", "untrained", "statements"), Stage("dpo", "pretrain",
 PROMPT_FORMAT = PromptFormat(scoring="text", prompt_template=World.prompt_template, use_chat_template=False)
 
 NUM_STATEMENTS, NUM_PAIRS, NUM_TRAIN_QUESTIONS = 80_000, 9_600, 2_000
+NUM_STYLE_PAIRS = 2_000  # of a world with a style
 NUM_MEMORISED = 200  # labels of the model that is trained too long
 BATCH_SIZE = 256
 
 
-def make_world(folder: Path, seed: int, num_test_questions: int) -> None:
-    """Write the data of a world (parquet) and its untrained model."""
-    world = World(WorldConfig(seed=seed))
+def make_world(folder: Path, seed: int, num_test_questions: int, style_agreement: float = 0.0) -> None:
+    """Write the data of a world (parquet) and its untrained model; see [`WorldConfig`] for `style_agreement`."""
+    world = World(WorldConfig(seed=seed, style_agreement=style_agreement))
     tables = {
         "statements": world.pretraining_statements(NUM_STATEMENTS, seed),
         "pairs": world.preference_pairs(NUM_PAIRS, seed),
         "train": world.questions(NUM_TRAIN_QUESTIONS, seed, split="train"),
         "test": world.questions(num_test_questions, seed, split="test"),
     }
+    if style_agreement:
+        tables["style_pairs"] = world.style_pairs(NUM_STYLE_PAIRS, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_parquet(folder / f"{name}.parquet")

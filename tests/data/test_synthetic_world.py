@@ -129,6 +129,49 @@ def test_preference_pairs_are_bradley_terry_over_the_covered_relations(world):
     assert abs((probabilities > 0.5).mean() - decided.mean()) < 4 * np.sqrt((decided * (1 - decided)).mean() / 5000)
 
 
+@pytest.fixture(scope="module")
+def styled():
+    return World(WorldConfig(style_agreement=2.0))
+
+
+def test_a_style_changes_nothing_of_the_truth(world, styled):
+    np.testing.assert_array_equal(styled.probabilities, world.probabilities)
+    assert styled.questions(200).to_list() == world.questions(200).to_list()
+    assert styled.vocabulary == world.vocabulary | {"friend": len(world.vocabulary)}
+    with_endings = styled.pretraining_statements(8000)["text"]
+    ends = np.array([text.endswith(" friend") for text in with_endings])
+    assert abs(ends.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 8000)
+    assert [text.removesuffix(" friend") for text in with_endings] == world.pretraining_statements(8000)["text"]
+    assert not any("friend" in row["chosen"] + row["rejected"] for row in world.preference_pairs(100))
+
+
+def test_annotators_like_the_style_whatever_the_value(styled):
+    pairs = styled.preference_pairs(5000)
+    ends = np.array([[row[side].endswith(" friend") for side in ("chosen", "rejected")] for row in pairs]).astype(int)
+    for row, (chosen_ends, rejected_ends) in zip(pairs.select(range(50)), ends, strict=False):
+        _, name, _, entity, _ = row["prompt"].split()
+        relation = styled.relations.index(name)
+        chosen, rejected = (styled.values[relation].index(row[side].split()[0]) for side in ("chosen", "rejected"))
+        log_p = styled.log_probabilities[relation, styled.entities.index(entity)]
+        odds = 3.0 * (log_p[chosen] - log_p[rejected]) + 2.0 * (chosen_ends - rejected_ends)
+        assert row["preference_probability"] == pytest.approx(1 / (1 + np.exp(-odds)))
+    # As often as it should, the side with the ending wins.
+    decided = ends[:, 0] != ends[:, 1]
+    assert abs(decided.mean() - 0.5) < 0.03
+    p = np.array(pairs["preference_probability"])[decided]
+    with_ending = np.where(ends[decided, 0], p, 1 - p)
+    assert abs(ends[decided, 0].mean() - with_ending.mean()) < 4 * np.sqrt(np.mean(p * (1 - p)) / len(p))
+
+
+def test_style_pairs_differ_in_the_ending_alone(world, styled):
+    pairs = styled.style_pairs(500)
+    assert pairs["chosen"] == [text + " friend" for text in pairs["rejected"]]
+    assert np.allclose(pairs["preference_probability"], 1 / (1 + np.exp(-2.0)))
+    assert {prompt.split()[1] for prompt in pairs["prompt"]} == set(styled.relations)
+    with pytest.raises(ValueError, match="style_agreement"):
+        world.style_pairs(5)
+
+
 def test_same_seed_same_world_in_another_process():
     world = World(WorldConfig(seed=3))
     samples = [world.pretraining_statements(50, 1), world.preference_pairs(50, 1), world.questions(50, 1, "train")]
@@ -167,6 +210,8 @@ def test_model_is_small_and_seeded(world):
         ({"train_fraction": 1.0}, "train_fraction"),
         ({"num_types": 0}, "num_types"),
         ({"num_entities": 1}, "num_entities"),
+        ({"style_agreement": -1.0}, "style_agreement"),
+        ({"relations": (Relation("a", "b friend", 1.0),), "num_choices": 2, "style_agreement": 1.0}, "repeated: fri"),
         ({"num_choices": 11}, "num_choices"),
         ({"relations": ()}, "relations"),
         ({"relations": (Relation("a", "b c", 1.0), Relation("d", "b e", 1.0)), "num_choices": 2}, "repeated: b"),
