@@ -13,6 +13,7 @@ _MODULE_OF = {
     "confidence_report": "measures.calibration_error",
     "expected_calibration_error": "measures.calibration_error",
     "target_calibration_error": "measures.calibration_error",
+    "one_vs_rest_error": "measures.one_vs_rest",
     "collapse_report": "measures.preference_collapse",
     "pair_report": "measures.preference_collapse",
     "PromptFormat": "data.questions",
