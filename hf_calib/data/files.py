@@ -1,74 +1,187 @@
 """Load rows from a file, a folder or the Hub, with texts as they are written."""
 
-import json
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
-from datasets import Dataset, DatasetDict, Features, ReadInstruction, Value, load_dataset, load_from_disk
+import pyarrow as pa
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    DownloadManager,
+    ReadInstruction,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+
+from .csv_files import CsvTable, read_csv
+from .json_files import read_json
+from .text_files import FileError, TextRecords
 
 
-FILE_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
-
-# Columns of a CSV file that may hold numbers. All others are read as text, so that 007, NA and 1.50 stay as they are.
-NUMERIC_COLUMNS = ("answer", "cop", "preference_probability")
+TEXT_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+FILE_KINDS = {".parquet": "parquet", **TEXT_KINDS}
 
 
-def load_rows(
+def file_kind(path: str | Path) -> str | None:
+    """Kind of a file by its name, without `.gz`: `"parquet"`, `"csv"`, `"json"`, or `None`."""
+    name = str(path).lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    return FILE_KINDS.get(suffix) if not name.endswith(".gz") or suffix in TEXT_KINDS else None
+
+
+def read_records(path: str | Path, kind: str | None = None) -> TextRecords:
+    """
+    Read a CSV, TSV, JSON or JSON Lines file, compressed by gzip or not, without changing a value.
+
+    Args:
+        path (`str` or `Path`):
+            The file. A CSV file of the original MMLU, without a header, gets the columns `question`, `A`, `B`, ...,
+            `answer`, `subject`.
+        kind (`str`, *optional*):
+            `"csv"` or `"json"`. Defaults to the kind that the name says.
+
+    Returns:
+        [`~hf_calib.data.text_files.TextRecords`]
+
+    Raises:
+        [`~hf_calib.data.text_files.FileError`]: for a file that cannot be read; it names file, line and column.
+    """
+    if (kind or file_kind(path)) == "json":
+        return read_json(path)
+    table = read_csv(path)
+    return _mmlu_records(table) if _is_mmlu(table) else table.records()
+
+
+def _is_mmlu(table: CsvTable) -> bool:
+    """Whether every row, also the first, is a question, its options and the letter of the right one."""
+    width = len(table.cells[0])
+    letters = [chr(ord("A") + place) for place in range(width - 2)]
+    return width >= 4 and all(row[-1].strip() in letters for row in table.cells) and "A" not in table.cells[0][:-1]
+
+
+def _mmlu_records(table: CsvTable) -> TextRecords:
+    options = [chr(ord("A") + place) for place in range(len(table.cells[0]) - 2)]
+    records = table.records(["question", *options, "answer"])
+    if named := re.fullmatch(r"(\w+)_(test|val|dev)", Path(str(table.name).removesuffix(".gz")).stem):
+        records.columns.append("subject")
+        for row in records.rows:
+            row["subject"] = named[1]
+    return records
+
+
+def load_records(
     path: str | Path, name: str | None = None, split: str | None = None, revision: str | None = None
-) -> Dataset:
-    """Load rows with any columns; arguments and errors as in [`~hf_calib.load_questions`]."""
+) -> Dataset | TextRecords:
+    """
+    Load rows with any columns, those of text files as they are written.
+
+    Arguments and errors are those of [`~hf_calib.load_questions`].
+    """
     local = Path(path).expanduser()
     if not local.exists() and (named := re.fullmatch(r"([^:]+):([^:/\\]+)(?::(.+))?", str(path))):
         path, name = named.groups()[:2]
         split = named[3] or split
         local = Path(path).expanduser()
-    if local.is_file() or (local.suffix.lower() in FILE_BUILDERS and not local.exists()):
-        loaded = _load_file(local, path, split)
-    elif local.is_dir() and any((local / marker).exists() for marker in ("state.json", "dataset_dict.json")):
+    if local.is_file() or (file_kind(local) and not local.exists()):
+        return _load_file(local, path, split)
+    if local.is_dir() and any((local / marker).exists() for marker in ("state.json", "dataset_dict.json")):
         loaded = load_from_disk(str(local))
     else:
-        loaded = load_dataset(str(local if local.is_dir() else path), name, split=split, revision=revision)
+        source = str(local if local.is_dir() else path)
+        builder = load_dataset_builder(source, name, revision=revision)
+        if (files := _text_files(builder)) is not None:
+            return _load_text(files, source, split)
+        builder.download_and_prepare()
+        loaded = builder.as_dataset(split=split)
     if isinstance(loaded, DatasetDict):
-        if split is None and len(loaded) == 1:
-            split = next(iter(loaded))
-        if split not in loaded:
-            raise ValueError(f"{path}: choose `split` among {', '.join(loaded)} (got {split!r})")
-        loaded = loaded[split]
+        loaded = loaded[_only_split(list(loaded), path, split)]
     return loaded
 
 
-def _load_file(file: Path, shown: str | Path, split: str | None) -> Dataset:
+def _only_split(names: Sequence[str], path: str | Path, split: str | None) -> str:
+    if split is None and len(names) == 1:
+        return names[0]
+    if split not in names:
+        raise ValueError(f"{path}: choose `split` among {', '.join(names)} (got {split!r})")
+    return split
+
+
+def _load_file(file: Path, shown: str | Path, split: str | None) -> Dataset | TextRecords:
     """Load a file as one split, with the name that the caller gives it, so that slices work."""
-    builder = FILE_BUILDERS.get(file.suffix.lower())
-    if builder is None:
-        raise ValueError(f"{shown}: unknown file type '{file.suffix}'; use one of {', '.join(FILE_BUILDERS)}")
+    kind = file_kind(file)
+    if kind is None:
+        raise ValueError(
+            f"{shown}: unknown file type '{file.suffix}'; use one of {', '.join(FILE_KINDS)} (text also as .gz)"
+        )
     if not file.exists():
         raise FileNotFoundError(f"{shown}: no such file")
     split = split or "train"
-    name = split.partition("[")[0]
-    options = _csv_options(file) if builder == "csv" else {}
-    loaded = load_dataset(builder, data_files={name: str(file)}, split=split, **options)
-    # Arrow's JSON reader converts texts that look like dates.
-    if builder == "json" and "timestamp[" in str(loaded.features.arrow_schema):
-        rows = _json_rows(file)
-        parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
-        return Dataset.from_list([row for part in parts for row in rows[part.from_ : part.to]])
-    return loaded
+    if kind == "parquet":
+        return load_dataset("parquet", data_files={split.partition("[")[0]: str(file)}, split=split)
+    return _sliced({split.partition("[")[0]: read_records(file)}, split)
 
 
-def _csv_options(file: Path) -> dict:
-    """Options of the CSV reader of datasets: columns are text, except numbers, and only an empty cell is missing."""
-    reading = {"sep": "\t" if file.suffix.lower() == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
-    header = pd.read_csv(file, nrows=0, **reading).columns
-    numbers = pd.read_csv(file, usecols=[column for column in header if column in NUMERIC_COLUMNS], **reading).dtypes
-    kinds = {column: {"i": "int64", "f": "float64"}.get(dtype.kind, "string") for column, dtype in numbers.items()}
-    return {**reading, "features": Features({column: Value(kinds.get(column, "string")) for column in header})}
+def _text_files(builder: DatasetBuilder) -> dict[str, list[str]] | None:
+    """CSV or JSON files of each split of a folder or a data set on the Hub; `None` if it has others."""
+    files = getattr(builder.config, "data_files", None)
+    options = {"sep", "delimiter", "names", "column_names", "field"}  # a data card may set them
+    if builder.name not in ("csv", "json") or not files:
+        return None
+    plain = type(builder.config)()
+    if any(getattr(builder.config, option, None) != getattr(plain, option, None) for option in options):
+        return None
+    if not all(file_kind(str(file).partition("?")[0]) for part in files.values() for file in part):
+        return None
+    return {str(part): list(map(str, names)) for part, names in files.items()}
 
 
-def _json_rows(file: Path) -> list[dict]:
-    """Rows of a JSON Lines file, or of a file with one list of objects."""
-    text = file.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
-        return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+def _load_text(files: dict[str, list[str]], path: str, split: str | None) -> TextRecords:
+    split = split or _only_split(list(files), path, split)
+    wanted = [part.partition("[")[0].strip() for part in split.split("+")]
+    if missing := [part for part in wanted if part not in files]:
+        raise ValueError(f"{path}: choose `split` among {', '.join(files)} (got {missing[0]!r})")
+    parts = {}
+    for part in wanted:
+        paths = DownloadManager().download(files[part])
+        # The name of a downloaded file has no suffix.
+        read = [read_records(local, file_kind(file)) for file, local in zip(files[part], paths, strict=True)]
+        columns = list(dict.fromkeys(column for records in read for column in records.columns))
+        parts[part] = TextRecords([row for records in read for row in records.rows], columns)
+    return _sliced(parts, split)
+
+
+def _sliced(parts: dict[str, TextRecords], split: str) -> TextRecords:
+    """Rows of a split, or of slices such as `train[:100]`."""
+    spec = ReadInstruction.from_spec(split).to_absolute({name: len(records) for name, records in parts.items()})
+    chosen = [parts[part.splitname].select(range(part.from_, part.to)) for part in spec]
+    if len(chosen) == 1:
+        return chosen[0]
+    columns = list(dict.fromkeys(column for records in chosen for column in records.columns))
+    return TextRecords([row for records in chosen for row in records.rows], columns)
+
+
+def to_dataset(records: Dataset | TextRecords, path: str | Path) -> Dataset:
+    """Rows as a data set. Only a column of both texts and numbers changes: it becomes text."""
+    if isinstance(records, Dataset):
+        return records
+    columns = {}
+    for name in records.columns:
+        values = [row.get(name) for row in records.rows]
+        columns[name] = _array(values, name, path)
+    return Dataset(pa.table(columns))
+
+
+def _array(values: list[Any], name: str, path: str | Path) -> pa.Array:
+    try:
+        array = pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        if any(isinstance(value, (list, dict)) for value in values):
+            raise FileError(path, "the values have different types in different rows", column=name) from None
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
-from .adapters import digest
-from .files import load_rows
+from .layouts import digest
 from .prompts import PromptFormat
 from .questions import shuffle_options
+from .training_rows import PREFERENCE_COLUMN, load_training_rows
 
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Probability that annotators prefer the chosen completion.
-PREFERENCE_COLUMN = "preference_probability"
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", PREFERENCE_COLUMN)
 
 
@@ -56,7 +54,7 @@ def load_pairs(
     Raises:
         `ValueError`: for a missing column or an invalid row; see [`pair_fault`].
     """
-    pairs = load_rows(path, split=split)
+    pairs = load_training_rows(path, split=split)
     if drop_invalid:
         pairs = drop_invalid_pairs(pairs, str(path))
     check_pairs(pairs, str(path))

@@ -12,13 +12,15 @@ Load, split and reorder option questions in the unified columns.
 """
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .adapters import ADAPTERS, Row, adapt_questions, digest
-from .files import load_rows
+from .adapters import adapt_questions, warn_of_answers_from_one
+from .files import load_records
+from .layouts import ADAPTERS, Row, digest
 from .prompts import PromptFormat
 
 
@@ -50,10 +52,11 @@ def load_questions(
 
     Args:
         path (`str` or `Path`):
-            A `.parquet`, `.jsonl`, `.json`, `.csv` or `.tsv` file; a folder written by `save_to_disk`, or of such
-            files; or a data set on the Hub. The latter may be followed by a configuration, as in
-            `"allenai/ai2_arc:ARC-Easy"`, and by a split, as in `"cais/mmlu:all:validation"`, which overrides `split`.
-            In a CSV file, options are a JSON list, or have one column each (`A`, `B`, ...).
+            A `.parquet`, `.jsonl`, `.ndjson`, `.json`, `.csv` or `.tsv` file, all but the first also as `.gz`; a
+            folder written by `save_to_disk`, or of such files; or a data set on the Hub. The latter may be followed by
+            a configuration, as in `"allenai/ai2_arc:ARC-Easy"`, and by a split, as in `"cais/mmlu:all:validation"`,
+            which overrides `split`. CSV and JSON files are read as text, so that NA, 007 and 1.50 stay as they are. In
+            a CSV file, options are a JSON list, or have one column each (`A`, `B`, ...).
         name (`str`, *optional*):
             Configuration of a data set on the Hub, unless `path` contains one, e.g. `"ARC-Easy"`.
         split (`str`, *optional*):
@@ -65,23 +68,43 @@ def load_questions(
         revision (`str`, *optional*):
             Branch, tag or commit of a data set on the Hub.
         adapting:
-            Options of [`adapt_questions`]: `adapter`, `drop_invalid`, `labelled`.
+            Options of [`adapt_questions`]: `adapter`, `drop_invalid`, `labelled`, `columns`, `answers_from`.
 
     Returns:
         `Dataset`: the questions in the unified columns.
 
     Raises:
         `FileNotFoundError`: if there is no such file.
-        `ValueError`: for an unknown type of file, a missing `split`, or an invalid question.
+        `ValueError`: for an unknown type of file, a missing `split`, or an invalid question; and for a CSV or JSON
+            file that cannot be read, with line and column.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} leaves no questions; pass a positive number or None")
-    loaded = load_rows(path, name, split, revision)
+    loaded = load_records(path, name, split, revision)
     source = str(path) + "".join(f" ({part})" for part in (name, split) if part)
     questions = adapt_questions(loaded, source=source, **adapting)
+    if questions is loaded and adapting.get("labelled", True) and adapting.get("answers_from") is None:
+        warn_of_answers_from_one(questions, source)
+    _warn_of_repeated_ids(questions, source)
     if seed is not None:
         questions = questions.shuffle(seed=seed)
     return questions if limit is None else questions.select(range(min(limit, len(questions))))
+
+
+def _warn_of_repeated_ids(questions: Dataset, source: str) -> None:
+    """Warn of an id that several different questions have."""
+    counts = Counter(questions["id"])
+    if len(counts) == len(questions):
+        return
+    texts = {}
+    for name, question in zip(questions["id"], questions["question"], strict=True):
+        if counts[name] > 1 and texts.setdefault(name, question) != question:
+            repeated = sum(count > 1 for count in counts.values())
+            logger.warning(
+                f"{source}: {repeated} ids are of several questions, the first {name!r}; predictions for these "
+                "questions can be matched only with predictions for the same questions in the same order"
+            )
+            return
 
 
 def _content_key(row: Row) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..data.adapters import digest
+from ..data.layouts import digest
 from ..data.prompts import DEFAULT_TEMPLATES, PromptFormat
 from ..data.questions import load_questions
 from ..inference.predict import predict_options

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..data.adapters import adapt_questions, digest
+from ..data.adapters import adapt_questions
+from ..data.layouts import digest
 from ..data.prompts import PromptFormat
 from .encoding import IGNORE_INDEX, OptionEncoder, encode_fitting
 from .model_loading import process_state

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit
 
-from ..data.adapters import digest
+from ..data.layouts import digest
 from .encoding import OptionEncoder, QuestionTooLongError
 from .model_loading import process_state
 from .option_scorer import OptionScorer

@@ -9,10 +9,12 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, SFTConfig, maybe_extract_prompt
 
-from ..data.adapters import ADAPTERS, find_adapter
-from ..data.files import load_rows
+from ..data.files import load_records
+from ..data.layouts import ADAPTERS, find_adapter
 from ..data.preference_pairs import PAIR_COLUMNS, drop_invalid_pairs, pairs_from_questions
 from ..data.questions import PromptFormat, adapt_questions, load_questions
+from ..data.text_files import TextRecords
+from ..data.training_rows import load_training_rows, training_rows
 from ..inference.encoding import OptionEncoder
 from ..trainers.data import TEXT_COLUMNS
 from ..trainers.dpo_trainer import CalibratedDPOTrainer
@@ -138,26 +140,28 @@ class DataSources:
         """
         parts = []
         for name in names:
-            rows = load_rows(name, split=split)
-            if not {"chosen", "rejected"} & set(rows.column_names):
-                if find_adapter(rows.column_names) is None:
+            records = load_records(name, split=split)
+            columns = records.columns if isinstance(records, TextRecords) else records.column_names
+            if not {"chosen", "rejected"} & set(columns):
+                if find_adapter(columns) is None:
                     raise ValueError(
                         f"{name} holds neither preference pairs (columns `chosen`, `rejected`, and perhaps `prompt`) "
                         f"nor option questions (`question`, `choices`, `answer`, or as in "
                         f"{', '.join(kind for kind in ADAPTERS if kind != 'unified')}); its columns are "
-                        f"{', '.join(rows.column_names)}."
+                        f"{', '.join(columns)}."
                     )
-                rows = adapt_questions(rows, drop_invalid=self.drop_invalid, source=name)
+                rows = adapt_questions(records, drop_invalid=self.drop_invalid, source=name)
                 rows = pairs_from_questions(rows, tokenizer, prompt_format, self.seed)
-            elif self.drop_invalid:
-                rows = drop_invalid_pairs(rows, name)
+            else:
+                rows = training_rows(records, name)
+                rows = drop_invalid_pairs(rows, name) if self.drop_invalid else rows
             parts.append(rows)
         mixed = parts[0] if len(parts) == 1 else _mix(names, parts)
         return mixed if limit is None else _draw(mixed.shuffle(seed=self.seed), limit)
 
     def rows(self, names: Sequence[str], split: str, limit: int | None = None) -> Dataset:
         """Load rows as they are; at most `limit`, drawn at random."""
-        mixed = concatenate_datasets([load_rows(name, split=split) for name in names])
+        mixed = concatenate_datasets([load_training_rows(name, split=split) for name in names])
         return mixed if limit is None else _draw(mixed.shuffle(seed=self.seed), limit)
 
 

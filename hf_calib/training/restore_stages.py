@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..data.adapters import digest
+from ..data.layouts import digest
 from ..evaluation.tables import write_json
 
 

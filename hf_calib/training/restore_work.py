@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from .. import __version__
-from ..data.adapters import digest
+from ..data.layouts import digest
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import check_output_dir
 from ..inference.model_loading import load_model, load_tokenizer, process_state

@@ -1,0 +1,84 @@
+"""Names of columns from the command line, as in `question=Prompt,answer=Gold`."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Mapping
+
+from datasets import Dataset
+
+from .layouts import ADAPTERS, columns_as_known
+from .text_files import TextRecords
+
+
+def parse_columns(columns: str | Mapping[str, str]) -> dict[str, str]:
+    """
+    Parse the columns of a data set.
+
+    Args:
+        columns (`str` or `Mapping[str, str]`):
+            Pairs `name=column` separated by commas. A column with a comma in its name is written in double quotes,
+            with its pair: `question=Prompt,"answer=Gold, final"`.
+
+    Returns:
+        `dict[str, str]`: column of the data by the name that it gets.
+
+    Raises:
+        `ValueError`: for a text without `=`, an unknown name, or a name or column that occurs twice.
+    """
+    if isinstance(columns, str):
+        pairs = [pair.partition("=") for pair in next(csv.reader([columns], skipinitialspace=True), [])]
+        if wrong := [name for name, sign, column in pairs if not (name.strip() and sign and column.strip())]:
+            raise ValueError(
+                f"columns={columns!r}: {wrong[0]!r} must be name=column, as in question=Prompt,answer=Gold"
+            )
+        if len({name.strip() for name, _, _ in pairs}) < len(pairs):
+            raise ValueError(f"columns={columns!r}: a name is there twice")
+        columns = {name.strip(): column.strip() for name, _, column in pairs}
+    known = {name: None for adapter in ADAPTERS.values() for name in adapter.known}
+    for name in columns:
+        if name not in known:
+            raise ValueError(
+                f"columns: {name!r} is no column of option questions; use question, choices (or A, B, ...), answer, "
+                "and optionally id, subject, target_probabilities, or the names of a known data set"
+            )
+    if len(set(columns.values())) < len(columns):
+        raise ValueError("columns: one column is used for two names")
+    return dict(columns)
+
+
+def rename_columns(dataset: Dataset | TextRecords, columns: Mapping[str, str], source: str) -> Dataset | TextRecords:
+    """
+    Rename the columns of a data set. A name that the data set has already needs no column of its own.
+
+    Args:
+        dataset (`Dataset` or [`~hf_calib.data.text_files.TextRecords`]):
+            Questions.
+        columns (`Mapping[str, str]`):
+            Column of the data by the name that it gets. Its case does not matter.
+        source (`str`):
+            Name of the data, for messages.
+
+    Raises:
+        `ValueError`: if there is no such column.
+    """
+    records = isinstance(dataset, TextRecords)
+    present = dataset.columns if records else dataset.column_names
+    new_names = {}
+    for name, column in columns.items():
+        found = columns_as_known(present, [column]).get(column)
+        if found is not None:
+            new_names[found] = name
+        elif not columns_as_known(present, [name]):
+            near = difflib.get_close_matches(column, present, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{source}: no column {column!r} among {', '.join(present)}{hint}")
+    # A column that has the name already makes way for the one that is named.
+    replaced = {name.lower() for name in new_names.values()}
+    dropped = [column for column in present if column not in new_names and column.strip().lower() in replaced]
+    if not records:
+        return dataset.remove_columns(dropped).rename_columns({a: b for a, b in new_names.items() if a != b})
+    kept = [column for column in present if column not in dropped]
+    rows = [{new_names.get(name, name): row[name] for name in kept if name in row} for row in dataset.rows]
+    return TextRecords(rows, [new_names.get(name, name) for name in kept], dataset.lines)
