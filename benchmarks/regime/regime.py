@@ -2,8 +2,8 @@
 
     python benchmarks/regime/regime.py --runs 1000
 
-Prints the rate of each verdict at level 0.05, and, last, one line of JSON: the largest rate of each wrong verdict. On
-the border both verdicts are wrong; where only one is, the other is bracketed.
+Prints the rate of each verdict at level 0.05, and, last, one line of JSON: the largest rate of each wrong verdict. A
+verdict that is no error in a scenario is bracketed.
 """
 
 import argparse
@@ -43,6 +43,11 @@ def knowing(labels: np.ndarray, rate: float, rng: np.random.Generator) -> np.nda
     return probabilities
 
 
+def weak(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Probabilities of a model that guesses: its accuracy is what the target gives to its predictions."""
+    return knowing(rng.integers(0, OPTIONS, len(labels)), 1.0, rng)
+
+
 def sharpened(target: np.ndarray) -> np.ndarray:
     """An overconfident reference: the truth squared, so that an isotonic map repairs it."""
     return target**2 / (target**2).sum(axis=1, keepdims=True)
@@ -64,6 +69,19 @@ def bayes(n, rng, spread=1.0):
 def learnt(n, rng, spread=1.0, rate=CRITICAL):
     target, labels = questions(n, rng, spread)
     return classify_regime(knowing(labels, rate, rng), labels, target)
+
+
+def guesses(n, rng, weighted=False):
+    target, labels = questions(n, rng)
+    weights = target.max(axis=1) if weighted else None
+    return classify_regime(weak(labels, rng), labels, target, sample_weight=weights)
+
+
+def guesses_by_reference(n, rng, bend=None):
+    """A model that guesses on a third of the questions and agrees with the reference on the others."""
+    target, labels = questions(n, rng)
+    model = np.where(rng.random((n, 1)) < 1 / 3, weak(labels, rng), target)
+    return classify_regime(model, labels, reference_probabilities=target if bend is None else bend(target))
 
 
 def bayes_weighted(n, rng):
@@ -101,43 +119,52 @@ def no_target(n, rng, accuracy, weighted=False):
     return classify_confidences(confidences, correct, num_options=OPTIONS, sample_weight=weights)
 
 
-BOTH, ABOVE, BELOW = ("non-calibratable", "calibratable"), ("non-calibratable",), ("calibratable",)
+ABOVE, BELOW, OFF = "non-calibratable", "calibratable", "target-contradicted"
+VERDICTS = (ABOVE, BELOW, OFF)
+BORDER = (ABOVE, BELOW)  # errors where ACC = ACC*
 
 # What is simulated: the verdicts that are wrong, and a function of the number of questions and a generator.
 SCENARIOS = {
-    "target; Bayes model": (BOTH, bayes),
-    "target; labels partly learnt": (BOTH, learnt),
-    "sharp target; Bayes model": (BOTH, lambda n, rng: bayes(n, rng, CERTAINTY)),
-    "sharp target; labels partly learnt": (BOTH, lambda n, rng: learnt(n, rng, CERTAINTY, CRITICAL_SHARP)),
-    "target, weights; Bayes model": (BOTH, bayes_weighted),
-    "target, weights; labels partly learnt": (BOTH, learnt_weighted),
-    "critical accuracy": (BOTH, known_number),
-    "critical accuracy, weights": (BOTH, known_number_weighted),
-    "reference, calibrated": (BOTH, reference),
+    "target; Bayes model": (VERDICTS, bayes),
+    "target; labels partly learnt": (BORDER, learnt),
+    "target; guessing": ((ABOVE, OFF), guesses),
+    "sharp target; Bayes model": (VERDICTS, lambda n, rng: bayes(n, rng, CERTAINTY)),
+    "sharp target; labels partly learnt": (BORDER, lambda n, rng: learnt(n, rng, CERTAINTY, CRITICAL_SHARP)),
+    "target, weights; Bayes model": (VERDICTS, bayes_weighted),
+    "target, weights; labels partly learnt": (BORDER, learnt_weighted),
+    "target, weights; guessing": ((ABOVE, OFF), lambda n, rng: guesses(n, rng, weighted=True)),
+    "critical accuracy": (BORDER, known_number),
+    "critical accuracy, weights": (BORDER, known_number_weighted),
+    "reference, calibrated": (BORDER, reference),
     "reference, calibrated, weights": (
-        BOTH,
+        BORDER,
         lambda n, rng: reference(n, rng, rate=CRITICAL_WEIGHTED, weighted=True),
     ),
-    "reference, overconfident; at its accuracy": (BOTH, lambda n, rng: reference(n, rng, sharpened)),
+    "reference, calibrated; guessing": ((ABOVE, OFF), guesses_by_reference),
+    "reference, overconfident; at its accuracy": (BORDER, lambda n, rng: reference(n, rng, sharpened)),
     "reference, overconfident; at its confidence": (
-        BOTH,
+        BORDER,
         lambda n, rng: reference(n, rng, sharpened, OVERCONFIDENCE),
     ),
-    "no target; overconfident": (ABOVE, lambda n, rng: no_target(n, rng, lambda c: 0.25 + 0.6 * (c - 0.25))),
-    "no target; right as often as by guessing": (ABOVE, lambda n, rng: no_target(n, rng, lambda c: 0.25)),
+    "reference, overconfident; guessing": (
+        (ABOVE, OFF),
+        lambda n, rng: guesses_by_reference(n, rng, sharpened),
+    ),
+    "no target; overconfident": ((ABOVE,), lambda n, rng: no_target(n, rng, lambda c: 0.25 + 0.6 * (c - 0.25))),
+    "no target; right as often as by guessing": ((ABOVE,), lambda n, rng: no_target(n, rng, lambda c: 0.25)),
     "no target, weights; as often as by guessing": (
-        ABOVE,
+        (ABOVE,),
         lambda n, rng: no_target(n, rng, lambda c: 0.25, weighted=True),
     ),
     "no target; the sure and the unsure swapped": (
-        ABOVE,
+        (ABOVE,),
         lambda n, rng: no_target(n, rng, lambda c: np.where(c < 0.625, 0.45, 0.05)),
     ),
     "no target; the unsure worse than guessing": (
-        BOTH,
+        BORDER,
         lambda n, rng: no_target(n, rng, lambda c: np.where(c < 0.625, 0.05, 0.8)),
     ),
-    "no target; worse than guessing by 0.1": (BELOW, lambda n, rng: no_target(n, rng, lambda c: 0.15)),
+    "no target; worse than guessing by 0.1": ((BELOW,), lambda n, rng: no_target(n, rng, lambda c: 0.15)),
 }
 
 
@@ -146,7 +173,7 @@ def rates(name: str, n: int, runs: int) -> dict[str, float]:
     _, simulate = SCENARIOS[name]
     rng = np.random.default_rng([zlib.crc32(name.encode()), n])
     verdicts = [simulate(n, rng).regime for _ in range(runs)]
-    return {verdict: verdicts.count(verdict) / runs for verdict in BOTH}
+    return {verdict: verdicts.count(verdict) / runs for verdict in VERDICTS}
 
 
 def main() -> None:
@@ -158,9 +185,9 @@ def main() -> None:
     table = Table(title=f"Verdicts at level 0.05, {args.runs:,} runs", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("what is simulated", no_wrap=True)
     for n in args.sizes:
-        for verdict in BOTH:
+        for verdict in VERDICTS:
             table.add_column(f"{verdict}, N = {n:,}", justify="right")
-    largest = {f"{verdict.replace('-', '_')}_{n}": 0.0 for n in args.sizes for verdict in BOTH}
+    largest = {f"{verdict.replace('-', '_')}_{n}": 0.0 for n in args.sizes for verdict in VERDICTS}
     for name, (errors, _) in SCENARIOS.items():
         row = []
         for n in args.sizes:
@@ -169,7 +196,7 @@ def main() -> None:
                 key = f"{verdict.replace('-', '_')}_{n}"
                 largest[key] = max(largest[key], rate if verdict in errors else 0.0)
         table.add_row(name, *row)
-    Console(width=140).print(table)
+    Console(width=200).print(table)
     print(json.dumps(largest))
 
 

@@ -66,9 +66,11 @@ Returns:
     - `debiased_ece`, `ece_equal_mass`, `ece_sweep`, `smooth_ece`, `cw_ece`, `mce`, `ece_lower_bound`,
       `ece_upper_bound`;
     - `nll`, `brier`, `brier_calibration`, `brier_refinement`, `auroc`, `aurc`;
-    - `regime` ("calibratable", "non-calibratable" or "undetermined"), `explanation` (a sentence), `test` (the test
-      that decides), `p_value`, `alpha`, `recommended_method` ("cft" or "rcft");
-    - with a target, a reference or a critical accuracy `critical_accuracy` and `border_distance`; with a target `tce`;
+    - `regime` ("calibratable", "non-calibratable", "target-contradicted" or "undetermined"), `explanation` (a
+      sentence), `test` (the test that decides), `p_value`, `alpha`, `recommended_method` ("cft" or "rcft"),
+      `border_distance_detectable` (the distance that the test finds with probability 0.8);
+    - with a target, a reference or a critical accuracy `critical_accuracy` and `border_distance`; with a target or a
+      reference `expected_accuracy` and `expected_accuracy_p_value`; with a target `tce`;
     - with groups `n_groups`, `n_groups_miscalibrated` and the measures of each group as `group/<name>/<measure>`.
 
 Examples:

@@ -17,7 +17,7 @@ from ..data.prompts import DEFAULT_TEMPLATES
 from ..evaluation.evaluate import groups_of
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import markdown_table
-from ..regime.report import CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED
+from ..regime.report import CALIBRATABLE, NON_CALIBRATABLE, TARGET_CONTRADICTED, UNDETERMINED
 from .markup import BEGIN, END, escape, render
 
 
@@ -54,6 +54,9 @@ _MEANINGS = {
     NON_CALIBRATABLE: "The accuracy is higher than a calibrated model of the target can have on new questions, for "
     "example because answers were memorised: calibration error and target calibration error cannot both vanish, and "
     "confidence is valid on such questions only.",
+    TARGET_CONTRADICTED: "The model is right more or less often than the target says of its answers, because answers "
+    "were memorised or the target is wrong for these questions: calibration error and target calibration error cannot "
+    "both vanish with these predictions.",
     UNDETERMINED: "The evaluation cannot decide whether this accuracy is compatible with calibration. A larger test "
     "set, or the model before alignment as a reference, can.",
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .style import BLACK, BLUE, GREY, GRID, STYLE, VERMILLION, add_legend, new_figure, wilson_interval
+from .style import BLACK, BLUE, GREY, GRID, PURPLE, STYLE, VERMILLION, add_legend, new_figure, wilson_interval
 
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ _SHADE = "#F6DFD2"
 _MARKERS = {
     "calibratable": ("o", BLUE),
     "non-calibratable": ("s", VERMILLION),
+    "target-contradicted": ("^", PURPLE),
     "undetermined": ("D", "#5A5A5A"),
     None: ("o", BLACK),
 }
@@ -197,7 +198,7 @@ def _draw_border(axes: Axes, border: float, distances: bool) -> None:
         label="critical accuracy ACC*" if distances else f"critical accuracy ACC* = {border:.3f}",
     )  # fmt: skip
     axes.set_ylim(0, top)
-    captions = (("right", -4, "◂ calibratable"), ("left", 4, "non-calibratable ▸"))
+    captions = (("right", -4, "◂ calibratable if ACC = T"), ("left", 4, "non-calibratable ▸"))
     for side, offset, text in captions:
         axes.annotate(
             text, (border, 1), (offset, 4), xycoords=axes.get_xaxis_transform(), textcoords="offset points",

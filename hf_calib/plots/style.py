@@ -12,7 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, SKY, VERMILLION, BLACK, GREY = "#0072B2", "#56B4E9", "#D55E00", "#1A1A1A", "#8C8C8C"
+BLUE, SKY, VERMILLION, PURPLE = "#0072B2", "#56B4E9", "#D55E00", "#CC79A7"
+BLACK, GREY = "#1A1A1A", "#8C8C8C"
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

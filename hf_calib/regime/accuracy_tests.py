@@ -17,26 +17,33 @@ class ThresholdTest(NamedTuple):
         p_below (`float`): p-value of the hypothesis `accuracy >= threshold`. Small: the accuracy is below it.
         low (`float`): Lower end of the interval of `accuracy - threshold`.
         high (`float`): Upper end. The level is `1 - 2 * alpha`: each end errs with probability `alpha`.
+        detectable (`float`): Distance of the accuracy from the threshold that a test at level `alpha` finds with
+            probability 0.8, in the normal approximation; at most 1.
     """
 
     p_above: float
     p_below: float
     low: float
     high: float
+    detectable: float
+
+
+_POWER = 0.8  # of the detectable distance
 
 
 def intersection_union(first: ThresholdTest, second: ThresholdTest) -> ThresholdTest:
     """
     Intersection-union test of two thresholds of which either may be the right one.
 
-    A conclusion must hold for both, so the larger p-value counts and the interval covers both. The level is `alpha`
-    without a correction.
+    A conclusion must hold for both, so the larger p-value counts, the interval covers both, and the larger distance is
+    detectable. The level is `alpha` without a correction.
     """
     return ThresholdTest(
         max(first.p_above, second.p_above),
         max(first.p_below, second.p_below),
         min(first.low, second.low),
         max(first.high, second.high),
+        max(first.detectable, second.detectable),
     )
 
 
@@ -58,16 +65,20 @@ def rate_test(
         weights (`np.ndarray` of shape `(N,)`, *optional*):
             Importance weights above 0.
     """
+    from scipy.special import ndtri
     from scipy.stats import binomtest
 
     threshold = float(np.max(thresholds))
     if weights is not None or np.min(thresholds) < threshold:
         return paired_test(correct, np.broadcast_to(thresholds, correct.shape), alpha, weights)
     if len(correct) == 0:
-        return ThresholdTest(1.0, 1.0, -threshold, 1 - threshold)
+        return ThresholdTest(1.0, 1.0, -threshold, 1 - threshold, 1.0)
     above, below = (binomtest(int(correct.sum()), len(correct), threshold, side) for side in ("greater", "less"))
     low, high = above.proportion_ci(1 - alpha).low, below.proportion_ci(1 - alpha).high
-    return ThresholdTest(float(above.pvalue), float(below.pvalue), float(low - threshold), float(high - threshold))
+    error = sqrt(threshold * (1 - threshold) / len(correct))
+    detectable = min(1.0, float(ndtri(1 - alpha) + ndtri(_POWER)) * error)
+    ends = float(low - threshold), float(high - threshold)
+    return ThresholdTest(float(above.pvalue), float(below.pvalue), *ends, detectable)
 
 
 def paired_test(
@@ -146,9 +157,10 @@ def _t_test(mean: float, observed: float, expected: float, effective: float, alp
 
     freedom = effective - 1
     if freedom < 1e-6:  # one question
-        return ThresholdTest(0.5, 0.5, -1.0, 1.0)
+        return ThresholdTest(0.5, 0.5, -1.0, 1.0, 1.0)
     error = sqrt(max(observed * effective / freedom, expected))
     t = mean / error if error > 0 else 0.0 if mean == 0 else copysign(inf, mean)
     margin = stdtrit(freedom, 1 - alpha) * error
     low, high = max(-1.0, mean - margin), min(1.0, mean + margin)
-    return ThresholdTest(float(stdtr(freedom, -t)), float(stdtr(freedom, t)), float(low), float(high))
+    detectable = min(1.0, float(margin + stdtrit(freedom, _POWER) * error))
+    return ThresholdTest(float(stdtr(freedom, -t)), float(stdtr(freedom, t)), float(low), float(high), detectable)

@@ -16,7 +16,7 @@ from ..measures.options import MeasureOptions
 from ..measures.validation import check_whole
 from .accuracy_tests import ThresholdTest, discordance_test, intersection_union, paired_test, rate_test
 from .recalibration_test import recalibration_of
-from .report import CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED, RegimeReport, make_report
+from .report import CALIBRATABLE, NON_CALIBRATABLE, TARGET_CONTRADICTED, UNDETERMINED, RegimeReport, make_report
 
 
 _TOLERABLE = 0.1  # ECE that the empirical test must exclude for "calibratable", at most half the accuracy of guessing
@@ -84,12 +84,14 @@ def classify_regime(
     - none of these: whether a recalibration that keeps the predictions exists. The model is non-calibratable if ACC is
       below that of guessing, 1 / K (an exact binomial test). It is calibratable if an isotonic map fitted on a random
       half of the questions leaves no more ECE on the other half than noise does. In between it is undetermined. This
-      test is weak: it does not detect memorised questions.
+      test has no power against memorised questions: an accuracy above ACC* looks like any other.
 
-    With a target or a reference ACC is also tested against the expected accuracy, the mean probability that it gives
-    to the predictions (a paired t-test). A larger ACC means that some labels are memorised, or that the model knows
-    more than the reference. The regime stays the same, but no confidence makes both ECE and TCE 0, so RCFT is
-    recommended.
+    With a target or a reference ACC is also tested on both sides against the expected accuracy T, the mean probability
+    that it gives to the predictions (a paired t-test at level `alpha / 2` a side). ACC and T are equal for a model
+    that has not seen the labels, if these follow the target. If ACC is not above ACC* but differs from T by more than
+    noise, the target is contradicted by the labels, and no confidence of these predictions makes both ECE and TCE 0.
+    ACC < T: the target is wrong for these questions. ACC > T: some labels are memorised, or the model knows more than
+    the reference.
 
     Args:
         probabilities (array-like of shape `(N, K)`):
@@ -270,6 +272,8 @@ def _classify(evidence: _Evidence, options: RegimeOptions) -> RegimeReport:
         regime = UNDETERMINED
         if threshold.p_above < options.alpha:
             regime = NON_CALIBRATABLE
+        elif fields.get("expected_accuracy_p_value", 1.0) < options.alpha:
+            regime = TARGET_CONTRADICTED
         elif threshold.p_below < options.alpha:
             regime = CALIBRATABLE
         return make_report(regime, test, fields, None)
@@ -280,10 +284,10 @@ def _classify(evidence: _Evidence, options: RegimeOptions) -> RegimeReport:
 
 
 def _compare_with_other(evidence: _Evidence, options: RegimeOptions) -> dict[str, float]:
-    """Compute TCE or the numbers of the reference, and test for memorised labels."""
-    examples, expected, alpha = evidence.examples, evidence.expected, options.alpha
+    """Compute TCE or the numbers of the reference, and test whether the labels contradict it."""
+    examples, expected, alpha = evidence.examples, evidence.expected, options.alpha / 2  # two sides
     confidences, correct, mean = examples.confidences, examples.correct, examples.mean
-    excess = paired_test(correct, expected, alpha, examples.weights)
+    test = paired_test(correct, expected, alpha, examples.weights)
     if evidence.reference_correct is None:
         fields = {
             "tce": evidence.error(confidences, expected, options.n_bins),
@@ -300,10 +304,14 @@ def _compare_with_other(evidence: _Evidence, options: RegimeOptions) -> dict[str
                 reference, MeasureOptions(n_bins=options.n_bins, seed=options.seed)
             ).p_value,
         }
-        # where both predict the same option, a miscalibrated reference is no sign of memorisation
+        # where both predict the same option, a difference shows only that the reference is miscalibrated
         differ = expected < evidence.optimal
-        excess = intersection_union(excess, paired_test(differ * correct, differ * expected, alpha, examples.weights))
-    return fields | {"expected_accuracy": mean(expected), "expected_accuracy_p_value": excess.p_above}
+        test = intersection_union(test, paired_test(differ * correct, differ * expected, alpha, examples.weights))
+    return fields | {
+        "expected_accuracy": mean(expected),
+        "expected_accuracy_p_value": min(1.0, 2 * min(test.p_above, test.p_below)),
+        "expected_accuracy_detectable": test.detectable,
+    }
 
 
 def _test_threshold(
@@ -329,6 +337,7 @@ def _test_threshold(
         "p_value_calibratable": threshold.p_below,
         "border_distance_low": threshold.low,
         "border_distance_high": threshold.high,
+        "border_distance_detectable": threshold.detectable,
     }
     return test, threshold, highest
 
@@ -336,7 +345,8 @@ def _test_threshold(
 def _test_recalibration(evidence: _Evidence, options: RegimeOptions, fields: dict[str, Any]) -> str:
     """Make the empirical test and add its numbers to `fields`. Returns the regime."""
     examples, chance, alpha = evidence.examples, evidence.chance, options.alpha
-    fields["p_value"] = rate_test(examples.correct, chance, alpha, examples.weights).p_below
+    guessing = rate_test(examples.correct, chance, alpha, examples.weights)
+    fields |= {"p_value": guessing.p_below, "border_distance_detectable": guessing.detectable}
     tested = recalibration_of(examples, float(chance.max()), options.n_bins, options.seed)
     if tested is not None:
         fields |= {

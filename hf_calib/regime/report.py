@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
-CALIBRATABLE, NON_CALIBRATABLE, UNDETERMINED = "calibratable", "non-calibratable", "undetermined"
+CALIBRATABLE, NON_CALIBRATABLE = "calibratable", "non-calibratable"
+TARGET_CONTRADICTED, UNDETERMINED = "target-contradicted", "undetermined"
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,8 @@ class RegimeReport:
     Result of [`~hf_calib.regime.classify.classify_regime`]. A number that the input does not determine is `None`.
 
     Attributes:
-        regime (`str`): `"calibratable"`, `"non-calibratable"` or `"undetermined"`.
-        recommended_method (`str`): `"cft"` in the calibratable regime, else `"rcft"`. Also `"rcft"` where some of the
-            labels are memorised.
+        regime (`str`): `"calibratable"`, `"non-calibratable"`, `"target-contradicted"` or `"undetermined"`.
+        recommended_method (`str`): `"cft"` in the calibratable regime, else `"rcft"`.
         test (`str`): Test that decides: `"target"`, `"reference"`, `"critical_accuracy"`, `"recalibration"`
             (empirical), or `"none"` where no test is possible.
         p_value (`float` or `None`): p-value of the hypothesis that the model is calibratable: `accuracy <= critical
@@ -39,8 +39,11 @@ class RegimeReport:
             its two critical accuracies.
         expected_accuracy (`float` or `None`): Mean probability that the target or the reference gives to the
             predictions: the expected accuracy of a model that has not seen these labels.
-        expected_accuracy_p_value (`float` or `None`): p-value of the hypothesis `accuracy <= expected accuracy`.
-            Small: labels are memorised, or the reference knows less than the model.
+        expected_accuracy_p_value (`float` or `None`): p-value of the hypothesis `accuracy == expected accuracy`
+            (two-sided). Small with a lower accuracy: the labels contradict the target. Small with a higher accuracy:
+            labels are memorised, or the reference knows less than the model.
+        expected_accuracy_detectable (`float` or `None`): Difference between accuracy and expected accuracy that this
+            test finds with probability 0.8 on as many questions.
         recalibrated_ece (`float` or `None`): Empirical test: ECE on the second half of the questions after the
             order-preserving recalibration fitted on the first half.
         recalibrated_ece_p95 (`float` or `None`): 95th percentile of that ECE if the recalibration is right.
@@ -50,6 +53,9 @@ class RegimeReport:
         border_distance_low (`float` or `None`): Lower end of the interval of `border_distance` at level
             `1 - 2 * alpha`. Above 0 in the non-calibratable regime.
         border_distance_high (`float` or `None`): Upper end. Below 0 in the calibratable regime.
+        border_distance_detectable (`float` or `None`): Distance between ACC and ACC* that the test finds with
+            probability 0.8 on as many questions. In the empirical test: the distance below guessing, 1 / K; that test
+            finds no distance above ACC*.
         reference_accuracy (`float` or `None`): Accuracy of the reference, the second estimate of ACC*.
         reference_ece (`float` or `None`): conf-ECE of the reference. The two estimates differ by at most this much.
         reference_ece_p_value (`float` or `None`): Probability that a calibrated reference has at least that ECE.
@@ -75,12 +81,14 @@ class RegimeReport:
     sum_lower_bound: float | None = None
     expected_accuracy: float | None = None
     expected_accuracy_p_value: float | None = None
+    expected_accuracy_detectable: float | None = None
     recalibrated_ece: float | None = None
     recalibrated_ece_p95: float | None = None
     recalibrated_ece_p_value: float | None = None
     p_value_calibratable: float | None = None
     border_distance_low: float | None = None
     border_distance_high: float | None = None
+    border_distance_detectable: float | None = None
     reference_accuracy: float | None = None
     reference_ece: float | None = None
     reference_ece_p_value: float | None = None
@@ -105,20 +113,22 @@ def make_report(regime: str, test: str, fields: dict[str, Any], guessing: float 
         guessing (`float` or `None`):
             Accuracy of guessing, for the empirical test.
     """
-    memorised = fields.get("expected_accuracy_p_value", 1.0) < fields["alpha"]
-    method = "cft" if regime == CALIBRATABLE and not memorised else "rcft"
     advice = {
-        CALIBRATABLE: "calibration can be restored at this accuracy, and CFT is enough",
+        CALIBRATABLE: "calibration can be restored at this accuracy; CFT is the method of this regime",
         NON_CALIBRATABLE: "calibration cannot be restored at this accuracy; RCFT trades some of it",
+        TARGET_CONTRADICTED: "RCFT, which calibrates to labels, is the safe choice",
         UNDETERMINED: "use more questions, or the predictions of the model before alignment; until then, RCFT",
     }[regime]
     if test == "none":
         found = "No test is possible without a target, a reference, a critical accuracy or the number of options"
     elif test == "recalibration":
         found, advice = _explain_recalibration(regime, fields, guessing, advice)
+    elif regime == TARGET_CONTRADICTED:
+        found, advice = _explain_contradiction(fields, advice)
     else:
-        found, advice = _explain_threshold(regime, test, fields, memorised, advice)
+        found, advice = _explain_threshold(regime, test, fields, advice)
     explanation = f"{found}: {advice}.".format(**fields)
+    method = "cft" if regime == CALIBRATABLE else "rcft"
     return RegimeReport(regime=regime, recommended_method=method, test=test, explanation=explanation, **fields)
 
 
@@ -129,17 +139,28 @@ def _explain_recalibration(regime: str, fields: dict[str, Any], guessing: float,
     found = "A recalibration that keeps the order of the confidences "
     if regime == CALIBRATABLE:
         found += "leaves an ECE of {recalibrated_ece:.3f}, within noise"
-        advice += ". Without a target or a reference, memorised questions look the same"
     elif fields.get("recalibrated_ece_p_value", 1.0) < fields["alpha"]:
         found += "leaves an ECE of {recalibrated_ece:.3f}, where noise leaves up to {recalibrated_ece_p95:.3f}"
     else:
         found = "{n:,} questions are too few to tell whether the model can be calibrated at its accuracy"
-    return found, advice
+    advice += ". Without a target or a reference, memorised questions are not detected on any number of questions; an "
+    return found, advice + "accuracy {border_distance_detectable:.3f} below guessing is, with probability 0.8"
 
 
-def _explain_threshold(
-    regime: str, test: str, fields: dict[str, Any], memorised: bool, advice: str
-) -> tuple[str, str]:
+def _explain_contradiction(fields: dict[str, Any], advice: str) -> tuple[str, str]:
+    by, doubt = ("target", "") if "tce" in fields else ("reference", " or better known than by the reference")
+    difference = fields["accuracy"] - fields["expected_accuracy"]
+    place = "above" if difference > 0 else "below"
+    found = f"Accuracy {{accuracy:.3f}} is {place} the {{expected_accuracy:.3f}} that "
+    found += f"the {by} gives to these predictions (p = {{expected_accuracy_p_value:.2g}})"
+    if difference > 0:
+        found += f", so some of these questions are memorised{doubt}"
+    else:
+        found += f", so the {by} is wrong for these questions"
+    return found, f"no confidence of these predictions brings ECE + TCE below {abs(difference):.3f}; {advice}"
+
+
+def _explain_threshold(regime: str, test: str, fields: dict[str, Any], advice: str) -> tuple[str, str]:
     place = {
         CALIBRATABLE: "is below",
         NON_CALIBRATABLE: "is above",
@@ -150,10 +171,10 @@ def _explain_threshold(
         found += " by the reference's confidence and {reference_accuracy:.3f} by its accuracy"
     found += f" ({100 * (1 - 2 * fields['alpha']):.3g}% interval of the distance"
     found += " {border_distance_low:+.3f} to {border_distance_high:+.3f})"
-    if memorised and regime != NON_CALIBRATABLE:
-        by, doubt = ("target", "") if "tce" in fields else ("reference", " or better known than by the reference")
-        found += f", but above the {{expected_accuracy:.3f}} that the {by} gives to these predictions"
-        least = fields["accuracy"] - fields["expected_accuracy"]
-        advice = f"some of these questions are memorised{doubt}, and no confidence brings ECE + TCE below "
-        advice += f"{least:.3f}; RCFT is the safe choice"
+    if regime == CALIBRATABLE and "expected_accuracy" in fields:
+        by = "target" if "tce" in fields else "reference"
+        found += f" and not distinguishable from the {{expected_accuracy:.3f}} that the {by} gives to these "
+        found += "predictions (a difference of {expected_accuracy_detectable:.3f} is found with probability 0.8)"
+    elif regime == CALIBRATABLE:
+        advice += ", if the model has not seen these labels. Only a target or a reference can show that"
     return found, advice

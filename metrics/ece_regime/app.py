@@ -127,7 +127,7 @@ def build() -> gr.Blocks:
                 # gr.Number sends 0 for an empty field
                 critical_accuracy = gr.Textbox(
                     label="Critical accuracy (optional)", placeholder="unknown", elem_id="critical-accuracy",
-                    info="Highest accuracy of a calibrated model on these questions; decides the regime",
+                    info="Accuracy of the best predictor of these questions; decides the regime",
                 )  # fmt: skip
                 n_bins = gr.Slider(5, 30, value=10, step=1, label="Bins")
                 binning = gr.Radio(

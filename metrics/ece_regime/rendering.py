@@ -16,6 +16,7 @@ from reading import Predictions
 from hf_calib.evaluation.evaluate import groups_of
 from hf_calib.plots import regime_plane, reliability_diagram
 from hf_calib.plots.style import STYLE
+from hf_calib.regime.report import NON_CALIBRATABLE, TARGET_CONTRADICTED
 
 
 # Heading of each part of the table; key, name and meaning of each measure.
@@ -45,9 +46,12 @@ MEASURES = {
         "brier": ("Brier score", "squared error over all options, from 0 to 2; lower is better"),
     },
     "Regime": {
-        "regime": ("Regime", "calibratable: accuracy need not fall; non-calibratable: some error must remain"),
-        "critical_accuracy": ("Critical accuracy ACC*", "highest accuracy of a calibrated model on unseen questions"),
+        "regime": ("Regime", "calibratable: accuracy need not fall; non-calibratable, target-contradicted: some error "
+                   "must remain"),
+        "critical_accuracy": ("Critical accuracy ACC*", "accuracy of the best predictor if labels follow the target"),
         "border_distance": ("Distance to the border", "accuracy less critical accuracy; positive: non-calibratable"),
+        "border_distance_detectable": ("Detectable distance", "found with probability 0.8 on as many questions"),
+        "expected_accuracy": ("Expected accuracy T", "mean probability that the target gives to the predictions"),
         "ece_lower_bound": ("Lower bound of the ECE", "for any bins"),
         "recommended_method": ("Recommended repair", "cft: calibration-aware fine-tuning; rcft: with EM-ECE"),
     },
@@ -96,7 +100,7 @@ def render(predictions: Predictions, results: dict[str, Any], n_bins: int, binni
         results=results,
         heading=_heading(results["overconfidence"], calibrated),
         calibrated=calibrated,
-        warn=not calibrated or results["regime"] == "non-calibratable",
+        warn=not calibrated or results["regime"] in (NON_CALIBRATABLE, TARGET_CONTRADICTED),
         figures=figures,
         measures=MEASURES,
         # the ECE of a small group is large by chance, so the lower end of the interval orders the groups

@@ -1,4 +1,4 @@
-"""The regime of a model that has memorised some of the labels: below the critical accuracy, above what it may reach."""
+"""The regime of models whose labels do not follow the target: below the critical accuracy, and off what it allows."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_partly_memorised(known, weighted):
     model, labels, target = guessing_but_for(0.3)
     weights = np.random.default_rng(1).gamma(2.0, size=len(labels)) if weighted else None
     report = classify_regime(model, labels, **{known: target}, sample_weight=weights)
-    assert (report.regime, report.recommended_method) == ("calibratable", "rcft")
+    assert (report.regime, report.recommended_method) == ("target-contradicted", "rcft")
     allowed = np.average(target[np.arange(len(labels)), model.argmax(axis=1)], weights=weights)
     assert report.expected_accuracy == pytest.approx(allowed) and report.expected_accuracy_p_value < 1e-6
     assert "memorised" in report.explanation and f"{report.accuracy - allowed:.3f};" in report.explanation
@@ -43,8 +43,43 @@ def test_partly_memorised(known, weighted):
 def test_partly_memorised_by_the_paired_test():
     model, labels, target = guessing_but_for(0.05, n=400)
     allowed = target[np.arange(400), model.argmax(axis=1)]
-    expected = paired_test((model.argmax(axis=1) == labels).astype(float), allowed, 0.05).p_above
-    assert classify_regime(model, labels, target).expected_accuracy_p_value == expected
+    test = paired_test((model.argmax(axis=1) == labels).astype(float), allowed, 0.025)
+    report = classify_regime(model, labels, target)
+    assert report.expected_accuracy_p_value == pytest.approx(2 * min(test.p_above, test.p_below))
+    assert report.expected_accuracy_detectable == test.detectable
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_target_that_the_labels_contradict(weighted):
+    """Half of the answers are right where the target says nine in ten: T = ACC* = .9."""
+    n = 1000
+    target = np.tile([0.9, 0.1], (n, 1))
+    labels = (np.arange(n) % 2 == 0).astype(int)
+    labels[:6] = 0
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, n) if weighted else None
+    report = classify_regime(target, labels, target, sample_weight=weights)
+    assert report.expected_accuracy == pytest.approx(0.9) and report.critical_accuracy == pytest.approx(0.9)
+    assert abs(report.accuracy - 0.503) < (0.03 if weighted else 1e-9)
+    assert (report.regime, report.recommended_method) == ("target-contradicted", "rcft")
+    assert report.expected_accuracy_p_value < 1e-6
+    assert "target is wrong" in report.explanation and "CFT is the method" not in report.explanation
+    # a given critical accuracy decides about ACC*, and the target still about T
+    both = classify_regime(target, labels, target, critical_accuracy=0.95, sample_weight=weights)
+    assert (both.regime, both.test) == ("target-contradicted", "critical_accuracy")
+
+
+def test_contradiction_by_a_reference():
+    """A reference is contradicted where the models differ, and not where it is only too confident."""
+    rng = np.random.default_rng(3)
+    n = 2000
+    reference = np.where(np.arange(n)[:, None] % 2, [0.6, 0.4], [0.45, 0.55])
+    swapped = reference[:, ::-1]
+    labels = np.where(rng.random(n) < 0.95, reference.argmax(axis=1), 1 - reference.argmax(axis=1))
+    wrong = classify_regime(swapped, labels, reference_probabilities=reference)
+    assert wrong.regime == "target-contradicted" and "reference is wrong" in wrong.explanation
+    sure = np.where(reference > 0.5, 0.99, 0.01)
+    same = classify_regime(sure, labels, reference_probabilities=sure)
+    assert same.regime != "target-contradicted"
 
 
 @pytest.mark.parametrize("known", ["target_probabilities", "reference_probabilities"])

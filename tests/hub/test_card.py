@@ -13,6 +13,7 @@ from hf_calib.cli.main import main
 from hf_calib.hub.card import CalibrationCard
 from hf_calib.hub.markup import BEGIN, END, escape, fenced
 from hf_calib.hub.publish import write_card
+from hf_calib.regime.report import CALIBRATABLE, NON_CALIBRATABLE, TARGET_CONTRADICTED, UNDETERMINED
 
 
 RESULTS = {
@@ -73,6 +74,12 @@ def test_other_evaluations_stay():
     again = CalibrationCard(RESULTS).render(card.content)
     kept = [result for result in again.data.eval_results if result.dataset_type == "mmlu"]
     assert len(kept) == 1 and kept[0].metric_value == 0.4 and again.content == card.content
+
+
+def test_every_verdict_is_explained():
+    for regime in (CALIBRATABLE, NON_CALIBRATABLE, TARGET_CONTRADICTED, UNDETERMINED):
+        text = CalibrationCard({**RESULTS, "regime": regime}).render().text
+        assert f"**{regime}.**" in text and text.partition(f"**{regime}.**")[2].splitlines()[2].startswith("Th")
 
 
 def test_no_section_is_empty_and_none_is_about_what_there_is_not():

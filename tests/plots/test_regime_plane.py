@@ -9,6 +9,7 @@ from hf_calib.measures.calibration_error import calibration_report
 from hf_calib.plots import regime_plane, save_figure
 from hf_calib.plots.style import wilson_interval
 from hf_calib.regime.classify import classify_regime
+from hf_calib.regime.report import CALIBRATABLE, NON_CALIBRATABLE, TARGET_CONTRADICTED, UNDETERMINED
 
 
 def point(accuracy, ece, **fields):
@@ -62,6 +63,13 @@ def test_a_marker_is_hollow_where_the_error_is_within_noise(p_value, hollow):
     colour = marker.get_color()
     assert marker.get_markerfacecolor() == ("white" if hollow else colour) and colour != "white"
     assert ("hollow: ECE within noise" in legend(figure)) == hollow
+
+
+def test_every_verdict_has_a_marker_of_its_own():
+    verdicts = (CALIBRATABLE, NON_CALIBRATABLE, TARGET_CONTRADICTED, UNDETERMINED)
+    figure = regime_plane({regime: point(0.7, 0.05, regime=regime) for regime in verdicts})
+    drawn = {line.get_label(): line.get_marker() for line in figure.axes[0].lines}
+    assert len({drawn[regime] for regime in verdicts}) == len(verdicts)
 
 
 def test_plane_of_a_results_file(tmp_path):

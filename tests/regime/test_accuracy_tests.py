@@ -76,12 +76,26 @@ def test_models_without_discordant_questions():
 
 
 def test_intersection_union():
-    assert intersection_union(ThresholdTest(0.01, 0.99, 0.1, 0.3), ThresholdTest(0.2, 0.8, -0.1, 0.2)) == (
-        0.2,
-        0.99,
-        -0.1,
-        0.3,
-    )
+    tests = ThresholdTest(0.01, 0.99, 0.1, 0.3, 0.15), ThresholdTest(0.2, 0.8, -0.1, 0.2, 0.1)
+    assert intersection_union(*tests) == (0.2, 0.99, -0.1, 0.3, 0.15)
+
+
+@pytest.mark.parametrize("name", ["rate", "paired"])
+def test_the_detectable_distance_is_found_with_probability_four_fifths(name):
+    n, runs, rng = 400, 1000, np.random.default_rng(7)
+    thresholds = np.full(n, 0.6) if name == "rate" else rng.uniform(0.4, 0.8, n)
+    test = rate_test if name == "rate" else paired_test
+    correct = (rng.random(n) < thresholds).astype(float)
+    distance = test(correct, thresholds, 0.05).detectable
+    assert 0.04 < distance < 0.08
+    found = [test((rng.random(n) < thresholds + distance).astype(float), thresholds, 0.05) for _ in range(runs)]
+    assert 0.75 < np.mean([result.p_above < 0.05 for result in found]) < 0.85
+
+
+def test_the_detectable_distance_falls_with_the_number_of_questions():
+    for name, test in TESTS.items():
+        few, many = (test(*draw(3, n), 0.05).detectable for n in (100, 10_000))
+        assert few / many == pytest.approx(10, rel=0.25), name
 
 
 @pytest.mark.parametrize("name", ["rate", "paired"])
@@ -124,7 +138,7 @@ def test_rows_of_tiny_weight():
 
 
 def test_one_question():
-    assert paired_test(np.ones(1), np.array([0.5]), 0.05) == (0.5, 0.5, -1, 1)
+    assert paired_test(np.ones(1), np.array([0.5]), 0.05) == (0.5, 0.5, -1, 1, 1)
     assert paired_test(np.ones(2), np.full(2, 0.5), 0.05, np.array([1.0, 1e-12])).low == -1
 
 
