@@ -16,7 +16,9 @@ from .base import PostHocCalibrator, check_option_logits
 LOG_TEMPERATURE_LIMIT = 7.0  # temperatures from 0.0009 to 1,097
 
 
-def best_log_temperature(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> float:
+def best_log_temperature(
+    logits: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None, slope: float = 0.0
+) -> float:
     """
     Find the logarithm of the temperature T that minimises the cross-entropy of `softmax(logits / T)` to targets.
 
@@ -29,25 +31,27 @@ def best_log_temperature(logits: np.ndarray, targets: np.ndarray, weights: np.nd
             Target distributions, 0 where there is padding.
         weights (`np.ndarray` of shape `(N,)`, *optional*):
             Weight of each row, at least 0; by default they weigh alike.
+        slope (`float`, *optional*, defaults to `0.0`):
+            Added to the mean of `(targets * logits).sum(axis=1)`, in nats: above 0, the temperature is lower.
 
     Returns:
         `float`: in [-7, 7]; a limit where there is no minimum between.
     """
     shifted = logits - logits.max(axis=1, keepdims=True)
     values = np.where(np.isneginf(shifted), 0.0, shifted)  # padding has weight 0, and 0 * -inf would be NaN
-    wanted = np.average((targets * values).sum(axis=1), weights=weights)
+    wanted = np.average((targets * values).sum(axis=1), weights=weights) + slope
 
-    def slope(log_temperature: float) -> float:
+    def derivative(log_temperature: float) -> float:
         """Derivative of the cross-entropy in 1 / T."""
         odds = np.exp(shifted * np.exp(-log_temperature))
         return float(np.average((odds * values).sum(axis=1) / odds.sum(axis=1), weights=weights) - wanted)
 
     limit = LOG_TEMPERATURE_LIMIT
-    if slope(limit) >= 0:  # flat is best
+    if derivative(limit) >= 0:  # flat is best
         return limit
-    if slope(-limit) <= 0:  # sharper is always better
+    if derivative(-limit) <= 0:  # sharper is always better
         return -limit
-    return brentq(slope, -limit, limit, xtol=1e-12)
+    return brentq(derivative, -limit, limit, xtol=1e-12)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, str | None]:

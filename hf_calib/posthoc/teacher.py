@@ -18,29 +18,43 @@ TEACHER_METHODS = ("temperature", "ensemble_temperature", "beta", "subject_tempe
 # Weight of all questions, as a number of questions, in the temperature of a subject.
 _POOLED = 5.0
 
+# Standard deviation of the prior of the held-out labels' say on the last temperature, in nats; see [`blend`].
+_SLOPE_SCALE = 0.02
+
 
 @dataclass(frozen=True)
 class AlignedMap:
     """
-    The aligned model's calibrator, fitted on all labels: it was trained on none of them.
+    The aligned model's calibrators, fitted on all labels, on none of which it was trained, and averaged.
+
+    With few labels, the best of several calibrators cannot be told from the others, and a wrong choice costs more than
+    an average. The weights are those of pseudo Bayesian model averaging: the softmax of the cross-validated
+    log-likelihoods.
 
     Attributes:
         method (`str`):
-            Method of least cross-validated negative log-likelihood, see [`~hf_calib.posthoc.choose_method`].
-        calibrator ([`~hf_calib.posthoc.PostHocCalibrator`], *optional*):
-            The calibrator; `None` for `"as is"`.
+            The single method that [`~hf_calib.posthoc.choose_method`] chooses.
+        weights (`dict[str, float]`):
+            Weight of each method in the average.
+        calibrators (`dict[str, PostHocCalibrator]`):
+            The calibrator of each method; there is none for `"as is"`.
         outcomes (`np.ndarray` of shape `(N, K)`):
-            Cross-validated probabilities of the labelled questions.
+            Cross-validated probabilities of the labelled questions by `method`.
+
+    References:
+        Yao et al., "Using stacking to average Bayesian predictive distributions", 2018, section 3.4: pseudo Bayesian
+        model averaging.
     """
 
     method: str
-    calibrator: PostHocCalibrator | None
+    weights: dict[str, float]
+    calibrators: dict[str, PostHocCalibrator]
     outcomes: np.ndarray
 
     @classmethod
     def fit(cls, option_logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None, seed: int) -> AlignedMap:
         """
-        Choose and fit the calibrator.
+        Fit the calibrators and weigh them.
 
         Args:
             option_logits (`np.ndarray` of shape `(N, K)`), labels (`np.ndarray` of shape `(N,)`):
@@ -52,29 +66,44 @@ class AlignedMap:
         """
         methods = TEACHER_METHODS if groups is not None else TEACHER_METHODS[:-1]
         outcomes = cross_validate(methods, option_logits, labels, seed=seed, groups=groups)
-        method, _ = choose_method(outcomes, labels, methods)
-        calibrator = None if method == AS_IS else fit_calibrator(method, option_logits, labels, groups=groups)
-        return cls(method, calibrator, outcomes[method])
+        method, scores = choose_method(outcomes, labels, methods)
+        weights = softmax([-len(labels) * scores[name]["cv_nll"] for name in outcomes])
+        calibrators = {name: fit_calibrator(name, option_logits, labels, groups=groups) for name in methods}
+        return cls(method, dict(zip(outcomes, weights.tolist(), strict=True)), calibrators, outcomes[method])
 
     def transform(self, option_logits: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         """Calibrated probabilities `(N, K)` of the aligned model."""
-        if self.calibrator is None:
-            return softmax(option_logits, axis=1)
-        return self.calibrator.transform(option_logits, groups=groups)
+        average = self.weights[AS_IS] * softmax(option_logits, axis=1)
+        for name, calibrator in self.calibrators.items():
+            average += self.weights[name] * calibrator.transform(option_logits, groups=groups)
+        return average
+
+    def describe(self) -> str:
+        """The methods that count in the average, e.g. `"beta (71%) and temperature (29%)"`."""
+        most_first = sorted(self.weights.items(), key=lambda item: -item[1])
+        named = [f"{name.replace('_', ' ')} ({weight:.0%})" for name, weight in most_first if weight >= 0.05]
+        return " and ".join(named)
 
 
 def blend(
-    aligned: np.ndarray, option_logits: np.ndarray, untrained: np.ndarray, groups: np.ndarray | None = None
+    aligned: np.ndarray,
+    option_logits: np.ndarray,
+    untrained: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""
     Combine calibrated probabilities of the aligned model with the logits of the trained one.
 
-    The labels calibrate the aligned model alone. On questions that the trained model has not learnt, the aligned
-    model's probabilities p serve as soft labels, which have no noise of single answers: the temperature T of the
-    trained model (of each subject, where there are groups) minimises the cross-entropy of `softmax(z / T)` to p. The
-    result is the geometric mean of both, with one more temperature S fitted in the same way:
+    On questions that the trained model has not learnt, the aligned model's probabilities p serve as soft labels, which
+    have no noise of single answers: the temperature T of the trained model (of each subject, where there are groups)
+    minimises the cross-entropy of `softmax(z / T)` to p. The result is the geometric mean of both, with one more
+    temperature S:
 
     .. math:: t \propto \left( p \cdot \mathrm{softmax}(z / T) \right)^{1 / (2 S)}
+
+    Fitted to p alone, S makes t as confident as p, and so too little where the training has made the answers better.
+    The labels held out from the training correct it, as far as they can be told from noise ([`_label_slope`]).
 
     Args:
         aligned (`np.ndarray` of shape `(N, K)`):
@@ -83,6 +112,8 @@ def blend(
             Option logits of the trained model, `-inf` as padding.
         untrained (`np.ndarray` of shape `(N,)`):
             True for questions whose answers the model was not trained on.
+        labels (`np.ndarray` of shape `(N,)`):
+            Index of the right option, negative where it is not known.
         groups (`np.ndarray` of shape `(N,)`, *optional*):
             Subject of each question.
 
@@ -100,4 +131,25 @@ def blend(
     trained = log_softmax(option_logits / temperatures[:, None], axis=1)
     reference = np.log(np.maximum(aligned, 1e-30))
     mean = np.where(present, (np.where(present, trained, 0.0) + reference) / 2, -np.inf)
-    return softmax(mean / np.exp(best_log_temperature(mean, aligned, weights)), axis=1)
+    mean /= np.exp(best_log_temperature(mean, aligned, weights))
+    slope = _label_slope(mean, reference, aligned, labels, untrained & (labels >= 0))
+    return softmax(mean / np.exp(best_log_temperature(mean, aligned, weights, slope)), axis=1)
+
+
+def _label_slope(
+    logits: np.ndarray, reference: np.ndarray, soft: np.ndarray, labels: np.ndarray, rows: np.ndarray
+) -> float:
+    r"""
+    Estimate how much steeper the logits u should be, by the labels y of some rows, than by soft labels p.
+
+    That is the mean of :math:`g = \sum_k (y_k - p_k) u_k`. The soft labels' own logits v have the mean 0 of
+    :math:`c = \sum_k (y_k - p_k) v_k`, because they are calibrated. The mean of c on these rows is noise that g
+    shares, and is taken out by regression (a control variate). What is left shrinks towards 0 by its standard error.
+    """
+    if rows.sum() < 2:
+        return 0.0
+    residual = np.eye(logits.shape[1])[labels[rows]] - soft[rows]
+    wanted, known = ((residual * np.where(residual == 0, 0.0, z[rows])).sum(axis=1) for z in (logits, reference))
+    left = wanted - np.cov(wanted, known)[0, 1] / max(known.var(ddof=1), 1e-12) * known
+    variance = left.var(ddof=1) / len(left)
+    return float(left.mean() * _SLOPE_SCALE**2 / (_SLOPE_SCALE**2 + variance))

@@ -196,10 +196,10 @@ class ClosingStepMixin:
         aligned_map = AlignedMap.fit(self._aligned[labelled], labels[labelled], known, self.args.seed)
         trained = self._closing_logits()
         untrained = (kinds == HELD_OUT) | (kinds == UNLABELLED)
-        targets = blend(aligned_map.transform(self._aligned, groups), trained, untrained, groups)
+        targets = blend(aligned_map.transform(self._aligned, groups), trained, untrained, labels, groups)
         self.accelerator.print(
             f"Closing step: {self._closing_steps} steps towards the trained model and the aligned one, calibrated by "
-            f"{aligned_map.method.replace('_', ' ')} on {labelled.sum()} labels."
+            f"{aligned_map.describe()} on {labelled.sum()} labels."
         )
         with self._closing_arguments(self._rows_with(targets)) as resume:
             super().train(resume_from_checkpoint=resume)
