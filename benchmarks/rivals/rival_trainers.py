@@ -12,6 +12,7 @@ from token_losses import catto_loss, entropy_bonus, token_statistics
 
 from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer, CalibratedSFTConfig, CalibratedSFTTrainer
 from hf_calib.inference.option_head import logit_transform, unwrap_causal_lm
+from hf_calib.losses.preference_links import preference_link
 from hf_calib.trainers.e_step import check_choices, check_weights
 from hf_calib.training.arguments import TRAINERS
 
@@ -86,16 +87,19 @@ class RivalDPOConfig(CalibratedDPOConfig):
             Weight of [`catto_loss`].
         entropy_weight (`float`, *optional*, defaults to `0.0`):
             Weight of [`entropy_bonus`].
+        option_em_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of EM-ECE within the loss on option questions. 0 leaves their likelihood and cross-entropy alone.
     """
 
     lambda_pref: float = field(default=0.0, metadata={"help": "Weight of EM-ECE on the pairs, at least 0."})
     cdpo_smoothing: float = field(default=0.0, metadata={"help": "Probability that a pair is labelled wrongly."})
     catto_weight: float = field(default=0.0, metadata={"help": "Weight of a term like CATTO's."})
     entropy_weight: float = field(default=0.0, metadata={"help": "Weight of the entropy of the chosen tokens."})
+    option_em_weight: float = field(default=1.0, metadata={"help": "Weight of EM-ECE on the option questions."})
 
     def __post_init__(self):
         super().__post_init__()
-        check_weights(self, "cdpo_smoothing", "catto_weight", "entropy_weight")
+        check_weights(self, "cdpo_smoothing", "catto_weight", "entropy_weight", "option_em_weight")
         if self.cdpo_smoothing >= 0.5:
             raise ValueError(f"cdpo_smoothing must be below 0.5, got {self.cdpo_smoothing}.")
         if self.cdpo_smoothing and self.loss_type != ["sigmoid"]:
@@ -105,10 +109,21 @@ class RivalDPOConfig(CalibratedDPOConfig):
 class RivalDPOTrainer(CalibratedDPOTrainer):
     """DPO with smoothed labels (conservative DPO), a term like CATTO's, or an entropy bonus."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.cdpo_smoothing:
+            self.preference_link = preference_link("cdpo", self.args.cdpo_smoothing)
+
     def compute_pair_loss(self, preference_logits, preference_probability=None):
-        # -(1 - e) log s(x) - e log s(-x) = -log s(x) + e x, and DPO's own loss is -log s(x)
+        # The label p becomes p - e (2 p - 1), and DPO's loss of the label p is -log s(x) + (1 - p) x.
         loss = super().compute_pair_loss(preference_logits, preference_probability)
-        return loss + self.args.cdpo_smoothing * preference_logits.mean()
+        decided = 1.0 if preference_probability is None else 2 * preference_probability - 1
+        return loss + self.args.cdpo_smoothing * (decided * preference_logits).mean()
+
+    def _option_losses(self, *args, calibration_weight, **kwargs):
+        return super()._option_losses(
+            *args, calibration_weight=calibration_weight * self.args.option_em_weight, **kwargs
+        )
 
     def _compute_loss(self, model, inputs, return_outputs):
         args = self.args

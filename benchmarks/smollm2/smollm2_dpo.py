@@ -32,9 +32,9 @@ from hf_calib.data.preference_pairs import pairs_from_questions
 from hf_calib.data.questions import PromptFormat, split_questions
 from hf_calib.evaluation.tables import write_json
 from hf_calib.inference.model_loading import load_model
-from hf_calib.inference.preference_scores import preference_probabilities, score_pairs
+from hf_calib.inference.preference_scores import completion_lengths, preference_probabilities, score_pairs
 from hf_calib.paths import recipe_path
-from hf_calib.trainers.preference import NORMALIZED_LOSSES, as_two_options, preference_scale
+from hf_calib.trainers.preference import as_two_options
 
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -108,12 +108,11 @@ def measure(
     questions: Dataset,
     reference: np.ndarray | None = None,
     beta: float = 1.0,
-    loss: str = "sigmoid",
+    loss: dict | None = None,
 ) -> dict:
     """
-    The measures of a model (`pair_...` those of the pairs, read as the loss of its training means them), and what it
-    gives
-    to both completions of each pair.
+    Measure a model: `pair_...` are the measures of the pairs, with the link of its training's `loss` (its `loss_type`
+    and `label_smoothing`), and `scores` the log-likelihoods of both completions of each pair.
     """
     folder.mkdir(parents=True, exist_ok=True)
     loaded, tokenizer = load_model(model, dtype="float32")
@@ -130,10 +129,8 @@ def measure(
     # How often the model itself, beside no reference, gives the chosen completion the higher likelihood.
     report["ranking_accuracy"] = float((scores[:, 0] > scores[:, 1]).mean())
     if reference is not None:
-        sides = [[row[side] + tokenizer.eos_token for side in ("chosen", "rejected")] for row in pairs]
-        lengths = [[len(ids) for ids in tokenizer(texts)["input_ids"]] for texts in sides]
-        divisor = np.array(lengths) if loss in NORMALIZED_LOSSES else 1
-        chosen = preference_probabilities(scores / divisor, reference / divisor, beta * preference_scale([loss]))
+        lengths = completion_lengths(tokenizer, pairs)
+        chosen = preference_probabilities(scores, reference, beta, **(loss or {}), lengths=lengths)
         paired = calibration_report(as_two_options(chosen), np.arange(len(chosen)) % 2)
         report |= {f"pair_{name}": value for name, value in paired.items()}
     return {**report, "scores": scores.tolist()}
@@ -159,7 +156,10 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
             if method == BASE:
                 measured = measure(args.model, place, pairs, questions)
             else:
-                loss = METHODS[method][1].get("loss_type", "sigmoid")
+                changes = METHODS[method][1]
+                loss = {name: changes[name] for name in ("loss_type", "label_smoothing") if name in changes}
+                if smoothing := changes.get("cdpo_smoothing"):
+                    loss = {"loss_type": "cdpo", "label_smoothing": smoothing}
                 reference = np.array(results[BASE]["scores"])
                 measured = measure(str(place), place, pairs, questions, reference, beta_of(method, args), loss)
             write_json(
@@ -234,8 +234,7 @@ def main() -> None:
         f"SmolLM2-135M-Instruct; {args.num_train} training questions, {args.num_pairs} held-out pairs and "
         f"{args.num_questions} {args.evaluate_on} questions for each of {len(runs)} seeds. ± is half a 95% t interval "
         "over the seeds; the intervals of single seeds are those of their questions. "
-        "A preference is sigmoid(beta * margin), "
-        "of IPO sigmoid(4 * beta * margin), its margin a mean over tokens."
+        "A preference is read from the margin by the link of the method's loss."
     )
     lines = ["# DPO and its calibration on real questions", notes]
     for title, rows in found.items():

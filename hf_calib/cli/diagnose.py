@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +25,9 @@ examples:
   # two checkpoints, scored by the letters of the options
   hf-calib diagnose --reference ./my-sft-model --model ./my-dpo-model --dataset questions.parquet
 
-  # with held-out preference pairs; beta is that of the alignment
-  hf-calib diagnose --reference ./my-sft-model --model ./my-dpo-model --dataset questions.parquet \\
-      --pairs held_out_pairs.parquet --beta 0.1
+  # with held-out preference pairs; beta and loss are those of the alignment
+  hf-calib diagnose --reference ./my-sft-model --model ./my-ipo-model --dataset questions.parquet \\
+      --pairs held_out_pairs.parquet --beta 0.1 --loss_type ipo
 
   # saved predictions: output folders of two evaluations, or their predictions.npz
   hf-calib diagnose --reference_predictions before --predictions after
@@ -62,7 +63,21 @@ class DiagnoseArguments(PredictionArguments):
     output_dir: str = field(default="diagnosis", metadata={"help": "Folder of the report."})
     pairs: str | None = field(default=None, metadata={"help": "Preference pairs in the format of TRL's DPOTrainer."})
     pairs_limit: int = field(default=1000, metadata={"help": "Maximum number of pairs, drawn by --seed."})
-    beta: float = field(default=0.1, metadata={"help": "The beta of the alignment, for --pairs."})
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "For --pairs: beta of the alignment (default: as in MODEL/training.json, or 0.1)."},
+    )
+    loss_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "For --pairs: TRL's loss_type of the alignment, or cdpo (default: as in MODEL/training.json, or "
+            "sigmoid). It decides which probability a margin implies."
+        },
+    )
+    label_smoothing: float | None = field(
+        default=None,
+        metadata={"help": "For --pairs: label_smoothing of the alignment (default: as in MODEL/training.json, or 0)."},
+    )
     order_limit: int = field(
         default=500,
         metadata={"help": "Number of questions scored with their options in every cyclic order; 0 scores none."},
@@ -81,7 +96,7 @@ class DiagnoseArguments(PredictionArguments):
             raise ValueError("--pairs needs --reference and --model: saved predictions hold no scores of pairs.")
         if self.order_limit < 0 or self.pairs_limit < 1:
             raise ValueError("order_limit must be at least 0 and pairs_limit at least 1.")
-        if not self.beta > 0:
+        if self.beta is not None and not self.beta > 0:
             raise ValueError(f"beta must be above 0, got {self.beta}.")
 
     @property
@@ -115,6 +130,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..evaluation.tables import check_output_dir
     from ..hub.prediction_dataset import load_predictions
     from ..inference.model_loading import load_tokenizer
+    from ..losses.preference_links import preference_link
 
     if args.predictions:
         reference, aligned = load_predictions(args.reference_predictions), load_predictions(args.predictions)
@@ -126,6 +142,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     rotations = _rotations(questions, args) if args.order_limit and args.shows_options else []
     pairs = None
     if args.pairs:
+        _set_loss(args)
+        preference_link(args.loss_type.split(", "), args.label_smoothing)  # raises where there is none
         pairs = load_pairs(args.pairs, limit=args.pairs_limit, seed=args.seed, drop_invalid=args.drop_invalid)
     for model in (args.reference, args.model):
         args.check_tokenizer(load_tokenizer(model, args.revision, args.trust_remote_code), questions)
@@ -138,6 +156,17 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         _report(args, reference, aligned, pairs)
 
     return work
+
+
+def _set_loss(args: DiagnoseArguments) -> None:
+    """Set beta, loss and label smoothing where they are not given: those of the training, or TRL's defaults."""
+    from ..hub.publish import TRAINING_RECORD
+
+    record = Path(args.model) / TRAINING_RECORD
+    known = json.loads(record.read_text(encoding="utf-8")).get("settings", {}) if record.is_file() else {}
+    for name, default in (("beta", 0.1), ("loss_type", "sigmoid"), ("label_smoothing", 0.0)):
+        if getattr(args, name) is None:
+            setattr(args, name, known.get(name, default))
 
 
 def _rotations(questions: Dataset, args: DiagnoseArguments) -> list[Dataset]:
@@ -181,7 +210,8 @@ def _preferences(
     args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs: Dataset
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Probability that the chosen answer is preferred: by the aligned model, and by annotators if known."""
-    from ..inference.preference_scores import preference_probabilities
+    from ..inference.model_loading import load_tokenizer
+    from ..inference.preference_scores import completion_lengths, preference_probabilities
 
     kept = np.isfinite(reference.pairs).all(axis=1) & np.isfinite(aligned.pairs).all(axis=1)
     if not kept.any():
@@ -189,7 +219,10 @@ def _preferences(
     truth = None
     if "preference_probability" in pairs.column_names:
         truth = np.array(pairs["preference_probability"])[kept]
-    return preference_probabilities(aligned.pairs[kept], reference.pairs[kept], args.beta), truth
+    loss = args.beta, args.loss_type.split(", "), args.label_smoothing
+    tokenizer = load_tokenizer(args.model, args.revision, args.trust_remote_code)
+    lengths = completion_lengths(tokenizer, pairs.select(np.flatnonzero(kept)))
+    return preference_probabilities(aligned.pairs[kept], reference.pairs[kept], *loss, lengths), truth
 
 
 def _report(args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs: Dataset | None = None) -> None:
@@ -221,7 +254,8 @@ def _report(args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs
             f"({results['order/reference/flip_rate']:.1%} before)"
         )
     if "pairs/n" in results:
-        print(f"pairs: {results['pairs/saturation']:.1%} saturated, ECE {results['pairs/ece']:.3f}")
+        read = f"beta {args.beta:g}, loss_type {args.loss_type}"
+        print(f"pairs ({read}): {results['pairs/saturation']:.1%} saturated, ECE {results['pairs/ece']:.3f}")
     print(f"{results['regime']}: {results['explanation']}")
     needed = "recommended" if results["ece_p_value"] < 0.05 else "if more questions show an error beyond noise"
     print(f"{needed}: {command}\nreport: {report}")

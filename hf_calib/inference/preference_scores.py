@@ -1,17 +1,18 @@
-"""Score preference pairs with a model, and compute the preference that DPO's implicit reward assigns to them."""
+"""Score preference pairs with a model, and compute the preferences that their margins imply."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import expit
 
 from ..data.layouts import digest
+from ..losses.preference_links import NORMALIZED_LOSSES, linked_probabilities, loss_of_margin, preference_link
 from .encoding import OptionEncoder, QuestionTooLongError
 from .model_loading import process_state
 from .option_scorer import OptionScorer
@@ -122,13 +123,42 @@ def score_pairs(
     return scores
 
 
-def preference_probabilities(scores: np.ndarray, reference_scores: np.ndarray, beta: float = 0.1) -> np.ndarray:
+def completion_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> np.ndarray:
     """
-    Compute the probability that the chosen completion is preferred, under DPO's implicit reward.
+    Count the tokens of both completions of every pair, for the losses that take means over tokens.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        pairs (`Dataset`):
+            Pairs as [`~hf_calib.data.preference_pairs.load_pairs`] returns them.
+
+    Returns:
+        `np.ndarray` of shape `(N, 2)`: tokens of `chosen` and `rejected`, with the end of the answer.
+    """
+    encoder = OptionEncoder(tokenizer, PairFormat(conversational=not isinstance(pairs[0]["prompt"], str)))
+    questions = (
+        {"question": row["prompt"], "choices": [row["chosen"], row["rejected"]], "answer": 0} for row in pairs
+    )
+    return np.array([np.bincount(encoder.encode(row)["option_index"], minlength=2) for row in questions])
+
+
+def preference_probabilities(
+    scores: np.ndarray,
+    reference_scores: np.ndarray,
+    beta: float = 0.1,
+    loss_type: str | Sequence[str] = "sigmoid",
+    label_smoothing: float = 0.0,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
+    r"""
+    Compute the probability that the chosen completion is preferred, as the loss of the training implies it.
+
+    For DPO it is
 
     .. math::
-        p = \\sigma\\left(\\beta \\left(\\log\\frac{\\pi(y_w | x)}{\\pi_{ref}(y_w | x)}
-            - \\log\\frac{\\pi(y_l | x)}{\\pi_{ref}(y_l | x)}\\right)\\right)
+        p = \sigma\left(\beta \left(\log\frac{\pi(y_w | x)}{\pi_{ref}(y_w | x)}
+            - \log\frac{\pi(y_l | x)}{\pi_{ref}(y_l | x)}\right)\right)
 
     Args:
         scores (`np.ndarray` of shape `(N, 2)`):
@@ -136,13 +166,27 @@ def preference_probabilities(scores: np.ndarray, reference_scores: np.ndarray, b
         reference_scores (`np.ndarray` of shape `(N, 2)`):
             Log-likelihoods under the reference model.
         beta (`float`, *optional*, defaults to `0.1`):
-            `beta` of the DPO training.
+            `beta` of the training.
+        loss_type (`str` or `Sequence[str]`, *optional*, defaults to `"sigmoid"`):
+            Loss of the training; see [`~hf_calib.losses.preference_links.preference_link`]. The f-divergence is TRL's
+            default, `"reverse_kl"`.
+        label_smoothing (`float`, *optional*, defaults to `0.0`):
+            `label_smoothing` of the training.
+        lengths (`np.ndarray` of shape `(N, 2)`, *optional*):
+            Tokens of both completions, from [`completion_lengths`], for `"ipo"` and `"sigmoid_norm"`.
 
     Returns:
         `np.ndarray` of shape `(N,)`: probabilities in [0, 1].
 
+    Raises:
+        `ValueError`: for a loss that implies no probability, and without `lengths` where they are needed.
+
     References:
         Rafailov et al., "Direct Preference Optimization", arXiv 2305.18290, equation 6.
     """
-    margin = (scores - reference_scores) @ [1.0, -1.0]
-    return expit(beta * margin)
+    link, log_ratios = preference_link(loss_type, label_smoothing), scores - reference_scores
+    if loss_of_margin(loss_type) in NORMALIZED_LOSSES:
+        if lengths is None:
+            raise ValueError(f"loss_type={loss_type} takes means over tokens: give the lengths of the completions.")
+        log_ratios = log_ratios / lengths
+    return linked_probabilities(link, beta * (log_ratios @ [1.0, -1.0]))

@@ -8,8 +8,8 @@ from trl import DPOConfig
 
 from ..data.preference_pairs import PREFERENCE_COLUMN
 from ..data.prompts import PromptArguments
+from ..losses.preference_links import LINKED_LOSSES, loss_of_margin
 from .e_step import EMArguments, check_choices, check_weights
-from .preference import MARGIN_LOSSES
 
 
 @dataclass
@@ -25,17 +25,16 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
         L_{\text{DPO}} + \lambda_{\text{pref}} \, L_{\text{EM-ECE}}(\text{pairs}) + \lambda_{\text{options}} \left(
         L_{\text{EM-ECE}}(\text{questions}) + w_1 \, L_{\text{options}} + w_2 \, L_{\text{likelihood}} \right)
 
-    with :math:`w_1` = `option_loss_weight` and :math:`w_2` = `option_likelihood_weight`. With both lambdas at 0 the
-    training is that of [`~trl.DPOTrainer`].
+    with :math:`w_1` = `option_loss_weight` and :math:`w_2` = `option_likelihood_weight`. With both lambdas at 0, and
+    pairs without preference probabilities, the training is that of [`~trl.DPOTrainer`].
 
     Parameters:
         > Parameters that control the objective
 
         lambda_pref (`float`, *optional*, defaults to `1.0`):
             Weight of EM-ECE on the pairs; at least 0. A pair is a question of two options with the probabilities
-            (q, 1 - q), where q = sigmoid(beta * margin) is the preference probability that the policy implies. The
-            margin is that of the loss (its f-divergence; for `"ipo"` and `"sigmoid_norm"` a mean over tokens), and
-            beta is scaled for `"ipo"` and `"sppo_hard"`; see [`~hf_calib.trainers.preference.preference_scale`].
+            (q, 1 - q), where q is the preference probability that the margin implies under `loss_type`; see
+            [`~hf_calib.losses.preference_links.preference_link`]. It acts on pairs without an agreement of annotators.
         lambda_options (`float`, *optional*, defaults to `0.0`):
             Weight of the loss on option questions (`option_dataset`); at least 0.
         option_ratio (`float`, *optional*, defaults to `1.0`):
@@ -45,10 +44,11 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
         option_likelihood_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the answer's negative log-likelihood (as in CFT), within the loss on option questions; at least
             0.
-        preference_probability_column (`str`, *optional*, defaults to `"preference_probability"`):
+        preference_probability_column (`str` or `None`, *optional*, defaults to `"preference_probability"`):
             Column with the probability that the chosen completion is preferred, such as the share of annotators who
-            agree. It is the target of q for the training pairs, which then need no E-step. Where only the pairs of the
-            E-step have the column, it replaces the label "the chosen completion wins".
+            agree. DPO's loss takes it as a soft label, whatever the lambdas, and the pairs then need no E-step. Where
+            only the pairs of the E-step have the column, it replaces the label "the chosen completion wins". `None`
+            trains on the votes.
         chat_template_path (`str`, *optional*):
             Jinja file with the chat template of a tokenizer that has none; it is saved with the tokenizer. Same
             argument as in [`~trl.SFTConfig`].
@@ -86,9 +86,9 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
     option_likelihood_weight: float = field(
         default=0.0, metadata={"help": "In the loss on option questions: weight of the answer's likelihood (CFT)."}
     )
-    preference_probability_column: str = field(
+    preference_probability_column: str | None = field(
         default=PREFERENCE_COLUMN,
-        metadata={"help": "Column with the probability that the chosen completion is preferred."},
+        metadata={"help": "Column with the probability that the chosen completion is preferred, the soft label."},
     )
     chat_template_path: str | None = field(
         default=None, metadata={"help": "Jinja file with the chat template of a tokenizer that has none."}
@@ -111,8 +111,8 @@ class CalibratedDPOConfig(PromptArguments, EMArguments, DPOConfig):
         check_weights(self, "lambda_pref", "lambda_options", "option_loss_weight", "option_likelihood_weight")
         if not 0 < self.option_ratio < float("inf"):
             raise ValueError(f"option_ratio must be above 0, got {self.option_ratio}.")
-        if self.lambda_pref and not set(self.loss_type) & set(MARGIN_LOSSES):
+        if self.lambda_pref and loss_of_margin(self.loss_type) not in LINKED_LOSSES:
             raise ValueError(
-                f"loss_type={', '.join(self.loss_type)} compares no chosen completion with its rejected one: set "
-                f"lambda_pref=0, or add one of {', '.join(MARGIN_LOSSES)}."
+                f"loss_type={', '.join(self.loss_type)} implies no preference probabilities: set lambda_pref=0, or "
+                f"choose one of {', '.join(name for name in LINKED_LOSSES if name != 'cdpo')}."
             )

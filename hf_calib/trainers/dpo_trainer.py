@@ -17,31 +17,37 @@ from trl.trainer.utils import get_config_model_id
 from ..data.preference_pairs import PREFERENCE_COLUMN, check_pairs
 from ..data.questions import adapt_questions
 from ..losses.em_ece_loss import em_ece_loss
+from ..losses.preference_links import LINKED_LOSSES, loss_of_margin, preference_link
 from ..measures.calibration_error import calibration_report
 from .collators import DataCollatorForCalibratedPreference, DataCollatorForOptions
 from .dpo_config import CalibratedDPOConfig
 from .e_step import hold_out
-from .option_mixin import OptionTrainingMixin
-from .preference import as_two_options, comparisons, preference_margins, preference_scale, sequence_log_probs
+from .m_step import MStepMixin
+from .option_mixin import QUESTION_INDEX
+from .preference import as_two_options, comparisons, preference_margins, sequence_log_probs, soft_label_slope
 
 
 logger = logging.getLogger(__name__)
 
 
-class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
+class CalibratedDPOTrainer(MStepMixin, DPOTrainer):
     """
     Trainer for Direct Preference Optimization (DPO) that keeps the model calibrated.
 
-    The loss is that of [`~trl.DPOTrainer`], plus `lambda_pref` times EM-ECE on the implied preference probabilities
-    `sigmoid(beta * margin)`, plus `lambda_options` times the loss on option questions. The margins come from TRL's own
-    forward passes; the option questions take one more. Losses, PEFT, the reference model, precomputed reference
+    The loss is that of [`~trl.DPOTrainer`], plus `lambda_pref` times EM-ECE on the preference probabilities that the
+    margins imply ([`~hf_calib.losses.preference_links.preference_link`]), plus `lambda_options` times the loss on
+    option questions. Where the pairs have the annotators' agreement (a column `preference_probability`), it is the
+    label of DPO's own loss, and EM-ECE on the pairs has nothing to add. The margins come from TRL's own forward
+    passes; the option questions take one more. Losses, PEFT, the reference model, precomputed reference
     log-probabilities, gradient accumulation, DeepSpeed and checkpoints work as in [`~trl.DPOTrainer`].
 
-    The targets of EM-ECE follow the current probabilities, unlike those of [`CalibratedSFTTrainer`]: the policy begins
-    as its reference, where every pair is a tie, and targets of an early E-step would hold it there.
+    On the option questions the targets of EM-ECE are fixed at each E-step, as in [`CalibratedSFTTrainer`]. On the
+    pairs they follow the current probabilities: the policy begins as its reference, where every pair is a tie, and
+    targets of an early E-step would hold it there.
 
     Evaluation adds every measure of [`calibration_report`]: of the pairs as `eval_pair_ece`, `eval_pair_accuracy`,
-    ..., and of the questions as `eval_option_ece`, ...
+    ..., and of the questions as `eval_option_ece`, ... Losses without a link (such as hinge) have no measures of the
+    pairs.
 
     To add or replace a loss over the pairs, override [`~CalibratedDPOTrainer.compute_pair_loss`]; over the options,
     [`~hf_calib.trainers.option_mixin.OptionTrainingMixin.compute_option_loss`].
@@ -127,6 +133,17 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
             **kwargs,
         )
         self._preference_logits = None
+        linked = loss_of_margin(self.loss_types) in LINKED_LOSSES
+        self.preference_link = preference_link(self.loss_types, self.label_smoothing) if linked else None
+        self._soft_label_slope = None
+        if isinstance(self.train_dataset, Dataset) and PREFERENCE_COLUMN in self.train_dataset.column_names:
+            if args.use_weighting:
+                raise ValueError(
+                    "use_weighting has no form with preference probabilities: set preference_probability_column=None."
+                )
+            self._soft_label_slope = soft_label_slope(
+                self.loss_types, self.loss_weights, self.beta, self.label_smoothing
+            )
         self.option_dataset, self.eval_option_dataset, self.held_out_questions = None, None, None
         estep_datasets = {}
         # Where the training pairs have a preference probability, it is their target, and there is nothing to estimate.
@@ -151,7 +168,9 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if isinstance(dataset, Dataset) and "chosen_ids" not in dataset.column_names:
             column = args.preference_probability_column
-            if column != PREFERENCE_COLUMN and column in dataset.column_names:
+            if column != PREFERENCE_COLUMN and PREFERENCE_COLUMN in dataset.column_names:
+                dataset = dataset.remove_columns(PREFERENCE_COLUMN)
+            if column in dataset.column_names and column != PREFERENCE_COLUMN:
                 dataset = dataset.rename_column(column, PREFERENCE_COLUMN)
             check_pairs(dataset, f"{dataset_name} pairs")
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -178,7 +197,8 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         if self.args.holds_out:  # no gradient sees them, as in CalibratedSFTTrainer
             self.held_out_questions = estep_questions
         likelihood = "completion" if self.args.option_likelihood_weight else None
-        self.option_dataset = self._encode_options(questions, "training", likelihood)
+        encoded = self._encode_options(questions, "training", likelihood)
+        self.option_dataset = self._number_questions(encoded, np.ones(len(encoded), dtype=bool))
         return self._encode_options(estep_questions, "E-step")
 
     def _encode_options(self, questions: Dataset, name: str, likelihood: str | None = None) -> Dataset:
@@ -224,33 +244,35 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         self, preference_logits: torch.Tensor, preference_probability: torch.Tensor | None = None
     ) -> torch.Tensor | float:
         """
-        Compute the loss on a micro-batch of pairs that is added to DPO's: `lambda_pref` times EM-ECE.
+        Compute what is added to DPO's loss on a micro-batch of pairs.
 
-        EM-ECE is 0 while there is neither a preference probability nor a calibration map. Override this method to add
-        or replace a loss over the pairs.
+        With preference probabilities it turns the loss of votes into that of soft labels; see
+        [`~hf_calib.trainers.preference.soft_label_slope`]. Without them it is `lambda_pref` times EM-ECE, which is 0
+        until the first calibration map. Override this method to add or replace a loss over the pairs.
 
         Args:
             preference_logits (`torch.Tensor` of shape `(batch,)`):
-                Logits of the probability that the chosen completion is preferred: `beta * margin`, scaled by
-                [`~hf_calib.trainers.preference.preference_scale`].
+                `beta * margin`. `self.preference_link` maps it to the probability that the chosen completion is
+                preferred.
             preference_probability (`torch.Tensor` of shape `(batch,)`, *optional*):
                 That probability according to the annotators, where the data have it.
 
         Returns:
             `torch.Tensor` or `float`: a scalar, the mean over the pairs.
         """
-        if not self.args.lambda_pref:
+        soft = preference_probability is not None
+        if not (soft or self.args.lambda_pref):
             return 0.0
-        logits = torch.stack([preference_logits, torch.zeros_like(preference_logits)], dim=-1)
+        logits = self.preference_link.log_odds(preference_logits)
+        logits = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
         probabilities = logits.detach().float().softmax(-1)
-        if preference_probability is not None:
-            targets = torch.stack([preference_probability, 1 - preference_probability], dim=-1)
-        elif self.calibrators["pairs"].fitted:
-            targets = self.calibrators["pairs"].targets(probabilities)
-        else:
-            targets = probabilities
-        loss = em_ece_loss(logits, targets, loss_type=self.args.em_loss)
         confidence, count = probabilities.amax(-1).sum(), len(logits)
+        if soft:
+            self._log_means({"pair_confidence": confidence}, count)
+            return self._soft_label_slope * ((1 - preference_probability) * preference_logits).mean()
+        calibrator = self.calibrators["pairs"]
+        targets = calibrator.targets(probabilities) if calibrator.fitted else probabilities
+        loss = em_ece_loss(logits, targets, loss_type=self.args.em_loss)
         self._log_means({"pair_em_ece": loss * count, "pair_confidence": confidence}, count)
         return self.args.lambda_pref * loss
 
@@ -269,8 +291,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         with _keep_outputs(self.ref_model or self.model, reference, "log_probs"):
             loss = super()._compute_loss(forward, inputs, return_outputs)
         # The policy's pass is the first one. Where the model is its own reference (PEFT), that pass is the last one.
-        scale = self.beta * preference_scale(self.loss_types)
-        self._preference_logits = scale * self._margins(policy[0], reference[-1:], inputs)
+        self._preference_logits = self.beta * self._margins(policy[0], reference[-1:], inputs)
         if self.model.training:
             loss = loss + self.compute_pair_loss(self._preference_logits, preference_probability)
         return loss
@@ -293,14 +314,18 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         return loss
 
     def _question_loss(self, model, options: dict[str, torch.Tensor]) -> torch.Tensor:
-        args, labels = self.args, options.pop("labels", None)
+        args, labels, question_index = self.args, options.pop("labels", None), options.pop(QUESTION_INDEX)
         if labels is None:
             option_logits, likelihood = model(**options, options_only=True).logits, 0.0
         else:
             likelihood = -model(**options, labels=labels, fused_lm_head=True).log_probs.sum()
             option_logits = self.option_head.pop()
         losses = self._option_losses(
-            option_logits, options["option_label"], options["option_mask"], calibration_weight=1.0
+            option_logits,
+            options["option_label"],
+            options["option_mask"],
+            calibration_weight=1.0,
+            question_index=question_index,
         )
         loss = sum(losses) + args.option_likelihood_weight * likelihood
         # A mean over the questions of the step; Trainer divides by its micro-batches.
@@ -315,7 +340,7 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         metrics, self._metrics = self._metrics, {"eval": defaultdict(list)}
         self._compute_loss(self.model_wrapped, inputs, False)
         self._metrics = metrics
-        chosen = self._preference_logits.float().sigmoid()
+        chosen = self.preference_link.probabilities(self._preference_logits.float())
         return chosen, inputs.get(PREFERENCE_COLUMN, torch.ones_like(chosen))
 
     def _fit_map(self, kind, probabilities, truth):
@@ -334,9 +359,9 @@ class CalibratedDPOTrainer(OptionTrainingMixin, DPOTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
-        if prediction_loss_only:
+        if prediction_loss_only or self.preference_link is None:
             return loss, None, None
-        chosen = self._preference_logits.float().sigmoid()
+        chosen = self.preference_link.probabilities(self._preference_logits.float())
         return loss, chosen, inputs.get(PREFERENCE_COLUMN, torch.full_like(chosen, torch.nan))
 
     @staticmethod

@@ -115,7 +115,12 @@ class EMArguments:
     @property
     def em_tail(self) -> str:
         """Tail of the targets; see [`EMCalibrator`]."""
-        return "paper"
+        return "paper" if self.em_preset == "paper" else "temperature"
+
+    @property
+    def fixes_targets(self) -> bool:
+        """Whether the targets on option questions are kept from one E-step to the next; in the paper they are not."""
+        return self.em_preset != "paper"
 
     @property
     def holds_out(self) -> bool:

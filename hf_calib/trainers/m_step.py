@@ -1,4 +1,4 @@
-"""The M-step of CFT and RCFT: the questions that EM-ECE acts on, and their targets between two E-steps."""
+"""The M-step on option questions: the questions that EM-ECE acts on, and their targets between two E-steps."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ class MStepMixin(OptionTrainingMixin):
     would apply the map to its own result, step after step; a fixed one applies it once.
     """
 
+    _fixes_targets = False
+    fixed_targets: dict[str, torch.Tensor]
+
+    def _init_options(self) -> None:
+        super()._init_options()
+        self.fixed_targets = {}
+
     def _add_mstep_rows(self, unlabelled: Dataset | None, on_labelled: bool) -> None:
         """
         Append unlabelled questions to the training rows, and number the questions of the M-step.
@@ -42,22 +49,23 @@ class MStepMixin(OptionTrainingMixin):
         num_rows = len(self.train_dataset)
         if unlabelled is not None:
             self.train_dataset = concatenate_datasets([self.train_dataset, unlabelled])
-        self.fixed_targets, self._fixes_targets = {}, False
-        if not self.args.calibration_weight:
-            return
-        counts = self.train_dataset["num_options"]
-        acts = np.array([bool(count) and (on_labelled or row >= num_rows) for row, count in enumerate(counts)])
-        rows = np.flatnonzero(acts)
+        if self.args.calibration_weight:
+            counts = self.train_dataset["num_options"]
+            acts = np.array([bool(count) and (on_labelled or row >= num_rows) for row, count in enumerate(counts)])
+            self.train_dataset = self._number_questions(self.train_dataset, acts)
+
+    def _number_questions(self, rows: Dataset, acts: np.ndarray) -> Dataset:
+        """Add the numbers of the M-step's questions to encoded rows; `acts` is True where EM-ECE acts."""
         self._fixes_targets = self.args.fixes_targets
-        self._mstep_num_options = torch.tensor([counts[row] for row in rows])
+        numbered = rows.select(np.flatnonzero(acts))
+        self._mstep_num_options = torch.tensor(numbered["num_options"])
         if self._fixes_targets:
-            self._mstep_dataset = self.train_dataset.select_columns(["input_ids", *OPTION_COLUMNS]).select(rows)
-        numbers = np.where(acts, np.cumsum(acts) - 1, -1)
-        self.train_dataset = self.train_dataset.add_column(QUESTION_INDEX, numbers)
+            self._mstep_dataset = numbered.select_columns(["input_ids", *OPTION_COLUMNS])
+        return rows.add_column(QUESTION_INDEX, np.where(acts, np.cumsum(acts) - 1, -1))
 
     def _fit_map(self, kind, probabilities, truth):
         super()._fit_map(kind, probabilities, truth)
-        if not self._fixes_targets:
+        if not self._fixes_targets or kind != "options":
             return
         probabilities, _ = self._score_dataset(kind, self._mstep_dataset, "M-step")
         there = torch.arange(probabilities.size(1)) < self._mstep_num_options[:, None]

@@ -1,4 +1,4 @@
-"""Margins of preference pairs under each of TRL's losses, and the preference probabilities that they imply."""
+"""Margins of preference pairs under each of TRL's losses, and soft labels."""
 
 from __future__ import annotations
 
@@ -9,27 +9,11 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
+from ..losses.preference_links import LINKED_LOSSES, NORMALIZED_LOSSES, UNLINKED_LOSSES, loss_of_margin
 
-# TRL's losses that compare the two completions of a pair ("sft" compares none, "aot_unpaired" compares across pairs).
-MARGIN_LOSSES = (
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sigmoid_norm",
-)
-# Losses that take the mean over the tokens of a completion.
-NORMALIZED_LOSSES = ("ipo", "sigmoid_norm")
-# Losses that regress the margin, with their values of `preference_scale`.
-REGRESSION_SCALES = {"ipo": 4.0, "sppo_hard": 2.0}
+
+# Losses that can take a probability as the label of a pair.
+SOFT_LOSSES = ("sigmoid", "sigmoid_norm", "robust", "ipo")
 
 
 def sequence_log_probs(
@@ -118,37 +102,42 @@ def preference_margins(
         `torch.Tensor` of shape `(batch,)`.
     """
     scores = divergence_scores(policy - reference, f_divergence_type, alpha)
-    if _loss_of_margin(loss_types) in NORMALIZED_LOSSES:
+    if loss_of_margin(loss_types) in NORMALIZED_LOSSES:
         scores = scores / completion_mask.sum(dim=1).clamp(min=1)
     chosen, rejected = scores.chunk(2)
     return chosen - rejected
 
 
-def preference_scale(loss_types: list[str]) -> float:
-    """
-    Return the number c for which `sigmoid(c * beta * margin)` is the preference probability that a margin implies.
+def soft_label_slope(
+    loss_types: list[str], loss_weights: list[float], beta: float, label_smoothing: float = 0.0
+) -> float:
+    r"""
+    Return the number s by which soft labels change the loss of votes.
 
-    It is 1 for DPO, whose expected loss is minimal where this is the probability of winning (Bradley-Terry), and for
-    all other losses without a value of their own. IPO and SPPO regress the margin: for a completion that wins with
-    probability p, their expected loss is minimal at `beta * margin = p - 1/2` and `2 * p - 1`. The sigmoid with the
-    same slope at a tie has c = 4 and c = 2. With c = 1, the margin of a certain win would be read as .62 under IPO.
+    With the probability p that the chosen completion is preferred, the loss of a pair is the mean over both votes,
+
+    .. math::
+
+        p \, \ell(x) + (1 - p) \, \ell(-x) = \ell(x) + (1 - p) \, s \, x, \qquad x = \beta m
 
     Args:
-        loss_types (`list[str]`):
-            `loss_type` of [`~trl.DPOConfig`].
+        loss_types (`list[str]`), loss_weights (`list[float]`), beta (`float`), label_smoothing (`float`):
+            Those of [`~trl.DPOConfig`].
 
     Returns:
-        `float`: the number c.
+        `float`: s, times the weight of the loss.
 
-    References:
-        IPO: https://huggingface.co/papers/2310.12036. SPPO: https://huggingface.co/papers/2405.00675.
+    Raises:
+        `ValueError`: unless one loss alone compares the completions of a pair, and it is one of `SOFT_LOSSES`.
     """
-    return REGRESSION_SCALES.get(_loss_of_margin(loss_types), 1.0)
-
-
-def _loss_of_margin(loss_types: list[str]) -> str | None:
-    """Return the first loss with a margin."""
-    return next((name for name in loss_types if name in MARGIN_LOSSES), None)
+    compared = [name for name in loss_types if name in LINKED_LOSSES + UNLINKED_LOSSES + ("aot_unpaired",)]
+    if len(compared) != 1 or compared[0] not in SOFT_LOSSES:
+        raise ValueError(
+            f"The pairs have preference probabilities, which loss_type={', '.join(loss_types)} cannot take as labels. "
+            f"Choose one of {', '.join(SOFT_LOSSES)}, or train on the votes: preference_probability_column=None."
+        )
+    slopes = {"ipo": 2 / beta**2, "robust": 1 / (1 - 2 * label_smoothing)}
+    return loss_weights[loss_types.index(compared[0])] * slopes.get(compared[0], 1.0)
 
 
 def as_two_options(chosen: np.ndarray) -> np.ndarray:

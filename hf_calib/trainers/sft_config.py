@@ -151,16 +151,6 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
         return True
 
     @property
-    def em_tail(self) -> str:
-        """Tail of the targets; see [`EMCalibrator`]."""
-        return "paper" if self.em_preset == "paper" else "temperature"
-
-    @property
-    def fixes_targets(self) -> bool:
-        """Whether the targets of EM-ECE are kept from one E-step to the next; in the paper they are not."""
-        return self.em_preset != "paper"
-
-    @property
     def calibration_weight(self) -> float:
         """Weight of EM-ECE in the objective; above 0 there are E-steps."""
         return self.lambda_ece if self.objective == "rcft" else 0.0

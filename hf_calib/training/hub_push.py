@@ -47,8 +47,8 @@ _OBJECTIVES = {
 # Settings on the card, where the configuration of the trainer has them and they are not None.
 _SETTINGS = (
     "objective", "scoring", "option_normalization", "lambda_ece", "likelihood_weight",
-    "option_loss_weight", "reference_model_name_or_path", "reference_weight", "beta", "loss_type", "lambda_pref",
-    "lambda_options", "em_estimator", "em_holdout", "em_refresh", "em_loss", "em_preset",
+    "option_loss_weight", "reference_model_name_or_path", "reference_weight", "beta", "loss_type", "label_smoothing",
+    "lambda_pref", "lambda_options", "em_estimator", "em_holdout", "em_refresh", "em_loss", "em_preset",
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "max_length", "seed",
 )  # fmt: skip
 
@@ -105,8 +105,11 @@ def training_record(
     """
     trainer, names = script_args.trainer, script_args.dataset_name
     settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name, None) is not None}
-    if settings.get("max_steps", 0) <= 0:
-        settings.pop("max_steps", None)
+    for name in ("max_steps", "label_smoothing"):
+        if settings.get(name, 0) <= 0:
+            settings.pop(name, None)
+    if isinstance(settings.get("loss_type"), list):
+        settings["loss_type"] = ", ".join(settings["loss_type"])
     if not getattr(args, "calibration_weight", True):
         settings = {name: value for name, value in settings.items() if not name.startswith("em_")}
     if not getattr(args, "has_reference", True):

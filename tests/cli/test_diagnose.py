@@ -65,6 +65,26 @@ def test_a_second_call_scores_nothing_again(report, folder, monkeypatch):
     assert json.loads((report / "results.json").read_text()) == before
 
 
+def test_pairs_are_read_as_the_loss_of_the_training_says(report, folder, tmp_path):
+    """From training.json or from the flags; IPO's margin is a mean over the tokens (here two) of a completion."""
+    scores = [OptionPredictions.load(report / name / "pairs.npz").option_logits for name in ("reference", "aligned")]
+    margins = (scores[1] - scores[0]) @ [1, -1]
+    sides = {"sigmoid": 1 / (1 + np.exp(-0.1 * margins)), "ipo": np.clip(0.5 + 0.3 * margins / 2, 0, 1)}
+    expected = {name: np.maximum(p, 1 - p).mean() for name, p in sides.items()}
+    first = json.loads((report / "results.json").read_text())
+    assert first["pairs/confidence"] == pytest.approx(expected["sigmoid"], abs=1e-5)
+    arguments = ["--pairs", str(folder / "pairs.parquet"), "--pairs_limit", "40", "--limit", "20"]
+    given = ["--beta", "0.3", "--loss_type", "ipo"]
+    record = folder / "aligned" / "training.json"
+    for place, flags in (("flags", given), ("record", [])):
+        if not flags:
+            record.write_text(json.dumps({"settings": {"beta": 0.3, "loss_type": "sft, ipo"}}))
+        assert main(call(folder, *arguments, *flags, "--output_dir", str(tmp_path / place))) == 0
+        results = json.loads((tmp_path / place / "results.json").read_text())
+        assert results["pairs/confidence"] == pytest.approx(expected["ipo"], abs=1e-5)
+    record.unlink()
+
+
 def test_two_processes_share_the_work(launch, report, folder, tmp_path):
     arguments = ["--pairs", str(folder / "pairs.parquet"), "--pairs_limit", "40", "--order_limit", "30"]
     arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(tmp_path)]
@@ -115,6 +135,7 @@ def test_texts_have_no_order(folder, tmp_path):
         (["--reference", "{folder}", "--model", "{folder}/reference", "--dataset", "{folder}/test.parquet", "--scoring", "text"], "config.json"),
         (["--reference", "{folder}/reference", "--model", "{folder}/reference", "--dataset", "{folder}/test.parquet", "--beta", "0"], "beta"),
         (["--reference", "{folder}/reference", "--model", "{folder}/reference", "--dataset", "{folder}/test.parquet", "--pairs", "{folder}/test.parquet"], "chosen"),
+        (["--reference", "{folder}/reference", "--model", "{folder}/reference", "--dataset", "{folder}/test.parquet", "--pairs", "{folder}/pairs.parquet", "--loss_type", "hinge"], "loss_type=hinge"),
     ],
 )  # fmt: skip
 def test_wrong_calls_are_named_and_leave_with_two(folder, tmp_path, capsys, arguments, named):

@@ -7,7 +7,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from hf_calib.data.preference_pairs import load_pairs
-from hf_calib.inference.preference_scores import preference_probabilities, score_pairs
+from hf_calib.inference.preference_scores import completion_lengths, preference_probabilities, score_pairs
 from hf_calib.inference.resumable import ResumableScores
 
 
@@ -41,6 +41,14 @@ def test_log_likelihoods_equal_those_of_trl(kind, columns, tiny_tokenizers, tiny
     margin = torch.tensor((scores - base) @ [1.0, -1.0])
     expected = torch.sigmoid(0.3 * margin).numpy()
     np.testing.assert_allclose(preference_probabilities(scores, base, beta=0.3), expected)
+    # IPO: means over tokens, and a link of its own
+    lengths = completion_lengths(tokenizer, pairs)
+    assert (lengths.T == torch.stack(batch["completion_mask"].sum(1).chunk(2)).numpy()).all()
+    margin = ((scores - base) / lengths) @ [1.0, -1.0]
+    read = preference_probabilities(scores, base, beta=0.3, loss_type="ipo", lengths=lengths)
+    np.testing.assert_allclose(read, np.clip(0.5 + 0.3 * margin, 0, 1))
+    with pytest.raises(ValueError, match="loss_type=ipo takes means over tokens: give the lengths"):
+        preference_probabilities(scores, base, loss_type="ipo")
 
 
 def test_long_pairs_are_left_out_and_the_rest_scored(tiny_tokenizers, tiny_llama, tmp_path):

@@ -50,12 +50,18 @@ def test_a_map_taken_once_is_taken_when_there_are_no_longer_ties_alone(pairs, qu
 
 
 def test_what_annotators_agree_on_is_the_truth(rated, pairs, make_dpo_trainer):
-    """As target of training pairs, which then need no E-step, and in the E-step of pairs that lack it."""
+    """As label of training pairs, which then need no E-step, and in the E-step of pairs that lack it."""
     share = rated.rename_column("preference_probability", "agreement")
-    trainer = make_dpo_trainer(share, preference_probability_column="agreement", lambda_pref=5.0, num_train_epochs=8)
+    settings = {"preference_probability_column": "agreement", "num_train_epochs": 30, "learning_rate": 1e-2, "beta": 1}
+    trainer = make_dpo_trainer(share, lambda_pref=5.0, **settings)
     assert len(trainer.train_dataset) == 64 and not trainer.calibrators
     trainer.train()
-    assert logged(trainer, "pair_em_ece")[-1] < logged(trainer, "pair_em_ece")[0] / 2
+    assert not logged(trainer, "pair_em_ece")
+    read, truth = trainer.predict(trainer.train_dataset).predictions, np.array(rated["preference_probability"])
+    votes = make_dpo_trainer(rated, lambda_pref=0, **{**settings, "preference_probability_column": None})
+    assert "preference_probability" not in votes.train_dataset.column_names
+    votes.train()
+    assert np.abs(read - truth).mean() < 0.5 * np.abs(votes.predict(votes.train_dataset).predictions - truth).mean()
 
     agreed = pairs.select(range(40)).map(lambda row: {"preference_probability": 0.75})
     trainer = make_dpo_trainer(pairs, estep_dataset=agreed, max_steps=8, learning_rate=1e-2)
@@ -97,7 +103,8 @@ def test_evaluation_is_over_all_rows_at_once(world_model, rated, world, make_dpo
         ({"lambda_pref": -1}, "lambda_pref"),
         ({"lambda_options": float("nan")}, "lambda_options"),
         ({"option_ratio": 0.0}, "option_ratio"),
-        ({"loss_type": "sft"}, "loss_type=sft compares no"),
+        ({"loss_type": "sft"}, "loss_type=sft implies no"),
+        ({"loss_type": "hinge"}, "loss_type=hinge implies no .* set lambda_pref=0"),
         ({"em_holdout": 1.5}, "em_holdout"),
         ({"em_holdout": -0.1}, "em_holdout"),
         ({"scoring": "word"}, "scoring='word'"),
@@ -109,6 +116,9 @@ def test_wrong_settings_are_named(tmp_path, settings, named):
 
 
 def test_wrong_data_are_named(world_model, rated, pairs, questions, make_dpo_trainer):
+    for settings in ({"loss_type": "hinge"}, {"loss_type": ["sigmoid", "ipo"]}, {"use_weighting": True}):
+        with pytest.raises(ValueError, match="preference_probability_column=None"):
+            make_dpo_trainer(rated, lambda_pref=0, **settings)
     with pytest.raises(ValueError, match="of 3 pairs leaves 0 for the E-step"):
         make_dpo_trainer(pairs.select(range(3)))
     with pytest.raises(ValueError, match="E-step pairs: there are no pairs"):
@@ -131,7 +141,7 @@ def test_wrong_data_are_named(world_model, rated, pairs, questions, make_dpo_tra
 def test_a_model_that_diverged_is_said_so(world_model, rated, pairs, make_dpo_trainer):
     model = AutoModelForCausalLM.from_pretrained(world_model)
     model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="pair_em_ece is NaN at step 1: .* lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="pair_confidence is NaN at step 1: .* lower learning_rate"):
         make_dpo_trainer(rated, model=model).train()
     with pytest.raises(FloatingPointError, match="E-step's probabilities of pairs contain NaN"):
         make_dpo_trainer(pairs, model=model).train()
