@@ -25,7 +25,7 @@ PAIR_COLUMNS = ("prompt", "chosen", "rejected", PREFERENCE_COLUMN)
 
 
 def load_pairs(
-    path: str | Path,
+    path: str | Path | Dataset,
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -35,7 +35,7 @@ def load_pairs(
     Load preference pairs from a file, a folder or the Hub, and check them.
 
     Args:
-        path (`str` or `Path`):
+        path (`str`, `Path` or `Dataset`):
             A file, a folder, or a data set on the Hub (`ID` or `ID:CONFIGURATION`) with the columns `chosen`,
             `rejected` and, unless these begin with it, `prompt`: texts or messages. An optional column
             `preference_probability` in [0, 1] holds the probability that annotators prefer the chosen completion.
@@ -54,10 +54,12 @@ def load_pairs(
     Raises:
         `ValueError`: for a missing column or an invalid row; see [`pair_fault`].
     """
-    pairs = load_training_rows(path, split=split)
+    loaded = isinstance(path, Dataset)
+    pairs = path if loaded else load_training_rows(path, split=split)
+    name = "the given pairs" if loaded else str(path)
     if drop_invalid:
-        pairs = drop_invalid_pairs(pairs, str(path))
-    check_pairs(pairs, str(path))
+        pairs = drop_invalid_pairs(pairs, name)
+    check_pairs(pairs, name)
     if limit is not None and limit < len(pairs):
         pairs = pairs.shuffle(seed=seed).select(range(limit))
     columns = [name for name in PAIR_COLUMNS if name == "prompt" or name in pairs.column_names]

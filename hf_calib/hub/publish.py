@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import CommitInfo
 
+from ..evaluation.alignment_report import AlignmentReport
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id, questions_digest
 from ..evaluation.tables import check_output_dir, write_evaluation, write_json
 from ..inference.model_loading import load_model
@@ -41,7 +42,7 @@ MODEL_FILES = (
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.h5")
 CALIBRATOR, PREDICTIONS = "calibrator", "predictions.npz"
 _CALIBRATOR_FILES = (f"{CALIBRATOR}/calibrator.json", f"{CALIBRATOR}/calibrator.safetensors")
-TRAINING_RECORD = "training.json"
+TRAINING_RECORD, ALIGNMENT = "training.json", "alignment.json"
 
 
 @dataclass(eq=False)
@@ -134,6 +135,8 @@ class Contents:
             Name of the repository.
         evaluation ([`Evaluation`], *optional*), before ([`Evaluation`], *optional*):
             Evaluation of this model, and of the model before its repair.
+        alignment ([`~hf_calib.evaluation.alignment_report.AlignmentReport`], *optional*):
+            Alignment of this model, the only repaired one, and of the model before its repair.
         calibrator (`str` or `Path`, *optional*):
             Folder of a post-hoc calibrator of this model.
         training (`Mapping`, *optional*):
@@ -149,6 +152,7 @@ class Contents:
     repo_id: str
     evaluation: Evaluation | None = None
     before: Evaluation | None = None
+    alignment: AlignmentReport | None = None
     calibrator: str | Path | None = None
     training: Mapping[str, Any] | None = None
     include_predictions: bool = False
@@ -199,6 +203,8 @@ def write_publication(folder: str | Path, contents: Contents) -> list[str]:
     if contents.include_predictions and evaluation is not None:
         evaluation.predictions.save(folder / PREDICTIONS)
         files.append(PREDICTIONS)
+    if contents.alignment is not None:
+        results["alignment"] = contents.alignment.to_dict()
     results["inherited"] = inherit(contents.base_model or (training or {}).get("base_model"))
     write_json(folder / RESULTS, results)
     write_card(folder, contents.existing_card)  # reads results.json back: the card depends on nothing else

@@ -1,13 +1,12 @@
 """
-Sample generic texts from a model, and compare on them how two models write.
+Sample texts from a model: on generic prompts, as anchors of a training, or on given ones.
 
-A repair of the option probabilities should leave everything else that a model writes as it is. To check that, a model
-answers instructions of everyday kinds, and both models are evaluated, token by token, on what it wrote.
+[`~hf_calib.inference.text_scores`] compares two models on such texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,9 +16,8 @@ from accelerate.utils import extract_model_from_parallel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from .encoding import collate_options
 from .model_loading import process_state
-from .option_head import logit_transform, over_chunks, unwrap_causal_lm
+from .option_head import unwrap_causal_lm
 from .predict import context_length
 
 
@@ -90,10 +88,17 @@ class GenericText:
             Tokens of the prompt and of the text, without padding.
         start (`int`):
             Index of the first generated token, at least 1.
+        ended (`bool`, *optional*, defaults to `False`):
+            Whether the last token is an EOS token.
     """
 
     input_ids: tuple[int, ...]
     start: int
+    ended: bool = False
+
+    def __len__(self) -> int:
+        """Number of generated tokens, the EOS token among them."""
+        return len(self.input_ids) - self.start
 
 
 def sample_texts(
@@ -144,13 +149,40 @@ def sample_texts(
 
     ```
     """
-    if min(num_texts, max_new_tokens, batch_size) < 1:
-        raise ValueError(
-            f"num_texts={num_texts}, max_new_tokens={max_new_tokens} and batch_size={batch_size} must be at least 1."
-        )
+    if num_texts < 1:
+        raise ValueError(f"num_texts must be at least 1, got {num_texts}.")
+    return continue_prompts(model, tokenizer, _prompts(tokenizer, num_texts, seed), max_new_tokens, seed, batch_size)
+
+
+def continue_prompts(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[GenericText]:
+    """
+    Sample a continuation of every prompt, at temperature 1 from the whole vocabulary.
+
+    Args:
+        model, tokenizer, max_new_tokens, batch_size:
+            See [`sample_texts`].
+        prompts (`Sequence[Sequence[int]]`):
+            Token ids of the prompts.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampling.
+
+    Returns:
+        `list[GenericText]`: a text of each prompt.
+
+    Raises:
+        `ValueError`: see [`sample_texts`].
+    """
+    if min(max_new_tokens, batch_size) < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must be at least 1.")
     model = unwrap_causal_lm(extract_model_from_parallel(model))
-    _check_whole(model)
-    prompts = _prompts(tokenizer, num_texts, seed)
+    check_whole(model)
     length = context_length(model)
     if length is not None:
         max_new_tokens = min(max_new_tokens, length - max(map(len, prompts)))
@@ -159,7 +191,7 @@ def sample_texts(
     config = _sampling_config(model, tokenizer, max_new_tokens)
     texts = []
     with torch.no_grad(), evaluation_mode(model), _own_config(model, config), _own_random_state(model, seed):
-        for batch in _batches(prompts, batch_size, "Sampling texts"):
+        for batch in progress_batches(prompts, batch_size, "Sampling texts"):
             texts += _generate(model, config, batch)
     return texts
 
@@ -168,18 +200,15 @@ def _prompts(tokenizer: PreTrainedTokenizerBase, num_texts: int, seed: int) -> l
     """Token ids of the prompts."""
     first = seed % 2
     instructions = INSTRUCTIONS[first::4] + INSTRUCTIONS[first + 2 :: 4]  # every kind once, then again
+    written = encode_prompts(tokenizer, instructions)
     if getattr(tokenizer, "chat_template", None) is not None:
         period, empty = 4, _chat(tokenizer, instructions[0]).partition(instructions[0])[0]
         empty = tokenizer(empty, add_special_tokens=False)["input_ids"]
-        written = [_chat(tokenizer, text, add_generation_prompt=True) for text in instructions]
-        written = tokenizer(written, add_special_tokens=False)["input_ids"]
     else:
         period, empty = 2, []
-        written = tokenizer(list(instructions))["input_ids"]
-        written = [ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids for ids in written]
         written = [ids for ids in written if tokenizer.unk_token_id not in ids]
     if not empty:
-        empty = [_first_token(tokenizer)]
+        empty = [first_token(tokenizer)]
     before = seed // 2 * (num_texts - num_texts // period)  # so many instructions have other seeds of this half used
     return [
         empty if i % period == period - 1 or not written else written[(before + i - i // period) % len(written)]
@@ -187,12 +216,32 @@ def _prompts(tokenizer: PreTrainedTokenizerBase, num_texts: int, seed: int) -> l
     ]
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, instruction: str, **options) -> str:
-    """An instruction in the chat template."""
-    return tokenizer.apply_chat_template([{"role": "user", "content": instruction}], tokenize=False, **options)
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Sequence[Mapping[str, str]]]
+) -> list[list[int]]:
+    """
+    Token ids of prompts. With a chat template, a text is a user's turn, and the assistant's turn begins after it.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer. Without a chat template, a text is continued as it is.
+        prompts (`Sequence`):
+            Texts, or lists of messages, which need a chat template.
+    """
+    if getattr(tokenizer, "chat_template", None) is not None:
+        written = [_chat(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
+        return tokenizer(written, add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(list(prompts))["input_ids"]
+    return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
 
 
-def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def _chat(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mapping[str, str]], **options) -> str:
+    """A prompt in the chat template."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that begins a text without a prompt."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
@@ -230,100 +279,12 @@ def _generate(model: PreTrainedModel, config: GenerationConfig, prompts: Sequenc
     texts = []
     for n, row in zip(padding, model.generate(**batch, generation_config=config).tolist(), strict=True):
         written = row[width:]
-        end = next((i + 1 for i, token in enumerate(written) if token in (config.eos_token_id or [])), len(written))
-        texts.append(GenericText((*row[n:width], *written[:end]), width - n))
+        end = next((i + 1 for i, token in enumerate(written) if token in (config.eos_token_id or [])), None)
+        texts.append(GenericText((*row[n:width], *written[:end]), width - n, ended=end is not None))
     return texts
 
 
-def text_report(
-    model: PreTrainedModel | PeftModel,
-    reference: PreTrainedModel | PeftModel,
-    texts: Sequence[GenericText],
-    batch_size: int = 8,
-) -> dict[str, float]:
-    r"""
-    Compare the next-token distributions of two models on the generated tokens of texts.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model in question, wrapped for distribution or not, but not partitioned by ZeRO-3.
-        reference ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model to compare with, of the same vocabulary.
-        texts (`Sequence[GenericText]`):
-            Texts, usually from [`sample_texts`] of the reference.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Texts in one forward pass.
-
-    Returns:
-        `dict[str, float]`, of means over all generated tokens, also the last of a text (EOS):
-        - `kl_per_token`: the divergence of the model from the reference, in nats,
-
-          .. math:: \frac{1}{M} \sum_{t=1}^{M} KL(\pi_{ref}(\cdot | x_{<t}) \,\|\, \pi(\cdot | x_{<t}))
-
-        - `top1_agreement`: fraction of the tokens at which both models have the same most probable token;
-        - `perplexity`, `reference_perplexity`: of the texts under either model;
-        - `perplexity_ratio`: the first over the second;
-        - `n_texts`, `n_tokens`: number of texts and of generated tokens.
-
-    Raises:
-        `ValueError`: if there are no texts, if the models differ in the size of their vocabulary, or if ZeRO-3 has
-            partitioned the weights.
-    """
-    if not texts:
-        raise ValueError("There are no texts to compare the models on.")
-    models = [unwrap_causal_lm(extract_model_from_parallel(each)) for each in (model, reference)]
-    for each in models:
-        _check_whole(each)
-    sizes = [each.get_output_embeddings().weight.shape[0] for each in models]
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"The vocabularies differ: {sizes[0]} tokens of the model, {sizes[1]} of the reference.")
-    ordered = sorted(texts, key=lambda text: len(text.input_ids))  # little padding
-    with torch.no_grad(), evaluation_mode(*models):
-        rows = [_compare(*models, batch) for batch in _batches(ordered, batch_size, "Comparing texts")]
-    rows = torch.cat(rows).double()
-    divergence, agreement, loss, reference_loss = rows.mean(dim=0)
-    return {
-        "kl_per_token": divergence.item(),
-        "top1_agreement": agreement.item(),
-        "perplexity": loss.exp().item(),
-        "reference_perplexity": reference_loss.exp().item(),
-        "perplexity_ratio": (loss - reference_loss).exp().item(),
-        "n_texts": len(texts),
-        "n_tokens": len(rows),
-    }
-
-
-def _compare(model: PreTrainedModel, reference: PreTrainedModel, texts: Sequence[GenericText]) -> torch.Tensor:
-    """
-    Compare two models on a batch of texts.
-
-    Returns:
-        `torch.Tensor` of shape `(tokens, 4)`, on the CPU: divergence, agreement, and the negative log-likelihoods of
-        model and reference.
-    """
-    inputs = collate_options([{"input_ids": text.input_ids} for text in texts], pad_token_id=0)
-    row = torch.cat([torch.full((len(t.input_ids) - t.start,), i) for i, t in enumerate(texts)])
-    position = torch.cat([torch.arange(t.start, len(t.input_ids)) for t in texts])
-    hidden_states = []
-    for each in (model, reference):
-        batch = {name: tensor.to(each.device) for name, tensor in inputs.items()}
-        states = each.base_model(**batch, use_cache=False).last_hidden_state
-        hidden_states.append(states[row.to(states.device), position.to(states.device) - 1])
-    head, reference_head = model.get_output_embeddings(), reference.get_output_embeddings()
-    transform, reference_transform = logit_transform(model.config), logit_transform(reference.config)
-
-    def statistics(states: torch.Tensor, reference_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        log_q = transform(head(states).float()).log_softmax(-1)
-        log_p = reference_transform(reference_head(reference_states).float()).log_softmax(-1).to(log_q.device)
-        divergence = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
-        agreement = (log_q.argmax(-1) == log_p.argmax(-1)).float()
-        losses = [-each.gather(-1, tokens.to(each.device)[:, None])[:, 0] for each in (log_q, log_p)]
-        return torch.stack([divergence, agreement, *losses], dim=-1)
-
-    return over_chunks(statistics, head, *hidden_states, inputs["input_ids"][row, position]).cpu()
-
-
-def _batches(rows: Sequence, batch_size: int, description: str) -> Iterator[Sequence]:
+def progress_batches(rows: Sequence, batch_size: int, description: str) -> Iterator[Sequence]:
     """Batches of rows, with a progress bar in the main process of every machine."""
     hidden = not process_state().is_local_main_process
     with tqdm(total=len(rows), desc=description, unit="text", disable=hidden) as bar:
@@ -333,7 +294,7 @@ def _batches(rows: Sequence, batch_size: int, description: str) -> Iterator[Sequ
             bar.update(len(batch))
 
 
-def _check_whole(model: PreTrainedModel) -> None:
+def check_whole(model: PreTrainedModel) -> None:
     """Raise an error if ZeRO-3 has partitioned the weights and they are not gathered."""
     if any(getattr(getattr(p, "ds_status", None), "name", "AVAILABLE") != "AVAILABLE" for p in model.parameters()):
         raise ValueError(

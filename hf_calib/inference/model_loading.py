@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,24 @@ def load_tokenizer(
 
     check_model_name(name_or_path)
     return AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def check_same_vocabulary(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
+    """
+    Check that the tokenizers of several models, by their names, have the same tokens.
+
+    Raises:
+        `ValueError`: if one differs from the first.
+    """
+    (first, tokenizer), *others = tokenizers.items()
+    vocabulary = tokenizer.get_vocab()
+    for name, other in others:
+        if (found := other.get_vocab()) != vocabulary:
+            differing = sorted(vocabulary.items() ^ found.items())[0][0]
+            raise ValueError(
+                f"{name} has another vocabulary than {first} (token {differing!r}): name a model that was trained "
+                "from it, or from which it was trained."
+            )
 
 
 def check_model_name(name_or_path: str) -> None:

@@ -136,9 +136,12 @@ class ResampledMeans:
         value, draws = float(self.means[name]), self.draws[name]
         if minus is not None:
             value, draws = value - float(self.means[minus]), draws - self.draws[minus]
-        tail = (1 - LEVEL) / 2
-        low, high = np.quantile(draws, [tail, 1 - tail])
-        return Estimate(value, min(float(low), value), max(float(high), value))
+        return _percentile_interval(value, draws)
+
+    def ratio(self, numerator: str, denominator: str) -> Estimate:
+        """Return the ratio of two means, with its percentile interval."""
+        value = float(self.means[numerator]) / float(self.means[denominator])
+        return _percentile_interval(value, self.draws[numerator] / self.draws[denominator])
 
     def total_variation(self, name: str, origin=0.0) -> tuple[Estimate, float]:
         """
@@ -160,3 +163,10 @@ class ResampledMeans:
         noise = 0.5 * np.abs(self.draws[name] - self.means[name]).sum(axis=1)
         radius = float(np.quantile(noise, LEVEL))
         return Estimate(distance, max(0.0, distance - radius), min(1.0, distance + radius)), float(noise.mean())
+
+
+def _percentile_interval(value: float, draws: np.ndarray) -> Estimate:
+    """A value with the percentile interval of its draws, widened to contain the value."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Estimate(value, min(float(low), value), max(float(high), value))

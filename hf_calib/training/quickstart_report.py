@@ -107,7 +107,7 @@ def _before(report: QuickstartReport) -> list[str]:
         f"parent has {figures.format(**base)}; no repair uses it.",
         f"`hf-calib restore` with {report.num_labels:,} labels: {figures.format(**restored)}. The checkpoint "
         "`restore/model` needs no calibrator. On texts of the aligned model it diverges from that model by "
-        f"{restored['text_kl_per_token']:.3f} nats a token; see `restore/report.md`.",
+        f"{restored['alignment_kl_per_token']:.3f} nats a token; see `restore/report.md`.",
     ]
 
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..evaluation.alignment_report import ALIGNED, REFERENCE, AlignmentReport
 from ..evaluation.compare import compare_calibrators
 from ..evaluation.tables import check_output_dir, write_json
-from ..hub.publish import TRAINING_RECORD, Contents, Evaluation, write_publication
-from ..inference.generic_texts import sample_texts, text_report
+from ..hub.publish import ALIGNMENT, TRAINING_RECORD, Contents, Evaluation, write_publication
 from ..inference.predictions import OptionPredictions
 from .distributed import end_with_launcher
 from .library_warnings import ignore_library_warnings
 from .restore_data import without_bars
 from .restore_method import choose_objective, choose_scoring
 from .restore_options import RestoreOptions
-from .restore_report import RestoreReport, write_restore_report
+from .restore_report import RESTORED, RestoreReport, write_restore_report
 from .restore_training import TrainingInputs, train
 from .restore_work import LABELS, TEST, UNLABELLED, RestoreWork
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 # Post-hoc calibrators of the aligned model that the restored one is compared with.
 POST_HOC = ("temperature", "ensemble_temperature", "temperature_isotonic")
-# Texts of the aligned model. With an odd seed they share no instruction with those of an even one, that of training.
-TEXTS = {"num_texts": 32, "max_new_tokens": 32, "seed": 1}
 
 
 def run_restore(options: RestoreOptions, command: str | None = None) -> list[dict[str, Any]]:
@@ -93,9 +91,7 @@ def _restore(work: RestoreWork) -> list[dict[str, Any]]:
         trained = _train(work, chosen["objective"], bool(aligned["labels"].metadata["single_tokens"]))
         report.restored = _evaluate_restored(work, trained, aligned["test"], decides.get("test"))
         report.held_out = OptionPredictions.load(work.held_out_path)
-        report.text = work.record.run(
-            "text", work.inputs("training", **TEXTS), lambda resume: _check_text(work, trained)
-        )
+        report.alignment = AlignmentReport.from_dict(_measure_alignment(work, trained))
     rows = write_restore_report(report) if work.state.is_main_process else []
     work.state.wait_for_everyone()
     return rows
@@ -186,24 +182,34 @@ def _evaluate_restored(
             results = {"model": name, **protocol.statement(predictions, work.tokenizer)}
             results |= protocol.measure(predictions, reference)
             write_json(place / "results.json", results)
-        contents = Contents(
-            repo_id=work.folder.resolve().name,
-            evaluation=Evaluation.load(path.parent),
-            before=Evaluation.load(before),
-            training=json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8")),
-            base_model=work.options.model,
-        )
-        write_publication(folder, contents)
 
-    work.record.run("restored", work.inputs("training"), evaluate, [path, folder / "README.md"])
+    work.record.run("restored", work.inputs("training"), evaluate, [path])
     return OptionPredictions.load(path)
 
 
-def _check_text(work: RestoreWork, trained: Callable[[], PreTrainedModel]) -> dict[str, float]:
-    """Compare how the aligned and the restored model write, on texts of the aligned one."""
-    found = {}
-    if work.state.is_main_process:
-        aligned = work.model
-        found = text_report(trained(), aligned, sample_texts(aligned, work.tokenizer, **TEXTS))
-    work.state.wait_for_everyone()
-    return found
+def _measure_alignment(work: RestoreWork, trained: Callable[[], PreTrainedModel]) -> dict[str, Any]:
+    """Measure the alignment of reference, aligned and restored model, and complete the folder for `hf-calib push`."""
+    folder, meter = work.model_folder, work.meter
+    path = folder / "evaluation" / ALIGNMENT
+
+    def measure(resume: bool) -> dict[str, Any]:
+        meter.measure(ALIGNED, work.model)
+        if work.options.reference:
+            meter.measure(REFERENCE, work.load(work.options.reference))
+        meter.measure(RESTORED, trained())
+        report = meter.report()
+        if work.state.is_main_process:
+            write_json(path, report.to_dict())
+            contents = Contents(
+                repo_id=work.folder.resolve().name,
+                evaluation=Evaluation.load(path.parent),
+                before=Evaluation.load(path.parent / "before"),
+                alignment=report,
+                training=json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8")),
+                base_model=work.options.model,
+            )
+            write_publication(folder, contents)
+        return report.to_dict()
+
+    inputs = work.inputs("reference", "training", "restored", data=meter.data_digest())
+    return work.record.run("alignment", inputs, measure, [path, folder / "README.md"])

@@ -27,6 +27,10 @@ class RestoreOptions(PromptArguments):
             Questions to train on without their answers.
         test (`str`, *optional*):
             Labelled questions to test on. By default a third of `dataset`, at most 1,000.
+        pairs (`str`, *optional*), prompts (`str`, *optional*), texts (`str`, *optional*):
+            Held-out preference pairs, prompts and texts to measure the alignment on; see
+            [`~hf_calib.evaluation.alignment.alignment_report`]. At most 1,000 pairs, 64 prompts and 200 texts are
+            used, drawn by `seed`. By default no pairs, the chat prompts of the package, and no texts.
         scoring (`str`, *optional*):
             `"letter"` or `"text"`. By default the one by which the model answers better.
         option_normalization, prompt_template, use_chat_template, system_prompt:
@@ -69,6 +73,13 @@ class RestoreOptions(PromptArguments):
     test: str | None = field(
         default=None, metadata={"help": "Questions to test on (default: a third of --dataset, at most 1,000)."}
     )
+    pairs: str | None = field(
+        default=None, metadata={"help": "Held-out preference pairs, to measure how much of the alignment is kept."}
+    )
+    prompts: str | None = field(
+        default=None, metadata={"help": "Prompts for the alignment report (default: 64 chat prompts of the package)."}
+    )
+    texts: str | None = field(default=None, metadata={"help": "Texts for the perplexity of the alignment report."})
     scoring: str | None = field(
         default=None,
         metadata={

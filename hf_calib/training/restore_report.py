@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.alignment_report import ALIGNED, REFERENCE, AlignmentReport
 from ..evaluation.compare import Comparison, stage_name
 from ..evaluation.no_harm import NoHarm, best_posthoc, compare_with_posthoc
 from ..evaluation.tables import evaluation_results, print_table, write_stage_report
@@ -18,9 +19,7 @@ from ..posthoc import AS_IS, METHODS
 from .restore_work import TEST, RestoreWork
 
 
-ALIGNED, REFERENCE, RESTORED = "aligned", "reference", "restored"
-# Text counts as unchanged up to this divergence, in nats a token, and this relative change of the perplexity.
-SAME_KL, SAME_PERPLEXITY = 0.05, 0.03
+RESTORED = "restored"
 
 
 @dataclass
@@ -39,8 +38,8 @@ class RestoreReport:
             Cross-validated post-hoc calibrators of the aligned model on the labels.
         restored ([`OptionPredictions`], *optional*), held_out ([`OptionPredictions`], *optional*):
             Predictions of the restored model for the test questions, and for the labels held out from training.
-        text (`dict`, *optional*):
-            Comparison of how both models write, see [`~hf_calib.inference.generic_texts.text_report`].
+        alignment ([`~hf_calib.evaluation.alignment_report.AlignmentReport`], *optional*):
+            How much of the alignment the restored model keeps.
     """
 
     work: RestoreWork
@@ -50,7 +49,7 @@ class RestoreReport:
     before: Comparison
     restored: OptionPredictions | None = None
     held_out: OptionPredictions | None = None
-    text: dict[str, float] | None = None
+    alignment: AlignmentReport | None = None
 
     @property
     def predictions(self) -> dict[str, OptionPredictions]:
@@ -93,6 +92,8 @@ class RestoreReport:
             stages = ("training", RESTORED) if name == RESTORED else (name,)
             spent = sum(seconds[stage] for stage in stages if stage in seconds)
             rows.append({"stage": name, **results, "seconds": round(spent, 2)})
+            for measure, estimate in (self.alignment.models.get(name, {}) if self.alignment else {}).items():
+                rows[-1] |= estimate.named(f"alignment_{measure}")
         if self.restored is not None:
             rows[-1] |= {
                 "objective": self.chosen["objective"],
@@ -101,7 +102,6 @@ class RestoreReport:
             rows[-1] |= {f"closing_{key.removeprefix('closing_')}": value for key, value in self.work.closing.items()}
             for part, found in self.no_harm.items():
                 rows[-1] |= {f"no_harm_{part}_{key}": value for key, value in found.to_dict().items()}
-            rows[-1] |= {f"text_{key}": value for key, value in (self.text or {}).items()}
         return rows
 
 
@@ -125,15 +125,15 @@ def write_restore_report(report: RestoreReport) -> list[dict[str, Any]]:
         )
         save_figure(figure, shift)
     title = f"Restoring the calibration of {Path(work.options.model).name}"
-    last = last_lines(report)
+    last = [*(report.alignment.lines() if report.alignment else []), *last_lines(report)]
     runs = [(ALIGNED, RESTORED)] if report.restored is not None else []
     runs = [(REFERENCE, *runs[0])] if runs and report.reference else runs
-    summary = "\n".join(
-        f"- {line}" for line in [*_changes(rows), report.chosen["sentence"], *text_lines(report), *last]
-    )
+    summary = "\n".join(f"- {line}" for line in [*_changes(rows), report.chosen["sentence"], *last])
     path = write_stage_report(work.folder, rows, predictions, title, _notes(report), runs, summary)
     print_table(rows, title)
-    print("\n".join([f"report: {path}", *text_lines(report), *last]))
+    if report.alignment is not None:
+        report.alignment.print()
+    print("\n".join([f"report: {path}", *last]))
     return rows
 
 
@@ -146,19 +146,6 @@ def _changes(rows: list[dict[str, Any]]) -> list[str]:
     shown = ("conf-ECE {ece:.3f} (noise floor {ece_noise_floor:.3f})", "NLL {nll:.3f}", "accuracy {accuracy:.3f}")
     pairs = (f"{text.format(**before)} before, {text.split(' ', 1)[1].format(**after)} after" for text in shown)
     return [f"On {after['n']:,} test questions: {'; '.join(pairs)}."]
-
-
-def text_lines(report: RestoreReport) -> list[str]:
-    """Whether the restored model writes as before, in a sentence."""
-    found = report.text
-    if not found:
-        return []
-    same = found["kl_per_token"] <= SAME_KL and abs(found["perplexity_ratio"] - 1) <= SAME_PERPLEXITY
-    return [
-        f"Text: {'as before' if same else 'changed'}. On {found['n_tokens']:,} tokens that the aligned model wrote, "
-        f"the divergence from it is {found['kl_per_token']:.3f} nats a token, both prefer the same token at "
-        f"{found['top1_agreement']:.1%}, and the perplexity is {found['perplexity_ratio']:.3f} times as large."
-    ]
 
 
 def last_lines(report: RestoreReport) -> list[str]:
@@ -193,6 +180,7 @@ def _notes(report: RestoreReport) -> str:
     seconds.append(f"| all stages | {sum(work.record.seconds.values()):.1f} |")
     parts = [
         "![Confidence before and after](confidence_shift.png)" if report.restored is not None else "",
+        report.alignment.section() if report.alignment is not None else "",
         "## What was done",
         "\n".join(f"{place}. {line}" for place, line in enumerate(filter(None, done), 1)),
         "## Post-hoc calibrators of the aligned model",

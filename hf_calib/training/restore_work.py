@@ -13,9 +13,12 @@ from datasets import Dataset
 
 from .. import __version__
 from ..data.layouts import digest
+from ..data.preference_pairs import load_pairs
+from ..data.texts import load_prompts, load_texts
+from ..evaluation.alignment import AlignmentMeter
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import check_output_dir
-from ..inference.model_loading import load_model, load_tokenizer, process_state
+from ..inference.model_loading import check_same_vocabulary, load_model, load_tokenizer, process_state
 from ..inference.predict import predict_options
 from ..inference.predictions import OptionPredictions
 from .restore_data import RestoreQuestions, load_restore_questions, possible_scorings, without_bars
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 # Files of questions in `data/`.
 LABELS, TEST, UNLABELLED = "labels.parquet", "test.parquet", "unlabelled.parquet"
+# Alignment report: most pairs, prompts and texts, and tokens of a text.
+MOST_PAIRS, MOST_PROMPTS, MOST_TEXTS, MAX_NEW_TOKENS = 1000, 64, 200, 64
 
 
 class RestoreWork:
@@ -56,6 +61,7 @@ class RestoreWork:
         folder (`Path`): Output folder.
         questions ([`~hf_calib.training.restore_data.RestoreQuestions`]): The questions of the plan.
         plan ([`~hf_calib.training.restore_plan.Plan`]): Numbers of questions and epochs.
+        meter ([`~hf_calib.evaluation.alignment.AlignmentMeter`]): Measures the alignment.
         record ([`~hf_calib.training.restore_stages.StageRecord`]): Finished stages.
         closing (`dict`): What the trainer tells about its closing step.
         scorings (`list[str]`), scoring_reason (`str`): Kinds of scoring to compare, or why there is only one.
@@ -74,6 +80,7 @@ class RestoreWork:
         _check_reference(options, self.tokenizer)
         with without_bars():
             questions = load_restore_questions(options)
+            self.meter = _alignment_meter(options, self.tokenizer)
         self.scorings, self.scoring_reason = possible_scorings(self.options, self.tokenizer, questions.labels)
         self.state = process_state()
         self.record = StageRecord(self.folder, not options.no_resume, self.state)
@@ -142,6 +149,10 @@ class RestoreWork:
 
     # Stages
 
+    @property
+    def _num_pairs(self) -> int:
+        return len(self.meter.pairs or ())
+
     def inputs(self, *stages: str, **more) -> dict[str, Any]:
         """Inputs of a stage: the stages that it depends on, and more."""
         keys = {name: self.record.keys[name] for name in ("plan", "scoring", *stages) if name in self.record.keys}
@@ -169,12 +180,13 @@ class RestoreWork:
 
     def _plan_inputs(self, questions: RestoreQuestions) -> dict[str, Any]:
         options = asdict(self.options)
-        left_out = ("output_dir", "no_resume", "config", "batch_size")
+        left_out = ("output_dir", "no_resume", "config", "batch_size", "pairs", "prompts", "texts")
         return {
             **{name: value for name, value in options.items() if name not in left_out},
             **{name: _identity(options[name]) for name in ("model", "reference")},
             "data": {name: _content(getattr(questions, name)) for name in ("labels", "test", "unlabelled")},
             "config": {name: self.config.get(name) for name in ("num_train_epochs", "use_peft")},
+            "pairs": self._num_pairs if options["budget"] else None,
             "version": __version__,
         }
 
@@ -205,6 +217,7 @@ class RestoreWork:
             least_closing=CLOSING_STEPS * BATCH[kind] if kind == "full" else 0,
             chooses_scoring=len(self.scorings) > 1,
             has_reference=options.reference is not None,
+            pairs=self._num_pairs,
         )
         fitted = fit_budget(plan, options.budget, fixed_epochs=epochs is not None)
         return {"plan": fitted.to_dict(), "dtype": dtype, "num_parameters": num_parameters}
@@ -228,11 +241,19 @@ def _check_reference(options: RestoreOptions, tokenizer: PreTrainedTokenizerBase
     if options.reference is None:
         return
     other = load_tokenizer(options.reference, trust_remote_code=options.trust_remote_code)
-    if other.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"The reference {options.reference} has another vocabulary than {options.model}: name the model that the "
-            "preference alignment began with."
-        )
+    check_same_vocabulary({options.model: tokenizer, options.reference: other})
+
+
+def _alignment_meter(options: RestoreOptions, tokenizer: PreTrainedTokenizerBase) -> AlignmentMeter:
+    """The measurement of the alignment; raises a `ValueError` for wrong pairs, prompts or texts."""
+    drawn, pairs, texts = {"seed": options.seed}, None, None
+    if options.pairs:
+        pairs = load_pairs(options.pairs, limit=MOST_PAIRS, drop_invalid=options.drop_invalid, **drawn)
+    if options.texts:
+        texts = load_texts(options.texts, MOST_TEXTS, **drawn)
+    prompts = load_prompts(options.prompts, MOST_PROMPTS, **drawn) if options.prompts else None
+    sizes = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": options.batch_size, "max_length": options.max_length}
+    return AlignmentMeter(tokenizer, pairs, prompts, texts, **sizes, **drawn)
 
 
 def _refuse_divided_weights() -> None:

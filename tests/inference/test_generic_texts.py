@@ -1,8 +1,7 @@
-"""Texts that a model writes, and the comparison of two models on them."""
+"""Texts that a model writes on generic prompts and on given ones."""
 
 import types
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -10,10 +9,7 @@ from torch.nn.functional import dropout
 
 from hf_calib.data.synthetic_world import World, WorldConfig
 from hf_calib.inference import generic_texts
-from hf_calib.inference.generic_texts import INSTRUCTIONS, GenericText, sample_texts, text_report
-
-
-KEYS = ["kl_per_token", "top1_agreement", "perplexity", "reference_perplexity", "perplexity_ratio", "n_texts"]
+from hf_calib.inference.generic_texts import INSTRUCTIONS, continue_prompts, encode_prompts, sample_texts
 
 
 @pytest.fixture
@@ -112,7 +108,8 @@ def test_texts_end_with_eos(tokenizer, tiny_llama):
         written = text.input_ids[text.start :]
         ends = [token in (tokenizer.eos_token_id, other_end) for token in written]
         assert ends == [False] * (len(written) - 1) + [True] or (not any(ends) and len(written) == 30)
-    lengths = {len(text.input_ids) - text.start for text in texts}
+        assert text.ended == any(ends) and len(text) == len(written)
+    lengths = {len(text) for text in texts}
     assert len(lengths) > 2 and min(lengths) < 10
 
 
@@ -132,7 +129,6 @@ def test_seed_decides_and_nothing_else_changes(tokenizer, models):
     expected = torch.rand(1)
     torch.manual_seed(5)
     texts = sample_texts(model, tokenizer, num_texts=4)
-    text_report(model, model, texts)
     assert torch.rand(1) == expected
     assert model.training and not model.model.norm.training
     assert (tokenizer.padding_side, model.generation_config) == kept
@@ -143,67 +139,9 @@ def test_seed_decides_and_nothing_else_changes(tokenizer, models):
 def test_dropout_is_off(tokenizer, models):
     model = models[0]
     texts = sample_texts(model, tokenizer, num_texts=4)
-    report = text_report(model, model, texts)
     model.model.norm.register_forward_hook(lambda module, args, output: dropout(output, 0.5, module.training))
     model.train()
     assert sample_texts(model, tokenizer, num_texts=4) == texts
-    assert text_report(model, model, texts) == report
-
-
-# Comparison
-
-
-def test_report_of_a_model_with_itself(tokenizer, models):
-    texts = sample_texts(models[0], tokenizer, num_texts=6)
-    report = text_report(models[0], models[0], texts)
-    assert report["kl_per_token"] == 0 and report["top1_agreement"] == report["perplexity_ratio"] == 1
-    assert report["perplexity"] == report["reference_perplexity"] > 1
-    assert report["n_texts"] == 6
-    assert report["n_tokens"] == sum(len(text.input_ids) - text.start for text in texts)
-
-
-@pytest.mark.parametrize("settings", [{}, {"chunk": 7}, {"model_type": "soft cap"}])
-def test_report_equals_one_text_at_a_time(settings, tokenizer, models, monkeypatch):
-    if "chunk" in settings:
-        monkeypatch.setattr("hf_calib.inference.option_head._CHUNK_SIZE", settings["chunk"])
-    if "model_type" in settings:
-        from transformers import Gemma2Config, Gemma2ForCausalLM
-
-        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = Gemma2Config(
-            vocab_size=len(tokenizer),
-            **sizes,
-            num_key_value_heads=1,
-            final_logit_softcapping=2.0,
-            initializer_range=0.5,
-        )
-        models = [Gemma2ForCausalLM(config).eval() for _ in range(2)]
-    model, reference = models
-    texts = sample_texts(reference, tokenizer, num_texts=7, max_new_tokens=9)
-    kl, agree, nll, reference_nll = [], [], [], []
-    for text in texts:
-        ids = torch.tensor([text.input_ids])
-        with torch.no_grad():
-            q, p = (m(ids).logits[0, text.start - 1 : -1].log_softmax(-1) for m in (model, reference))
-        kl += (p.exp() * (p - q)).sum(-1).tolist()
-        agree += (p.argmax(-1) == q.argmax(-1)).tolist()
-        rows = torch.arange(len(q))
-        nll += (-q[rows, ids[0, text.start :]]).tolist()
-        reference_nll += (-p[rows, ids[0, text.start :]]).tolist()
-    kl, agree, nll, reference_nll = (np.mean(x) for x in (kl, agree, nll, reference_nll))
-    ratio = np.exp(nll - reference_nll)
-    expected = dict(zip(KEYS, [kl, agree, np.exp(nll), np.exp(reference_nll), ratio, 7], strict=True))
-    report = text_report(model, reference, texts, batch_size=3)
-    assert {key: report[key] for key in KEYS} == pytest.approx(expected, rel=1e-4)
-
-
-def test_perplexity_of_a_uniform_model(tokenizer, models):
-    model, reference = models
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    report = text_report(model, reference, sample_texts(reference, tokenizer, num_texts=4))
-    assert report["perplexity"] == pytest.approx(len(tokenizer), rel=1e-5)
-    assert report["perplexity_ratio"] == pytest.approx(len(tokenizer) / report["reference_perplexity"], rel=1e-5)
 
 
 def test_peft_model_and_wrapped_model(tokenizer, models):
@@ -211,30 +149,41 @@ def test_peft_model_and_wrapped_model(tokenizer, models):
     wrapped = torch.nn.DataParallel(adapted)  # its `.module` is unwrapped as that of DistributedDataParallel
     texts = sample_texts(adapted, tokenizer, num_texts=4)
     assert sample_texts(wrapped, tokenizer, num_texts=4) == texts
-    report = text_report(wrapped, models[1], texts)
-    assert report == text_report(adapted, models[1], texts)
     with adapted.disable_adapter():
         assert sample_texts(adapted, tokenizer, num_texts=4) != texts
-        assert text_report(adapted, models[1], texts) != report
+
+
+# Given prompts
+
+
+def test_given_prompts(tokenizer, models, tiny_tokenizers):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Ice is"}]
+    prompts = encode_prompts(tokenizer, ["Ice is", chat])
+    assert [tokenizer.decode(ids) for ids in prompts] == [
+        "<|im_start|>user\nIce is<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIce is<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    texts = continue_prompts(models[0], tokenizer, prompts, max_new_tokens=5)
+    assert [text.input_ids[: text.start] for text in texts] == [tuple(ids) for ids in prompts]
+    for name in ("gpt2_eos", "llama_eos", "llama"):  # continued as it is: no EOS token after the prompt
+        (ids,) = encode_prompts(tiny_tokenizers[name], ["Ice is"])
+        assert tiny_tokenizers[name].decode(ids, skip_special_tokens=True).strip() == "Ice is"
+        assert ids[-1] != tiny_tokenizers[name].eos_token_id
 
 
 # Errors
 
 
-def test_errors(tokenizer, models, tiny_tokenizers, tiny_llama, monkeypatch):
+def test_errors(tokenizer, models, tiny_llama):
     model, _ = models
-    text = GenericText((5, 6, 7), 1)
-    with pytest.raises(ValueError, match="no texts"):
-        text_report(model, model, [])
-    with pytest.raises(ValueError, match="vocabularies differ"):
-        text_report(model, tiny_llama(tiny_tokenizers["word_level"]), [text])
-    with pytest.raises(ValueError, match="num_texts=0"):
+    with pytest.raises(ValueError, match="num_texts must be at least 1, got 0"):
         sample_texts(model, tokenizer, num_texts=0)
+    with pytest.raises(ValueError, match="max_new_tokens=0"):
+        sample_texts(model, tokenizer, max_new_tokens=0)
     with pytest.raises(ValueError, match="no space for a text"):
         sample_texts(tiny_llama(tokenizer, max_position_embeddings=4), tokenizer)
     with pytest.raises(ValueError, match="neither a BOS nor an EOS"):
-        generic_texts._first_token(types.SimpleNamespace(bos_token_id=None, eos_token_id=None))
+        generic_texts.first_token(types.SimpleNamespace(bos_token_id=None, eos_token_id=None))
     model.lm_head.weight.ds_status = types.SimpleNamespace(name="NOT_AVAILABLE")
-    for call in (lambda: sample_texts(model, tokenizer), lambda: text_report(model, model, [text])):
-        with pytest.raises(ValueError, match="ZeRO-3 has partitioned"):
-            call()
+    with pytest.raises(ValueError, match="ZeRO-3 has partitioned"):
+        sample_texts(model, tokenizer)

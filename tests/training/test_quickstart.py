@@ -66,7 +66,7 @@ def test_report(folder):
     for measure, name in (("ece", "conf-ECE"), ("nll", "NLL")):
         best = min(repairs, key=lambda stage: rows[stage][measure])
         assert f"Best repair by {name}: {best}, {rows[best][measure]:.3f}" in report
-    assert f"by {rows['restored']['text_kl_per_token']:.3f} nats a token" in report
+    assert f"by {rows['restored']['alignment_kl_per_token']:.3f} nats a token" in report
     assert "noise floor" in report and "Its regime is non-calibratable" in report
     for name in ("reliability.png", "regime.png", "restore/report.md", "restore/model/model.safetensors"):
         assert (folder / name).is_file()
