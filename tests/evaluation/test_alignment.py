@@ -275,8 +275,8 @@ def test_files_of_prompts_and_texts(tmp_path):
     (tmp_path / "texts.txt").write_text("a b\nc\n\n\n\nd\n")
     assert load_texts(str(tmp_path / "texts.txt")) == ["a b\nc", "d"]
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    Dataset.from_list([{"messages": chat}]).to_json(tmp_path / "chat.jsonl")
-    assert load_prompts(tmp_path / "chat.jsonl") == [chat[:1]]
+    Dataset.from_list([{"messages": chat}] * 2).to_json(tmp_path / "chat.jsonl")
+    assert load_prompts(tmp_path / "chat.jsonl") == [chat[:1]] * 2
     Dataset.from_list([{"prompt": f"{i}?"} for i in range(9)]).to_parquet(tmp_path / "many.parquet")
     drawn = load_prompts(tmp_path / "many.parquet", limit=4, seed=1)
     assert len(set(drawn)) == 4 and drawn == load_prompts(tmp_path / "many.parquet", limit=4, seed=1)
