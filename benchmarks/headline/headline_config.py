@@ -142,7 +142,7 @@ class Method:
     def has_e_step(self, budget: int) -> bool:
         """Whether the recipe holds questions out from training, for its E-step."""
         arguments = self.arguments(budget)
-        if arguments.get("em_holdout") == 0 or arguments.get("em_preset") == "paper":
+        if arguments.get("em_holdout") == 0 or arguments.get("em_preset") is not None:
             return False
         if arguments.get("trainer") == "calibrated_dpo":
             return arguments.get("lambda_options", 0) > 0

@@ -11,18 +11,40 @@ import argparse
 import json
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-from regime import ABOVE, BELOW, CRITICAL, OFF, OPTIONS, knowing, no_target, questions
+from regime import ABOVE, BELOW, CRITICAL, OFF, OPTIONS, knowing, questions
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hf_calib.regime.accuracy_tests import discordance_test, intersection_union, paired_test, rate_test
 from hf_calib.regime.classify import classify_confidences, classify_regime
+
+
+ALPHA = 0.05
 
 
 def known_number(n, rng, distance):
     return classify_confidences(np.full(n, 0.85), rng.random(n) < CRITICAL + distance, critical_accuracy=CRITICAL)
+
+
+def by_guessing(n, rng, accuracy):
+    """Without a target. The verdict is that of the binomial test, called here without the slower recalibration."""
+    test = rate_test((rng.random(n) < accuracy).astype(float), 1 / OPTIONS, ALPHA)
+    regime = ABOVE if test.p_below < ALPHA else "other"
+    return SimpleNamespace(regime=regime, border_distance_detectable=test.detectable)
+
+
+def by_reference(n, rng, distance):
+    """With a calibrated reference: the two tests that must agree, without the ECE of the reference."""
+    target, labels = questions(n, rng)
+    correct = (knowing(labels, CRITICAL + distance, rng).argmax(axis=1) == labels).astype(float)
+    other = (target.argmax(axis=1) == labels).astype(float)
+    test = intersection_union(paired_test(correct, target.max(axis=1), ALPHA), discordance_test(correct, other, ALPHA))
+    regime = ABOVE if test.p_above < ALPHA else "other"
+    return SimpleNamespace(regime=regime, border_distance_detectable=test.detectable)
 
 
 def above_target(n, rng, distance):
@@ -46,20 +68,6 @@ def above_expected(n, rng, distance):
     return classify_regime(knowing(prediction, 1.0, rng), labels, target)
 
 
-def above_reference(n, rng, distance):
-    target, labels = questions(n, rng)
-    return classify_regime(knowing(labels, CRITICAL + distance, rng), labels, reference_probabilities=target)
-
-
-def below_guessing(n, rng, distance):
-    return no_target(n, rng, lambda confidence: 1 / OPTIONS - distance)
-
-
-def memorised(n, rng, distance):
-    """Calibrated on average, but right more often than any model that has not seen the labels."""
-    return no_target(n, rng, lambda confidence: np.full(len(confidence), CRITICAL + distance))
-
-
 # Situation: verdict that is right, simulation, and the field with the detectable distance.
 BORDER, EXPECTED = "border_distance_detectable", "expected_accuracy_detectable"
 SITUATIONS = {
@@ -68,9 +76,9 @@ SITUATIONS = {
     "target: ACC = ACC* + d": (ABOVE, above_target, BORDER),
     "target: ACC = T − d": (OFF, below_expected, EXPECTED),
     "target: ACC = T + d, below ACC*": (OFF, above_expected, EXPECTED),
-    "reference: ACC = ACC* + d": (ABOVE, above_reference, BORDER),
-    "no target: ACC = 1/K − d": (ABOVE, below_guessing, BORDER),
-    "no target: ACC = ACC* + d": (ABOVE, memorised, None),
+    "reference: ACC = ACC* + d": (ABOVE, by_reference, BORDER),
+    "no target: ACC = 1/K − d": (ABOVE, lambda n, rng, d: by_guessing(n, rng, 1 / OPTIONS - d), BORDER),
+    "no target: ACC = ACC* + d": (ABOVE, lambda n, rng, d: by_guessing(n, rng, CRITICAL + d), None),
 }
 
 

@@ -180,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--scenarios", default="", help="only those whose name begins so, such as 'target'")
     args = parser.parse_args()
 
     table = Table(title=f"Verdicts at level 0.05, {args.runs:,} runs", box=box.SIMPLE_HEAD, title_justify="left")
@@ -189,6 +190,8 @@ def main() -> None:
             table.add_column(f"{verdict}, N = {n:,}", justify="right")
     largest = {f"{verdict.replace('-', '_')}_{n}": 0.0 for n in args.sizes for verdict in VERDICTS}
     for name, (errors, _) in SCENARIOS.items():
+        if not name.startswith(args.scenarios):
+            continue
         row = []
         for n in args.sizes:
             for verdict, rate in rates(name, n, args.runs).items():

@@ -17,20 +17,21 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..losses.em_calibrator import ESTIMATORS, EMCalibrator
+from ..losses.released_code import ReleasedCodeLoss
 
 
 EM_STATE_NAME = "em_state.json"
 
-# `em_preset="paper"`: Xiao et al. 2025, sections 5 and 6.
-EM_PRESETS = {
-    "paper": {
-        "em_estimator": "bins",
-        "em_pseudo_count": 0.0,
-        "em_holdout": 0.0,
-        "em_refresh": "once",
-        "em_loss": "brier",
-    }
+# Xiao et al. 2025, sections 5 and 6; the authors' code has these settings too and another loss.
+_PAPER = {
+    "em_estimator": "bins",
+    "em_pseudo_count": 0.0,
+    "em_holdout": 0.0,
+    "em_refresh": "once",
+    "em_loss": "brier",
 }
+RELEASED_CODE = "released_code"
+EM_PRESETS = {"paper": _PAPER, RELEASED_CODE: _PAPER}
 
 # `em_holdout=None`: this fraction of the rows, and at most so many.
 DEFAULT_FRACTION, DEFAULT_LIMIT = 0.1, 512
@@ -63,9 +64,11 @@ class EMArguments:
         em_loss (`str`, *optional*, defaults to `"kl"`):
             Loss of the M-step: `"kl"`, or `"brier"`, the squared error of the paper; see [`em_ece_loss`].
         em_preset (`str`, *optional*):
-            `"paper"`: the setting of the paper. It sets all fields above but `em_fold`. The likelihood of RCFT becomes
+            `"paper"`: the paper as written. It sets all fields above but `em_fold`. The likelihood of RCFT becomes
             that of question and answer (L_SFT2). EM-ECE acts on the labelled training questions, and its targets
-            follow the current probabilities, with the paper's tail.
+            follow the current probabilities, with the paper's tail. `"released_code"` (CFT and RCFT only): the code
+            that the authors published, see [`~hf_calib.losses.released_code.ReleasedCodeLoss`]. CFT is the likelihood
+            of the answers, and RCFT is the calibration loss alone, times 0.001.
     """
 
     help_group = "EM-ECE"
@@ -91,14 +94,17 @@ class EMArguments:
         metadata={"help": "Loss of the M-step: 'kl', or 'brier' (the paper's).", "choices": ["kl", "brier"]},
     )
     em_preset: str | None = field(
-        default=None, metadata={"help": "'paper': the setting of the paper.", "choices": list(EM_PRESETS)}
+        default=None,
+        metadata={
+            "help": "'paper': the paper as written; 'released_code' (CFT and RCFT): the code of its authors.",
+            "choices": list(EM_PRESETS),
+        },
     )
 
     def _set_up_em(self) -> None:
         """Apply the preset and check the fields."""
         if self.em_preset is not None:
-            if self.em_preset not in EM_PRESETS:
-                raise ValueError(f"Unknown em_preset {self.em_preset!r}; choose one of {', '.join(EM_PRESETS)}.")
+            check_choices(self, em_preset=self.em_presets)
             for name, value in EM_PRESETS[self.em_preset].items():
                 setattr(self, name, value)
         check_choices(self, em_estimator=ESTIMATORS, em_loss=("kl", "brier"))
@@ -113,14 +119,25 @@ class EMArguments:
             raise ValueError(f"em_refresh must be 'epoch', 'once' or a number of steps, got {self.em_refresh!r}.")
 
     @property
+    def em_presets(self) -> tuple[str, ...]:
+        """Presets that the trainer knows."""
+        return ("paper",)
+
+    @property
     def em_tail(self) -> str:
         """Tail of the targets; see [`EMCalibrator`]."""
-        return "paper" if self.em_preset == "paper" else "temperature"
+        return "paper" if self.em_preset else "temperature"
 
     @property
     def fixes_targets(self) -> bool:
         """Whether the targets on option questions are kept from one E-step to the next; in the paper they are not."""
-        return self.em_preset != "paper"
+        return self.em_preset is None
+
+    def new_map(self) -> EMCalibrator | ReleasedCodeLoss:
+        """Return what an E-step fits, not fitted yet."""
+        if self.em_preset == RELEASED_CODE:
+            return ReleasedCodeLoss()
+        return EMCalibrator(self.em_estimator, pseudo_count=self.em_pseudo_count, tail=self.em_tail)
 
     @property
     def holds_out(self) -> bool:
@@ -211,10 +228,7 @@ class EMTrainerMixin:
         """Set up the E-steps once the data sets are prepared; without data sets there are none."""
         args = self.args
         self.estep_datasets = estep_datasets
-        self.calibrators = {
-            kind: EMCalibrator(args.em_estimator, pseudo_count=args.em_pseudo_count, tail=args.em_tail)
-            for kind in estep_datasets
-        }
+        self.calibrators = {kind: args.new_map() for kind in estep_datasets}
         self._last_estep = None  # epoch (em_refresh="epoch") or step of the last E-step
         self._scoring_dataloaders = {}
         if estep_datasets:
@@ -305,7 +319,8 @@ class EMTrainerMixin:
                 f"{folder} has no {EM_STATE_NAME} with the calibration maps of {', '.join(self.calibrators)}: it "
                 "is not a checkpoint of a run with this objective."
             )
-        self.calibrators = {kind: EMCalibrator.from_state_dict(s) for kind, s in state["calibrators"].items()}
+        kind_of = type(self.args.new_map())
+        self.calibrators = {kind: kind_of.from_state_dict(s) for kind, s in state["calibrators"].items()}
         self._last_estep = state["last_estep"]
 
     def _save_checkpoint(self, model, trial):

@@ -14,6 +14,7 @@ from ..inference.option_head import OptionHead, unwrap_causal_lm
 from ..inference.option_scorer import OptionScorer
 from ..losses.em_ece_loss import em_ece_loss
 from ..losses.option_losses import option_cross_entropy
+from ..losses.released_code import ReleasedCodeLoss
 from .data import encode_questions
 from .e_step import EMTrainerMixin
 from .reference import REFERENCE_COLUMN
@@ -125,9 +126,8 @@ class OptionTrainingMixin(EMTrainerMixin):
         if calibration_weight and "options" in self.calibrators:
             acts = torch.ones_like(labelled) if question_index is None else question_index >= 0
             numbers = None if question_index is None else question_index[acts]
-            targets = self._mstep_targets(probabilities[acts], mask[acts], numbers)
-            em_ece = em_ece_loss(option_logits[acts], targets, mask[acts], self.args.em_loss, reduction="sum")
-            self._log_means({"em_ece": em_ece}, len(targets))
+            em_ece = self._em_ece(option_logits[acts], mask[acts], numbers)
+            self._log_means({"em_ece": em_ece}, int(acts.sum()))
         if reference_logits is not None:
             targets = reference_logits.softmax(-1)
             reference_kl = em_ece_loss(option_logits, targets, mask, "kl", reduction="sum")
@@ -137,6 +137,16 @@ class OptionTrainingMixin(EMTrainerMixin):
         self._log_means({"option_loss": option_cross_entropy(*known), "option_accuracy": correct}, len(known[1]))
         self._log_means(logged, len(labels))
         return supervised, calibration_weight * em_ece, reference_kl
+
+    def _em_ece(
+        self, option_logits: torch.Tensor, mask: torch.Tensor, question_index: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Compute EM-ECE of the questions of a micro-batch that it acts on, as a sum."""
+        calibrator = self.calibrators["options"]
+        if isinstance(calibrator, ReleasedCodeLoss):
+            return calibrator(option_logits, mask)
+        targets = self._mstep_targets(option_logits.detach().softmax(-1), mask, question_index)
+        return em_ece_loss(option_logits, targets, mask, self.args.em_loss, reduction="sum")
 
     def _mstep_targets(
         self, probabilities: torch.Tensor, mask: torch.Tensor, question_index: torch.Tensor | None

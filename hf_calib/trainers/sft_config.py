@@ -9,8 +9,18 @@ from trl import SFTConfig
 
 from ..data.prompts import PromptArguments
 from ..losses.em_calibrator import ESTIMATORS
+from ..losses.released_code import CALIBRATION_WEIGHT
 from .closing_options import ClosingOptions
-from .e_step import EMArguments, check_choices, check_weights
+from .e_step import EM_PRESETS, RELEASED_CODE, EMArguments, check_choices, check_weights
+
+
+# Fields that `em_preset="released_code"` decides or has no place for, with their defaults.
+_NOT_RELEASED = {
+    "lambda_ece": 1.0,
+    "likelihood_weight": 1.0,
+    "option_loss_weight": 0.0,
+    "reference_model_name_or_path": None,
+}
 
 
 @dataclass
@@ -127,6 +137,8 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
         check_weights(self, "lambda_ece", "likelihood_weight", "option_loss_weight", "reference_weight")
         if not self.reference_pseudo_count >= 0:
             raise ValueError(f"reference_pseudo_count must be at least 0, got {self.reference_pseudo_count}.")
+        if self.em_preset == RELEASED_CODE:
+            self._check_released_code()
         self._set_up_em()
         if isinstance(self.closing_step, str) and self.closing_step.lower() in ("true", "false", "none"):
             self.closing_step = {"true": True, "false": False, "none": None}[self.closing_step.lower()]
@@ -140,10 +152,32 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
                     f"positions. Set {name}=False."
                 )
 
+    def _check_released_code(self) -> None:
+        """Refuse what has no meaning in the authors' code."""
+        given = [name for name, default in _NOT_RELEASED.items() if getattr(self, name) != default]
+        if self.closing_step not in (None, False, "false", "False"):
+            given.append("closing_step")
+        if given:
+            raise ValueError(
+                f"em_preset='released_code' has no {given[0]}: its objective is the likelihood (objective='cft') or "
+                f"{CALIBRATION_WEIGHT} times the calibration loss (objective='rcft'). Leave {given[0]} out."
+            )
+
+    @property
+    def em_presets(self) -> tuple[str, ...]:
+        """Presets that the trainer knows."""
+        return tuple(EM_PRESETS)
+
     @property
     def likelihood(self) -> str:
         """Tokens of the likelihood: `"completion"` (the answer), or `"sequence"` (question and answer, L_SFT2)."""
         return "sequence" if self.em_preset == "paper" and self.objective == "rcft" else "completion"
+
+    @property
+    def likelihood_factor(self) -> float:
+        """Weight of the likelihood in the objective; 0 for RCFT by the authors' code."""
+        released = self.em_preset == RELEASED_CODE and self.objective == "rcft"
+        return 0.0 if released else self.likelihood_weight
 
     @property
     def calibrates_labelled(self) -> bool:
@@ -153,7 +187,9 @@ class CalibratedSFTConfig(PromptArguments, EMArguments, SFTConfig):
     @property
     def calibration_weight(self) -> float:
         """Weight of EM-ECE in the objective; above 0 there are E-steps."""
-        return self.lambda_ece if self.objective == "rcft" else 0.0
+        if self.objective != "rcft":
+            return 0.0
+        return CALIBRATION_WEIGHT if self.em_preset == RELEASED_CODE else self.lambda_ece
 
     @property
     def closing_options(self) -> ClosingOptions | None:

@@ -14,7 +14,7 @@ from ..measures.calibration_error import calibration_report
 from .closing_step import ClosingStepMixin
 from .collators import DataCollatorForOptions
 from .data import split_rows
-from .e_step import hold_out
+from .e_step import RELEASED_CODE, hold_out
 from .m_step import MStepMixin
 from .option_mixin import QUESTION_INDEX, OptionTrainingMixin
 from .reference import REFERENCE_COLUMN, Reference, add_reference
@@ -93,6 +93,8 @@ class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
             args = CalibratedSFTConfig(f"{name.split('/')[-1]}-calibrated")
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
+        if unlabelled_dataset is not None and args.em_preset == RELEASED_CODE:
+            raise ValueError("em_preset='released_code' has no unlabelled questions: leave unlabelled_dataset out.")
         learns = args.calibration_weight or args.has_reference
         if unlabelled_dataset is not None and not (learns or args.closing_options):
             raise ValueError(
@@ -244,7 +246,7 @@ class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
         self._option_logits = self.option_head.pop()
         if not self.model.training:
             return loss
-        loss = self.args.likelihood_weight * loss
+        loss = self.args.likelihood_factor * loss
         if self._option_logits is None or not self._trains_options:
             return loss
 
@@ -264,6 +266,8 @@ class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
             counts = self._num_questions
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             scale = processes // self.get_tp_size()
+        if self.args.em_preset == RELEASED_CODE:  # its calibration loss is a sum over the questions of the step
+            counts = torch.stack([counts[0], torch.ones_like(counts[1]), counts[2]])
         return loss + scale * sum(term / count for term, count in zip(losses, counts, strict=True))
 
     # Evaluation

@@ -1,6 +1,6 @@
 """The configurations: number of own fields, the paper's preset, and the hooks of the trainers."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from runs import SFT_RUN, logged
 from trl import DPOConfig, SFTConfig
 
 from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer, CalibratedSFTConfig, CalibratedSFTTrainer
+from hf_calib.losses.released_code import ReleasedCodeLoss
 
 
 @pytest.mark.parametrize(("ours", "base"), [(CalibratedSFTConfig, SFTConfig), (CalibratedDPOConfig, DPOConfig)])
@@ -22,6 +23,34 @@ def test_the_preset_is_the_papers_setting():
     assert args.em_refresh == "once" and not args.holds_out and args.likelihood == "sequence"
     assert CalibratedSFTConfig("unused", **SFT_RUN, em_preset="paper", objective="cft").likelihood == "completion"
     assert CalibratedSFTConfig("unused", **SFT_RUN).likelihood == "completion"
+
+
+def test_the_preset_of_the_released_code():
+    args = CalibratedSFTConfig("unused", **SFT_RUN, em_preset="released_code", em_loss="kl")
+    assert (args.em_estimator, args.em_pseudo_count, args.em_loss) == ("bins", 0.0, "brier")
+    assert args.em_refresh == "once" and not args.holds_out and args.likelihood == "completion"
+    assert (args.likelihood_factor, args.calibration_weight) == (0.0, 1e-3)  # a = 1
+    assert args.closing_options is None and isinstance(args.new_map(), ReleasedCodeLoss)
+    cft = CalibratedSFTConfig("unused", **SFT_RUN, em_preset="released_code", objective="cft")
+    assert (cft.likelihood_factor, cft.calibration_weight) == (1.0, 0.0)  # a = 0
+    assert replace(args).likelihood_factor == 0.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lambda_ece": 2.0}, {"likelihood_weight": 0.5}, {"option_loss_weight": 1.0}, {"closing_step": True},
+        {"closing_step": {"steps": 2}}, {"reference_model_name_or_path": "org/model"}, {"em_fold": 1},
+    ],
+)  # fmt: skip
+def test_the_released_code_has_no_other_options(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        CalibratedSFTConfig("unused", **SFT_RUN, em_preset="released_code", **settings)
+
+
+def test_the_released_code_is_not_for_pairs():
+    with pytest.raises(ValueError, match="em_preset='released_code' is none of paper"):
+        CalibratedDPOConfig("unused", em_preset="released_code", report_to="none", use_cpu=True, bf16=False)
 
 
 def test_a_loss_over_the_options_can_be_replaced(world_model, questions, tmp_path):

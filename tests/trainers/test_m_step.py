@@ -107,6 +107,39 @@ def test_targets_may_move(make):
     torch.testing.assert_close(targets, trainer.calibrator.targets(q))
 
 
+def test_the_loss_of_the_released_code_is_a_sum_over_the_step(make, questions, tmp_path):
+    """The logged loss is 0.001 times the sum over the questions of a step, in one micro-batch or in two."""
+    logs = []
+    for batch, steps in ((8, 1), (4, 2)):
+        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "max_steps": 1}
+        trainer = make(em_preset="released_code", lambda_ece=1.0, shuffle_dataset=False, **settings)
+        trainer.e_step()
+        rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+        batch = trainer.data_collator(rows)
+        batch.pop("question_index")
+        with torch.no_grad():
+            z = trainer.model(**batch, options_only=True).logits
+        trainer.train()
+        logs.append(trainer.state.log_history[0]["loss"])
+    each = torch.stack([trainer.calibrator(z[[i]], batch["option_mask"][[i]]) for i in range(len(z))])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+    assert 8e-3 * each.min() < logs[0] < 8e-3 * each.max()
+
+
+def test_the_map_of_the_released_code_is_saved(make, tmp_path):
+    trainer = make(em_preset="released_code", lambda_ece=1.0, max_steps=2, save_steps=1, save_strategy="steps")
+    trainer.train()
+    state = trainer.calibrator.state_dict()
+    again = make(em_preset="released_code", lambda_ece=1.0, max_steps=3, save_steps=1, save_strategy="steps")
+    again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
+    assert again.calibrator.state_dict() == state and sum(state["counts"]) == len(trainer.train_dataset)
+
+
+def test_the_released_code_takes_no_unlabelled_questions(make, world):
+    with pytest.raises(ValueError, match="unlabelled_dataset"):
+        make(world.questions(5, seed=7), em_preset="released_code", lambda_ece=1.0)
+
+
 def test_a_wider_evaluation_set_does_not_widen_the_targets(make):
     trainer = make(em_holdout=0.5)
     trainer.e_step()

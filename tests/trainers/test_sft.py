@@ -263,7 +263,7 @@ def test_the_best_checkpoint_by_ece_is_kept(world_model, world, questions, tmp_p
         ({"objective": "dpo"}, "objective='dpo'"),
         ({"em_holdout": 7.5}, "em_holdout"),
         ({"em_refresh": "sometimes"}, "em_refresh"),
-        ({"em_preset": "ours"}, "em_preset 'ours'"),
+        ({"em_preset": "ours"}, "em_preset='ours'"),
         ({"packing": True}, "packing=True"),
         ({"padding_free": True}, "padding_free=True"),
     ],
