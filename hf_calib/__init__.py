@@ -23,6 +23,7 @@ _MODULE_OF = {
     "em_ece_loss": "losses.em_ece_loss",
     "OptionEvaluator": "evaluation.option_evaluator",
     "load_calibrator": "hub.calibrator",
+    "load_predictions": "hub.saved_predictions",
     "fold_temperature": "posthoc.fold_temperature",
     "order_report": "measures.position_bias",
     "metric_path": "paths",

@@ -26,7 +26,7 @@ PACKAGE = ROOT / "hf_calib"
 LAYERS = [
     ("measures", "data", "paths"),
     ("regime", "plots", "inference", "losses"),
-    ("posthoc",),
+    ("posthoc", "prediction_files"),
     ("evaluation",),
     ("hub",),
     ("trainers",),
@@ -131,6 +131,7 @@ def test_help_is_fast():
     for command in (
         "restore",
         "evaluate",
+        "measure",
         "diagnose",
         "calibrate",
         "push",

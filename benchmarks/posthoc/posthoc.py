@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import softmax
 
 from hf_calib.evaluation.compare import stage_name
-from hf_calib.hub.prediction_dataset import load_predictions
+from hf_calib.hub.saved_predictions import load_predictions
 from hf_calib.measures.calibration_error import expected_calibration_error, negative_log_likelihood
 from hf_calib.posthoc import AS_IS, METHODS, choose_method, cross_validate, fit_calibrator
 

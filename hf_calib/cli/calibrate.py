@@ -74,11 +74,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     (args,) = CommandParser("calibrate", CalibrateArguments, "--predictions PREDICTIONS", _EXAMPLES).parse(argv)
     from ..evaluation.compare import choice_sentence, compare_calibrators, comparison_stages, write_comparison
     from ..evaluation.tables import check_output_dir, print_table
-    from ..hub.prediction_dataset import load_predictions
+    from ..hub.saved_predictions import load_option_predictions
 
-    calibration = load_predictions(args.predictions)
-    test = load_predictions(args.apply_to) if args.apply_to else None
-    reference = load_predictions(args.reference_predictions) if args.reference_predictions else None
+    calibration = load_option_predictions(args.predictions)
+    test = load_option_predictions(args.apply_to) if args.apply_to else None
+    reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
     if test is not None:
         _check_same_prompt(calibration, test)
     if args.fold_into:

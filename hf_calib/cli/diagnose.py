@@ -128,12 +128,15 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..data.preference_pairs import load_pairs
     from ..evaluation.diagnose import same_questions
     from ..evaluation.tables import check_output_dir
-    from ..hub.prediction_dataset import load_predictions
+    from ..hub.saved_predictions import load_option_predictions
     from ..inference.model_loading import load_tokenizer
     from ..losses.preference_links import preference_link
 
     if args.predictions:
-        reference, aligned = load_predictions(args.reference_predictions), load_predictions(args.predictions)
+        reference, aligned = (
+            load_option_predictions(args.reference_predictions),
+            load_option_predictions(args.predictions),
+        )
         same_questions(reference, aligned)
         check_output_dir(args.output_dir)
         return lambda: _report(args, Answers(reference), Answers(aligned))

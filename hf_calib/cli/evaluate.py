@@ -63,11 +63,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     (args,) = CommandParser("evaluate", EvaluateArguments, "--model MODEL --dataset DATASET", _EXAMPLES).parse(argv)
     from ..evaluation.protocol import EvaluationProtocol
     from ..evaluation.tables import check_output_dir, evaluation_results, print_groups, print_table, write_evaluation
-    from ..hub.prediction_dataset import load_predictions
+    from ..hub.saved_predictions import load_option_predictions
 
     output_dir = check_output_dir(args.output_dir)
     questions = args.questions(args.dataset)
-    reference = load_predictions(args.reference_predictions) if args.reference_predictions else None
+    reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
     if reference is not None and not args.drop_too_long:
         reference.select(questions["id"])  # that it has other questions is better said before the work
     model, tokenizer = args.load(args.model)

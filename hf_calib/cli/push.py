@@ -63,7 +63,10 @@ class PushArguments:
     )
     evaluation: str | None = field(
         default=None,
-        metadata={"help": "Output folder of the model's `hf-calib evaluate` (default: MODEL/evaluation)."},
+        metadata={
+            "help": "Output folder of the model's `hf-calib evaluate` or `hf-calib measure`, or predictions that "
+            "another tool saved (default: MODEL/evaluation)."
+        },
     )
     evaluation_before: str | None = field(
         default=None,
@@ -189,6 +192,11 @@ def _prepare_card(args: PushArguments) -> Callable[[], None]:
     from ..hub.card import CalibrationCard
     from ..hub.publish import write_card
 
+    if Path(args.evaluation).is_file() and Path(args.evaluation).name != "results.json":
+        raise ValueError(
+            f"{args.evaluation}: the card alone is written beside a results.json; make one with `hf-calib measure "
+            f"{args.evaluation} --output_dir DIR` and name DIR."
+        )
     CalibrationCard.from_file(args.evaluation)
     return lambda: print(f"card: {write_card(Path(args.evaluation))}\ndry run: nothing was sent")
 
@@ -257,9 +265,9 @@ def _evaluations(args: PushArguments, folder: Path) -> tuple[Evaluation, Evaluat
     from ..hub.publish import Evaluation
 
     place = Path(args.evaluation or folder / "evaluation")
-    if not place.is_dir():
+    if not place.exists():
         raise ValueError(
-            f"{place} is not a folder: name the evaluation of the model with --evaluation, or make one with\n"
+            f"{place} does not exist: name the evaluation of the model with --evaluation, or make one with\n"
             f"hf-calib evaluate --model {args.model} --dataset QUESTIONS --output_dir {place}"
         )
     before = Path(args.evaluation_before) if args.evaluation_before else place / "before"

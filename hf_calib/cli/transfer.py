@@ -76,12 +76,12 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     usage = "--model MODEL --labelled_dataset LABELLED --dataset DATASET"
     (args,) = CommandParser("transfer", TransferArguments, usage, _EXAMPLES).parse(argv)
     from ..evaluation.tables import check_output_dir
-    from ..hub.prediction_dataset import load_predictions
+    from ..hub.saved_predictions import load_option_predictions
     from ..inference.model_loading import load_tokenizer
 
     labelled = args.questions(args.labelled_dataset, split="train")
     unlabelled = args.questions(args.dataset, labelled=args.dataset_is_labelled)
-    held_out = load_predictions(args.held_out_predictions) if args.held_out_predictions else None
+    held_out = load_option_predictions(args.held_out_predictions) if args.held_out_predictions else None
     # A wrong --model is found here, not after --original_model has scored all questions.
     load_tokenizer(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)
     loaded = [args.load(args.original_model or args.model)]

@@ -13,8 +13,6 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..data.layouts import digest
 from ..data.prompts import DEFAULT_TEMPLATES, PromptFormat
-from ..data.questions import load_questions
-from ..inference.predict import predict_options
 from .tables import evaluation_results
 
 
@@ -114,6 +112,8 @@ class EvaluationProtocol:
                 f"the questions of the evaluation are {self.dataset!r}, which is not a data set on the Hub: pass the "
                 "file with --dataset."
             )
+        from ..data.questions import load_questions
+
         same = dataset is None
         return load_questions(
             self.dataset if same else dataset,
@@ -134,6 +134,8 @@ class EvaluationProtocol:
         **options,
     ) -> OptionPredictions:
         """Predict with the options of the protocol; `options` are further ones of [`predict_options`]."""
+        from ..inference.predict import predict_options
+
         return predict_options(
             model,
             tokenizer,

@@ -103,7 +103,7 @@ def write_evaluation(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "results.json", results)
-    outcomes = (predictions.probabilities, predictions.labels)
+    outcomes = predictions.outcomes
     save_figure(reliability_diagram(*outcomes, title=title, **diagram), output_dir / "reliability")
     if "n_groups" in results:
         save_figure(group_diagram(*outcomes, predictions.subjects, **diagram), output_dir / "groups")

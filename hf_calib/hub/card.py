@@ -115,6 +115,11 @@ class CalibrationCard:
         """Whether the results hold an evaluation, and not only a training."""
         return "n" in self.results
 
+    @property
+    def from_files(self) -> bool:
+        """Whether the predictions were read from files of another tool, so that the prompt is not known."""
+        return self.results.get("predictions_format") not in (None, "hf_calib")
+
     def eval_results(self) -> list[EvalResult]:
         """Make the entries of the model-index: metric types and values are keys and values of results.json."""
         if not self.measured:
@@ -135,7 +140,7 @@ class CalibrationCard:
                 dataset_name=name or "questions",
                 dataset_config=protocol.dataset_config or config or None,
                 dataset_split=protocol.split,
-                dataset_args={"n": self.results["n"], "scoring": protocol.scoring},
+                dataset_args={"n": self.results["n"], **({} if self.from_files else {"scoring": protocol.scoring})},
                 metric_type=key,
                 metric_name=title,
                 metric_value=self.results[key],
@@ -248,8 +253,8 @@ class CalibrationCard:
             off=[
                 name for name, group in groups.items() if group["ece_p_value_holm"] < self.results.get("alpha", 0.05)
             ],
-            usage=self.usage(),
-            evaluate=self.evaluate_command(),
+            usage="" if self.from_files else self.usage(),
+            evaluate="" if self.from_files else self.evaluate_command(),
             meanings=_MEANINGS,
             version=__version__,
         )

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, load_dataset
 
 from ..evaluation.protocol import is_hub_id
 from ..evaluation.tables import write_json
-from ..inference.option_scorer import pad_rows
 from ..inference.predictions import OptionPredictions
 from .card import CARD, RESULTS
 from .markup import render
-from .repository import HubError, download
+from .saved_predictions import DATA, METADATA
 
 
 if TYPE_CHECKING:
-    from .publish import Evaluation
+    from datasets import Dataset
 
-DATA, METADATA = "data/test.parquet", "metadata.json"
+    from .publish import Evaluation
 
 
 def as_dataset(predictions: OptionPredictions) -> Dataset:
@@ -29,6 +26,8 @@ def as_dataset(predictions: OptionPredictions) -> Dataset:
     Make a row of each question: `id`, `label`, `option_logits` and `probabilities` of its options, without padding;
     `subject` and `target_probabilities` if there are any.
     """
+    from datasets import Dataset
+
     present = [np.arange(k) for k in predictions.num_options]
 
     def rows(matrix: np.ndarray) -> list[list[float]]:
@@ -45,24 +44,6 @@ def as_dataset(predictions: OptionPredictions) -> Dataset:
     if predictions.target_probabilities is not None:
         columns["target_probabilities"] = rows(predictions.target_probabilities)
     return Dataset.from_dict(columns)
-
-
-def from_dataset(rows: Dataset, metadata: dict | None = None) -> OptionPredictions:
-    """Make predictions (float32) of the rows of [`as_dataset`]."""
-    if missing := {"id", "label", "option_logits"}.difference(rows.column_names):
-        raise ValueError(f"these rows are not option predictions: they lack {', '.join(sorted(missing))}")
-    width = max(map(len, rows["option_logits"]))
-    predictions = OptionPredictions(
-        option_logits=pad_rows([np.float32(row) for row in rows["option_logits"]], width, -np.inf),
-        labels=np.array(rows["label"], dtype=np.int64),
-        ids=np.array(rows["id"], dtype=np.str_),
-        metadata=metadata or {},
-    )
-    if "subject" in rows.column_names:
-        predictions.subjects = np.array(rows["subject"], dtype=np.str_)
-    if "target_probabilities" in rows.column_names:
-        predictions.target_probabilities = pad_rows(rows["target_probabilities"], width, 0.0)
-    return predictions
 
 
 def write_prediction_dataset(folder: str | Path, repo_id: str, evaluation: Evaluation) -> list[str]:
@@ -92,29 +73,3 @@ def write_prediction_dataset(folder: str | Path, repo_id: str, evaluation: Evalu
     card = render("predictions.md.j2", repo_id=repo_id, results=results, columns=rows.column_names)
     (folder / CARD).write_text(card, encoding="utf-8")
     return [DATA, RESULTS, METADATA, CARD]
-
-
-def load_predictions(path: str | Path, revision: str | None = None) -> OptionPredictions:
-    """
-    Load predictions from a folder, a file or the Hub.
-
-    Args:
-        path (`str` or `Path`):
-            Output folder of `hf-calib evaluate`, an `.npz` file, a data set on the Hub that `hf-calib push --what
-            predictions` published, or the `.parquet` file of one.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
-    """
-    place, metadata = Path(path).expanduser(), {}
-    if not place.exists() and is_hub_id(str(path)) and place.suffix != ".npz":
-        try:
-            folder = download(str(path), [DATA, METADATA], revision, repo_type="dataset")
-        except HubError as error:
-            raise HubError(f"there is no file or folder {path}; as a data set on the Hub: {error}") from error
-        if not (folder / DATA).is_file():
-            raise HubError(f"{path} holds no {DATA}: it was not published by `hf-calib push --what predictions`.")
-        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-        place = folder / DATA
-    if place.suffix == ".parquet":
-        return from_dataset(load_dataset("parquet", data_files=str(place), split="train"), metadata)
-    return OptionPredictions.load(place / "predictions.npz" if place.is_dir() else place)

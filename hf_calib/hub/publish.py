@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import CommitInfo
 
 from ..evaluation.alignment_report import AlignmentReport
+from ..evaluation.measure import measure_predictions
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id, questions_digest
 from ..evaluation.tables import check_output_dir, write_evaluation, write_json
 from ..inference.model_loading import load_model
@@ -25,6 +26,7 @@ from ..posthoc import PostHocCalibrator
 from .card import CARD, FIGURES, RECIPE, RESULTS, CalibrationCard, inherit
 from .markup import BEGIN
 from .repository import Repository, explained
+from .saved_predictions import load_option_predictions
 
 
 if TYPE_CHECKING:
@@ -62,8 +64,14 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
-        """Load an output folder of `hf-calib evaluate`; its two files must belong together."""
+        """
+        Load an output folder of `hf-calib evaluate` or `hf-calib measure`; its two files must belong together. A file
+        of predictions, also of another tool, is measured.
+        """
         folder = Path(folder)
+        if folder.is_file() and folder.name != RESULTS:
+            predictions = load_option_predictions(folder)
+            return cls(measure_predictions(predictions), predictions)
         results = dict(CalibrationCard.from_file(folder).results)
         predictions = OptionPredictions.load(folder / PREDICTIONS)
         if results.get("questions") != questions_digest(predictions.ids, predictions.labels):

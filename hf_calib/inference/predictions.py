@@ -58,7 +58,14 @@ class OptionPredictions:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """Softmax over the options, `(N, K)`, float32; 0 where there is no option."""
-        return softmax(self.option_logits.astype(np.float32), axis=1)
+        logits = self.option_logits
+        # Half precision is raised; float64 is rounded once, so that a stated 0.7 stays the float32 nearest to it.
+        return softmax(logits.astype(np.promote_types(logits.dtype, np.float32)), axis=1).astype(np.float32)
+
+    @property
+    def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and labels, as the diagrams take them."""
+        return self.probabilities, self.labels
 
     @property
     def num_options(self) -> np.ndarray:
@@ -86,10 +93,10 @@ class OptionPredictions:
         """
         Probability of all options together under the full vocabulary, `(N,)`, in [0, 1].
 
-        A small value means that the model would write something else than an option. NaN where options are scored by
-        their mean log-likelihood.
+        A small value means that the model would write something else than an option. NaN where options are not scored
+        by their summed log-likelihood.
         """
-        if self.metadata.get("option_normalization") == "mean":
+        if self.metadata.get("option_normalization", "sum") != "sum":
             return np.full(len(self), np.nan, dtype=np.float32)
         # In half precision the sum may exceed 1 a little.
         return np.exp(np.minimum(logsumexp(self.option_logits.astype(np.float32), axis=1), 0))

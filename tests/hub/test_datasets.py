@@ -11,7 +11,8 @@ from loopback import read
 
 from hf_calib import calibration_report
 from hf_calib.cli.main import main
-from hf_calib.hub.prediction_dataset import as_dataset, from_dataset, load_predictions
+from hf_calib.hub.prediction_dataset import as_dataset
+from hf_calib.hub.saved_predictions import from_dataset, load_predictions
 from hf_calib.inference.predictions import OptionPredictions
 
 

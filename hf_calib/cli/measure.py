@@ -1,0 +1,213 @@
+"""`hf-calib measure`: measure predictions that other tools saved."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .arguments import MeasuringArguments
+from .parser import CommandParser
+
+
+_EXAMPLES = """\
+examples:
+  # lm-evaluation-harness, with --log_samples; several files are tasks, measured together and one by one
+  hf-calib measure results/model/samples_arc_easy_2026-01-31T12-00-00.jsonl
+  hf-calib measure results/model/samples_mmlu_*.jsonl --output_dir mmlu
+
+  # lighteval, inspect_ai, HELM, the original MMLU evaluation
+  hf-calib measure details/model/2026-01-31/details_arc_2026-01-31.parquet
+  hf-calib measure logs/2026-01-31_arc.eval
+  hf-calib measure runs/v1/mmlu:subject=anatomy,model=my_model/scenario_state.json
+  hf-calib measure results_model/*.csv
+
+  # chat completions with top_logprobs: the batch output of OpenAI or of vLLM, and the right options by custom_id
+  hf-calib measure batch_output.jsonl --labels answers.csv --num_options 4
+
+  # a csv, json or parquet of one's own: probabilities and label, or confidence and correct
+  hf-calib measure predictions.csv
+  hf-calib measure predictions.csv --columns probabilities=p_yes,p_no,label=gold
+  hf-calib measure answers.csv --columns confidence=score,correct=hit
+
+  # convert, then calibrate
+  hf-calib measure samples_arc_easy.jsonl --output_dir before
+  hf-calib calibrate --predictions before
+
+formats, recognised by content:
+  lm_eval            samples_*.jsonl of lm-evaluation-harness
+  lighteval          details_*.parquet of lighteval
+  inspect_ai         .eval or json log of inspect_ai with top_logprobs
+  helm               scenario_state.json of HELM
+  chat_completions   chat completions, completions or responses with top_logprobs, one object a line
+  mmlu               results csv of the original MMLU evaluation
+  columns            csv, json, parquet or npz with the columns
+                       probabilities (a list in each row) or p_0, p_1, ... or A, B, ..., and label
+                       (number from 0, letter, or name of a column); or confidence and correct, or
+                       confidence, prediction and label; optionally id, subject, target_probabilities
+  predictions.npz    and output folders of hf-calib evaluate
+
+"A" and " A" add up. Letters that are not among the top_logprobs share what these leave of the probability. The option
+mass is the mean probability of all options together: where it is small, the model would write something else.
+
+Confidences alone give no cw-ECE, NLL, Brier or option mass; with --num_options the regime can be tested.
+
+writes to OUTPUT_DIR, if it is given, what `hf-calib evaluate` writes:
+  results.json           every measure, flat; those of the subjects as group/<subject>/...
+  predictions.npz        for --predictions of calibrate and diagnose
+  reliability, groups (.png, .svg)
+"""
+
+
+@dataclass
+class MeasureArguments(MeasuringArguments):
+    """Arguments of `hf-calib measure`."""
+
+    labels: str | None = field(
+        default=None,
+        metadata={"help": "File with the right options, joined by id: columns id and label, optionally choices."},
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of results, predictions and diagram (default: only print)."}
+    )
+    reference_predictions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Predictions of the model before alignment for the same questions, in any of the formats. They "
+            "decide the regime."
+        },
+    )
+    critical_accuracy: float | None = field(
+        default=None, metadata={"help": "Critical accuracy in (0, 1), if it is known. It decides the regime."}
+    )
+    format: str | None = field(
+        default=None, metadata={"help": "Format of the files, see below (default: recognised by content)."}
+    )
+    filter: str | None = field(
+        default=None, metadata={"help": "Filter of lm-evaluation-harness, where a file holds several."}
+    )
+    columns: str | None = field(
+        default=None, metadata={"help": "Names of columns: ROLE=COLUMN,..., several for one role as ROLE=A,B,C."}
+    )
+    option_normalization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Score of an option: sum or mean of its tokens' log-likelihoods, sum over characters or bytes, or "
+            "sum less that without the question (default: by which the tool computes its accuracy).",
+            "choices": ["sum", "mean", "characters", "bytes", "mutual_information"],
+        },
+    )
+    option_labels: str | None = field(
+        default=None, metadata={"help": "What the model writes for each option, e.g. yes,no (default: A,B,...)."}
+    )
+    num_options: int | None = field(default=None, metadata={"help": "Number of options, where the file has it not."})
+    answers_from: int | None = field(
+        default=None, metadata={"help": "Number of the first option where right options are numbers: 0 or 1."}
+    )
+    drop_invalid: bool = field(
+        default=False, metadata={"help": "Leave out unreadable rows and questions without a right option; count them."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.critical_accuracy is not None and not 0 < self.critical_accuracy < 1:
+            raise ValueError(f"critical_accuracy must lie in (0, 1), got {self.critical_accuracy}.")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Options of [`~hf_calib.prediction_files.options.ReadOptions`]."""
+        names = ("labels", "format", "filter", "option_normalization", "option_labels", "num_options", "answers_from")
+        given = {name: getattr(self, name) for name in (*names, "drop_invalid")}
+        return {**given, "columns": parse_roles(self.columns or "")}
+
+
+def parse_roles(text: str) -> dict[str, str]:
+    """
+    Parse `probabilities=p_yes,p_no,label=gold`: a part without `=` is a further column of the role before it.
+
+    Raises:
+        `ValueError`: the text does not begin with a role, or names a role twice.
+    """
+    roles: dict[str, str] = {}
+    role = None
+    for part in next(csv.reader([text], skipinitialspace=True), []):
+        name, sign, column = (piece.strip() for piece in part.partition("="))
+        if sign:
+            if name in roles:
+                raise ValueError(f"--columns names the role {name} twice")
+            role = name
+            roles[role] = column
+        elif role is None:
+            raise ValueError(f"--columns {text!r} must be ROLE=COLUMN,..., as in label=gold,probabilities=p_yes,p_no")
+        else:
+            roles[role] += f",{name}"
+    return roles
+
+
+class _MeasureParser(CommandParser):
+    """Parser with the files as positional arguments, before or behind the others."""
+
+    def instances(self, argv: Sequence[str]) -> Sequence[Any]:
+        args, positional = self.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+        self.files = positional.files
+        return [args]
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Check the call; the result reads, measures, prints and writes."""
+    parser = _MeasureParser("measure", MeasureArguments, "FILE [FILE ...]", _EXAMPLES)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="Predictions, in one of the formats below.")
+    parser.group_arguments()
+    (args,) = parser.parse(argv)
+    from ..evaluation.tables import check_output_dir
+    from ..hub.saved_predictions import load_option_predictions, load_predictions
+    from ..prediction_files.options import ReadOptions
+
+    ReadOptions(**args.reading)  # checks the values
+    output_dir = check_output_dir(args.output_dir) if args.output_dir else None
+    paths = parser.files[0] if len(parser.files) == 1 else parser.files
+    predictions = load_predictions(paths, **args.reading)
+    reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
+
+    def measure() -> None:
+        from ..evaluation.measure import measure_predictions
+
+        options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha}
+        results = measure_predictions(predictions, reference, args.num_options, **options)
+        _show(results, args)
+        if output_dir is not None:
+            from ..evaluation.tables import write_evaluation
+
+            predictions.save(output_dir / "predictions.npz")
+            write_evaluation(
+                output_dir, predictions, results, results["model"] or results["dataset"], **args.measuring
+            )
+            print(f"results: {output_dir}")
+
+    return measure
+
+
+def _show(results: dict[str, Any], args: MeasureArguments) -> None:
+    """Print the measures, and what a reader should know about them."""
+    from ..evaluation.measure import NEEDS_PROBABILITIES
+    from ..evaluation.tables import print_groups, print_table
+
+    source = results["predictions_format"] or "predictions"
+    scored = f", option scores: {results['option_normalization']}" if results["option_normalization"] else ""
+    print(f"{source}, {len(results['files']) or 1} file(s){scored}")
+    print_table([{"stage": results["model"] or results["dataset"] or "predictions", **results}])
+    if "n_groups" in results:
+        print_groups(results)
+    if "option_mass" in results:
+        print(f"option mass: {results['option_mass']:.3f} on average")
+    if "nll" not in results:
+        print(f"not computed, because the file has confidences alone: {NEEDS_PROBABILITIES}")
+    if results["left_out"]:
+        print(f"left out: {results['left_out']} rows")
+    for note in results.get("notes", ()):
+        print(f"note: {note}")
+    print(f"{results['regime']}: {results['explanation']}")
+    print(f"recommended: {results['recommended_method']}")
+    if args.output_dir is None:
+        print("to save this and to calibrate it, add --output_dir DIR")

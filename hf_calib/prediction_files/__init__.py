@@ -1,0 +1,1 @@
+"""Read predictions that other tools saved: one module for each format."""

@@ -1,0 +1,107 @@
+"""Probabilities of the options from the log-probabilities of written tokens."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+
+_SPACES = " \t\r\n\u2581\u0120\u010a"  # and how tokenizers write a space or a line break
+_AROUND = "()[]*.:,\"'"  # may be in one token with the letter
+_ANNOUNCED = re.compile(r"(answer|option|choice)\W*(is|:)?\W*$", re.IGNORECASE)
+_SMALLEST = 1e-9  # what is left for missing options is never 0
+
+
+def option_names(num_options: int, given: Sequence[str] = ()) -> list[str]:
+    """What the model writes for each option: the names given, or the letters from A."""
+    if given:
+        return list(given)
+    if num_options > len(ascii_uppercase):
+        raise ValueError(f"{num_options} options have no letters: name them with --option_labels")
+    return list(ascii_uppercase[:num_options])
+
+
+def answer_position(tokens: Sequence[str], names: Sequence[str]) -> int:
+    """
+    Find the token that states the answer.
+
+    It is the last one behind "answer:" or the like; else the first token, if it is an option; else the only one that
+    is an option.
+
+    Args:
+        tokens (`Sequence[str]`):
+            Tokens that the model wrote.
+        names (`Sequence[str]`):
+            What the model writes for each option.
+
+    Raises:
+        `ValueError`: no token, or more than one, can be the answer.
+    """
+    known = set(names)
+    places = [place for place, token in enumerate(tokens) if token.strip(_SPACES).strip(_AROUND) in known]
+    if not places:
+        # The answer may be no option, while options are among the likeliest tokens of a single-token answer.
+        written = [place for place, token in enumerate(tokens) if token.strip(_SPACES)]
+        if len(written) == 1 or len(tokens) == 1:
+            return written[0] if written else 0
+        raise ValueError(f"none of the tokens written is one of the options {', '.join(names)}")
+    if len(places) == 1:
+        return places[0]
+    announced = [place for place in places if _ANNOUNCED.search(_text(tokens[:place]))]
+    if announced:
+        return announced[-1]
+    if not _text(tokens[: places[0]]).strip(_SPACES + _AROUND):
+        return places[0]
+    raise ValueError(f"{len(places)} of the tokens written can be the answer: let the model write the letter alone")
+
+
+def _text(tokens: Sequence[str]) -> str:
+    return "".join(tokens).translate({ord(mark): " " for mark in _SPACES})
+
+
+def option_scores(likeliest: Iterable[tuple[str, float]], names: Sequence[str]) -> list[float]:
+    """
+    Log-probability of each option at the position of the answer.
+
+    Tokens that differ in white space alone, "A" and " A", add up. Options that are not among the likeliest tokens
+    share what these leave of the probability equally; if none is, all have the same probability.
+
+    Args:
+        likeliest (`Iterable[tuple[str, float]]`):
+            Likeliest tokens and their log-probabilities.
+        names (`Sequence[str]`):
+            What the model writes for each option.
+    """
+    masses, total = dict.fromkeys(names, 0.0), 0.0
+    for token, log_probability in likeliest:
+        probability = math.exp(log_probability)
+        total += probability
+        name = token.strip(_SPACES)
+        if name in masses:
+            masses[name] += probability
+    missing = sum(mass == 0 for mass in masses.values())
+    share = max(1 - total, _SMALLEST) / missing if missing else 0.0
+    return [math.log(mass or share) for mass in masses.values()]
+
+
+def likeliest_tokens(position: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """
+    Likeliest tokens at a position of a chat completion, with the written one.
+
+    Args:
+        position (`Mapping`):
+            `token`, `logprob` and `top_logprobs` (a list of such objects, or log-probabilities by token).
+
+    Raises:
+        `ValueError`: the position has no `top_logprobs`.
+    """
+    top = position.get("top_logprobs")
+    if not top:
+        raise ValueError("there are no top_logprobs: request them, as many as the API allows (e.g. top_logprobs=20)")
+    pairs = list(top.items()) if isinstance(top, Mapping) else [(each["token"], each["logprob"]) for each in top]
+    if position.get("token") is not None and all(token != position["token"] for token, _ in pairs):
+        pairs.append((position["token"], position["logprob"]))
+    return pairs

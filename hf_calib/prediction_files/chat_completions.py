@@ -1,0 +1,114 @@
+"""Log-probabilities of chat completions and completions: responses, or output of the batch APIs of OpenAI and vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..inference.predictions import OptionPredictions
+from .answer_token import answer_position, likeliest_tokens, option_names, option_scores
+from .collect import UNKNOWN, Question, collect
+from .labels import GoldLabels, to_index
+from .options import ReadOptions
+from .source import Source
+
+
+TITLE = "chat completions with log-probabilities (batch output of OpenAI or vLLM, jsonl)"
+
+_OBJECTS = ("chat.completion", "text_completion", "response")
+
+
+def recognises(source: Source) -> bool:
+    """Whether the objects are completions, or responses of a batch that hold them."""
+    if source.kind not in ("json", "jsonl"):
+        return False
+    first = source.first
+    batch = {"custom_id", "response"} <= set(first) or {"custom_id", "error"} <= set(first)
+    return batch or first.get("object") in _OBJECTS or _body(first).get("object") in _OBJECTS
+
+
+def read(source: Source, options: ReadOptions, labels: GoldLabels | None = None) -> OptionPredictions:
+    """
+    Read the probabilities of the options' letters at the position of the answer.
+
+    The scores are log-probabilities under the full vocabulary, so that the option mass is known.
+
+    Args:
+        source ([`Source`]):
+            The file.
+        options ([`ReadOptions`]):
+            `option_labels` or `num_options` name the options where `labels` has no choices.
+        labels ([`GoldLabels`], *optional*):
+            Right options and, with choices, the number of options of each question.
+
+    Raises:
+        `ValueError`: a request failed, has no log-probabilities, or the number of options is not known.
+    """
+    none, models = 0, set()
+
+    def question(row: dict[str, Any]) -> Question:
+        nonlocal none
+        body = _body(row)
+        models.add(body.get("model"))
+        name = str(row.get("custom_id") or row.get("key") or body.get("id") or "")
+        count = labels.num_options(name) if labels is not None else None
+        names = option_names(count or _num_options(row, options), options.written_options)
+        positions = _positions(body)
+        place = answer_position([position["token"] for position in positions], names)
+        scores = option_scores(likeliest_tokens(positions[place]), names)
+        none += len(set(scores)) == 1
+        label = next((row[key] for key in ("label", "answer", "gold", "target") if key in row), None)
+        return Question(name, scores, to_index(label, len(names), options.answers_from))
+
+    predictions = collect(source, options, question, option_normalization="sum", letters=True)
+    if len(models) == 1 and None not in models:
+        predictions.metadata["model"] = models.pop()
+    if none:
+        predictions.metadata["notes"] = [
+            f"{none} answers have none of the options among the likeliest tokens: their options are equally likely"
+        ]
+    if labels is None and (predictions.labels == UNKNOWN).all():
+        raise ValueError(
+            f"{source.path}: completions hold no right options: give --labels FILE with the columns id (that of the "
+            "request, custom_id) and label"
+        )
+    return predictions
+
+
+def _num_options(row: Mapping[str, Any], options: ReadOptions) -> int:
+    if found := len(options.written_options) or options.num_options or len(row.get("choices_text", ())):
+        return found
+    raise ValueError(
+        "how many options a question has is not in the file: add --num_options 4 (letters A to D), --option_labels "
+        "yes,no, or the column choices in --labels"
+    )
+
+
+def _body(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The completion of a row."""
+    response = row.get("response")
+    if isinstance(response, Mapping):
+        body = response.get("body", response)
+        return body if isinstance(body, Mapping) else {}
+    return row
+
+
+def _positions(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Tokens of the first choice with their log-probabilities, in the form of chat completions."""
+    if body.get("object") == "response" or "output" in body:  # Responses API
+        texts = [part for item in body["output"] for part in item.get("content") or () if "logprobs" in part]
+        found = [position for part in texts for position in part["logprobs"]]
+    else:
+        if not body.get("choices"):
+            error = body.get("error") or "no choices"
+            raise ValueError(f"the request failed ({str(error)[:80]}): leave such rows out with --drop_invalid true")
+        found = body["choices"][0].get("logprobs") or {}
+        if "tokens" in found:  # text completion
+            tops = found.get("top_logprobs") or [None] * len(found["tokens"])
+            values = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
+            found = [{"token": token, "logprob": value, "top_logprobs": top} for token, value, top in values]
+        else:
+            found = found.get("content")
+    if not found:
+        raise ValueError("there are no log-probabilities: request logprobs=true and top_logprobs=20")
+    return found

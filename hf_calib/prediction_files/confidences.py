@@ -1,0 +1,65 @@
+"""Confidences of N predictions and whether they are right, without probabilities of the other options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..inference.predictions import npz_path, save_npz
+
+
+@dataclass(eq=False)
+class ConfidencePredictions:
+    """
+    Confidences and outcomes of N predictions.
+
+    Args:
+        confidences (`np.ndarray` of shape `(N,)`):
+            Confidence of each prediction, in [0, 1].
+        correct (`np.ndarray` of shape `(N,)`):
+            1 where the prediction is right, else 0.
+        ids (`np.ndarray` of shape `(N,)`):
+            Ids of the questions, as text.
+        subjects (`np.ndarray` of shape `(N,)`, *optional*):
+            Subject of each question, as text.
+        metadata (`dict`, *optional*):
+            Where the predictions are from.
+    """
+
+    confidences: np.ndarray
+    correct: np.ndarray
+    ids: np.ndarray
+    subjects: np.ndarray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.confidences)
+
+    @property
+    def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Confidences, and whether the predictions are right, as the diagrams take them."""
+        return self.confidences, self.correct
+
+    @classmethod
+    def join(cls, parts: Sequence[ConfidencePredictions]) -> ConfidencePredictions:
+        """Concatenate predictions for disjoint sets of questions; the metadata are those of the first."""
+        subjects = [part.subjects for part in parts]
+        return cls(
+            np.concatenate([part.confidences for part in parts]),
+            np.concatenate([part.correct for part in parts]),
+            np.concatenate([part.ids for part in parts]),
+            None if any(subject is None for subject in subjects) else np.concatenate(subjects),
+            parts[0].metadata,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write all arrays to an `.npz` file: completely or not at all."""
+        arrays = {"confidences": self.confidences, "correct": self.correct, "ids": self.ids}
+        if self.subjects is not None:
+            arrays["subjects"] = self.subjects
+        save_npz(npz_path(path), {**arrays, "metadata": np.array(json.dumps(self.metadata))})

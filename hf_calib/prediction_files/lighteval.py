@@ -1,0 +1,65 @@
+"""Details of lighteval: one parquet file for each task."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from ..inference.predictions import OptionPredictions
+from .collect import UNKNOWN, Question, collect
+from .labels import to_index
+from .options import ReadOptions
+from .scores import likeliest_right, normalized_scores
+from .source import Source
+
+
+TITLE = "details_*.parquet of lighteval (--save-details)"
+
+
+_COLUMNS = (
+    "doc.id", "doc.choices", "doc.gold_index", "model_response.logprobs", "model_response.unconditioned_logprobs",
+    "model_response.output_tokens",
+)  # fmt: skip
+
+
+def recognises(source: Source) -> bool:
+    """Whether the columns are those of lighteval's details."""
+    return source.kind == "parquet" and {"doc", "model_response", "metric"} <= set(source.fields)
+
+
+def read(source: Source, options: ReadOptions) -> OptionPredictions:
+    """
+    Read the log-likelihoods of the options.
+
+    Raises:
+        `ValueError`: a task without log-likelihoods of options.
+    """
+    normalization, several = options.option_normalization or "sum", 0
+
+    def question(row: dict[str, Any]) -> Question:
+        nonlocal several
+        doc, response = row["doc"], row["model_response"]
+        count, found = len(doc["choices"]), response["logprobs"] or []
+        if len(found) not in (count, 2 * count) or count < 2:
+            raise ValueError(f"{len(found)} log-likelihoods for {count} options: only multiple-choice tasks have them")
+        unconditional = response.get("unconditioned_logprobs") or found[count:]
+        tokens = [len(each) for each in (response.get("output_tokens") or [])[:count]]
+        scores = normalized_scores(found[:count], normalization, doc["choices"], tokens, unconditional)
+        right = doc["gold_index"] if isinstance(doc["gold_index"], list) else [doc["gold_index"]]
+        right = [to_index(index, count) for index in right]
+        several += len(right) > 1
+        label = likeliest_right(scores, right) if right else UNKNOWN
+        # The id is empty in details of some versions.
+        return Question(str(doc.get("id") or ""), scores, label)
+
+    predictions = collect(source, options, question, _COLUMNS, option_normalization=normalization)
+    if len(set(predictions.ids.tolist())) < len(predictions):
+        predictions.ids = np.arange(len(predictions)).astype(np.str_)
+    predictions.metadata["task"] = re.sub(r"^details_|_\d{4}-\d\d-\d\d.*$|\.parquet$", "", source.path.name)
+    if several:
+        predictions.metadata["notes"] = [
+            f"{several} questions have several right options: the likeliest of them is taken as the right one"
+        ]
+    return predictions

@@ -1,0 +1,171 @@
+"""Read predictions in any known format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from ..inference.predictions import OptionPredictions
+from . import chat_completions, columns, helm, inspect_ai, lighteval, lm_eval, mmlu
+from .collect import UNKNOWN
+from .confidences import ConfidencePredictions
+from .labels import GoldLabels
+from .options import ReadOptions
+from .source import Source
+
+
+# In the order in which they are tried: the more special first.
+FORMATS: dict[str, ModuleType] = {
+    "lm_eval": lm_eval,
+    "lighteval": lighteval,
+    "inspect_ai": inspect_ai,
+    "helm": helm,
+    "chat_completions": chat_completions,
+    "mmlu": mmlu,
+    "columns": columns,
+}
+
+
+def read_predictions(
+    paths: str | Path | Sequence[str | Path], options: ReadOptions | None = None
+) -> OptionPredictions | ConfidencePredictions:
+    """
+    Read predictions that other tools saved.
+
+    Args:
+        paths (`str`, `Path` or a sequence of them):
+            Files. Several are joined; the subject of a question is then the task or the file that it is from, if the
+            file names none.
+        options ([`ReadOptions`], *optional*):
+            How to read them.
+
+    Returns:
+        [`OptionPredictions`] or, where a file holds no probabilities of all options, [`ConfidencePredictions`].
+        `metadata` tells `format`, `files`, `option_normalization`, `left_out` and `notes`.
+
+    Raises:
+        `ValueError`: the format is not known, or the content is wrong. File and line are named.
+    """
+    options = options or ReadOptions()
+    if options.format is not None and options.format not in FORMATS:
+        raise ValueError(f"the format {options.format!r} is not known: use one of {', '.join(FORMATS)}")
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    labels = GoldLabels(options.labels, options.answers_from) if options.labels else None
+    parts = [_read_file(path, options, labels) for path in paths]
+    predictions = parts[0] if len(parts) == 1 else _joined(paths, parts)
+    predictions.metadata["files"] = [Path(path).name for path in paths]
+    return _labelled(predictions, options, paths[0]) if isinstance(predictions, OptionPredictions) else predictions
+
+
+def _read_file(
+    path: str | Path, options: ReadOptions, labels: GoldLabels | None
+) -> OptionPredictions | ConfidencePredictions:
+    source = Source(path)
+    if source.kind == "npz" and "option_logits.npy" in source.fields:
+        predictions, name = OptionPredictions.load(source.path), "hf_calib"
+    else:
+        name = options.format or detect_format(source)
+        if options.format and not FORMATS[name].recognises(source) and name != "columns":
+            raise ValueError(
+                f"{path}: this is no {FORMATS[name].TITLE}; the fields are {', '.join(source.fields[:12])}"
+            )
+        _check_meaning(name, options)
+        arguments = (labels,) if name == "chat_completions" else ()
+        predictions = FORMATS[name].read(source, options, *arguments)
+    predictions.metadata["format"] = name
+    if labels is not None:
+        if not isinstance(predictions, OptionPredictions):
+            raise ValueError(f"{path}: --labels needs probabilities of all options; this file holds confidences")
+        labels.join(predictions)
+    return predictions
+
+
+# Options that only some formats have a use for.
+_ONLY_FOR = {
+    "filter": ("lm_eval",),
+    "columns": ("columns", "mmlu"),
+    "option_normalization": ("lm_eval", "lighteval", "helm"),
+    "option_labels": ("chat_completions", "inspect_ai"),
+}
+
+
+def _check_meaning(name: str, options: ReadOptions) -> None:
+    for option, formats in _ONLY_FOR.items():
+        if getattr(options, option) and name not in formats:
+            raise ValueError(f"--{option} has no meaning for the format {name}, only for {', '.join(formats)}")
+
+
+def detect_format(source: Source) -> str:
+    """
+    Name of the format that the content has.
+
+    Raises:
+        `ValueError`: it has none of the known formats.
+    """
+    for name, module in FORMATS.items():
+        if module.recognises(source):
+            return name
+    known = "\n".join(f"  {module.TITLE}" for module in FORMATS.values())
+    raise ValueError(
+        f"{source.path}: the content has none of the known formats (its fields are {', '.join(source.fields[:12])}). "
+        f"Name columns with --columns, or use one of\n{known}"
+    )
+
+
+def _joined(paths: Sequence[str | Path], parts: list) -> OptionPredictions | ConfidencePredictions:
+    """Predictions of several files. The name of the file, or of its task, becomes the subject and part of the ids."""
+    kinds = {type(part) for part in parts}
+    if len(kinds) > 1:
+        raise ValueError("some files hold probabilities of all options and others confidences: measure them apart")
+    names = [
+        part.metadata.get("task") or Path(path).name.partition(".")[0] for path, part in zip(paths, parts, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    for name, part in zip(names, parts, strict=True):
+        part.ids = np.char.add(f"{name}/", part.ids)
+        if part.subjects is None:
+            part.subjects = np.full(len(part), name)
+    if len({part.metadata.get("option_normalization") for part in parts}) > 1:
+        raise ValueError("the files score options differently: measure them apart, or give --option_normalization")
+    joined = kinds.pop().join(parts)
+    told = [(name, note) for name, part in zip(names, parts, strict=True) for note in part.metadata.get("notes", ())]
+    left_out = sum(part.metadata.get("left_out", 0) for part in parts)
+    joined.metadata = {
+        **joined.metadata,
+        "task": ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else ""),
+        "letters": all(part.metadata.get("letters") for part in parts),
+        "notes": [f"{name}: {note}" for name, note in told],
+        "left_out": left_out,
+    }
+    return joined
+
+
+def _labelled(predictions: OptionPredictions, options: ReadOptions, path: str | Path) -> OptionPredictions:
+    """Check that every question has a right option; with `drop_invalid`, leave out those without."""
+    known = predictions.labels != UNKNOWN
+    if known.all():
+        return predictions
+    missing = int((~known).sum())
+    if not known.any():
+        raise ValueError(
+            f"{path}: there are no right options: give --labels FILE with the columns id and label, or --columns "
+            "label=NAME"
+        )
+    if not options.drop_invalid:
+        name = str(predictions.ids[int((~known).argmax())])
+        raise ValueError(
+            f"{path}: {missing} of {len(known)} questions have no right option, the first of them {name!r}; add them "
+            "to --labels, or leave these questions out with --drop_invalid true"
+        )
+    arrays = {
+        name: getattr(predictions, name)[known]
+        for name in ("option_logits", "labels", "ids", "subjects", "target_probabilities", "votes")
+        if getattr(predictions, name) is not None
+    }
+    left_out = predictions.metadata.get("left_out", 0) + missing
+    return replace(predictions, **arrays, metadata={**predictions.metadata, "left_out": left_out})

@@ -1,0 +1,231 @@
+"""Columns of csv, json, parquet and npz files, with texts as they are written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ..data.csv_files import CsvTable, read_csv
+from ..data.text_files import FileError
+from .collect import flattened
+from .source import Source
+
+
+Column = Any  # a pyarrow array, a numpy array, or a list of values
+
+
+class Table:
+    """
+    Columns of a file, read by name.
+
+    Args:
+        source ([`Source`]):
+            The file.
+        names (`Iterable[str]`):
+            Columns to read.
+
+    Raises:
+        `ValueError`: the file is broken. File and line are named.
+    """
+
+    def __init__(self, source: Source, names: Iterable[str]):
+        self.source, names = source, list(dict.fromkeys(names))
+        reader = {"csv": _csv, "parquet": _parquet, "npz": _npz}.get(source.kind, _json)
+        self._columns: dict[str, Column] = reader(source, names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+    def where(self, row: int) -> str:
+        """Name a row, counted from 0, in messages: file and line."""
+        return self.source.where(self._line(row))
+
+    def _line(self, row: int) -> int:
+        if self.source.kind == "csv":
+            return self.source.cells.lines[row + 1] if self.source.cells else row + 2
+        if self.source.kind == "jsonl":
+            with self.source.open_text() as file:
+                lines = (number for number, line in enumerate(file, 1) if line.strip())
+                return next(islice(lines, row, None))
+        return row + 1
+
+    def values(self, name: str) -> list:
+        """Values of a column as Python objects."""
+        column = self._columns[name]
+        return column if isinstance(column, list) else column.to_pylist() if _is_arrow(column) else column.tolist()
+
+    def texts(self, name: str) -> list[str]:
+        """Values of a column as text; a missing one is empty."""
+        return ["" if value is None else str(value).strip() for value in self.values(name)]
+
+    def holds_lists(self, name: str) -> bool:
+        """Whether a column holds a list in each row, written as text or not."""
+        column = self._columns[name]
+        if isinstance(column, np.ndarray) and column.ndim == 2:
+            return True
+        first = column[0].as_py() if _is_arrow(column) else column[0]
+        return isinstance(first, (list, tuple, np.ndarray)) or (
+            isinstance(first, str) and re.match(r"\s*[\[(]", first) is not None
+        )
+
+    def numbers(self, name: str) -> np.ndarray:
+        """
+        Values of a column as float64, `(N,)`; NaN where there is none.
+
+        Raises:
+            `ValueError`: a value is not a number. File, line and column are named.
+        """
+        column = self._columns[name]
+        try:
+            if _is_arrow(column):
+                return _arrow_numbers(column)
+            if isinstance(column, np.ndarray):
+                return column.astype(np.float64)
+            return np.array([np.nan if value is None or value == "" else value for value in column], np.float64)
+        except (TypeError, ValueError, OverflowError):
+            for row, value in enumerate(self.values(name)):
+                if not (value in (None, "") or _is_number(value)):
+                    raise ValueError(f"{self.where(row)}: {name} is {value!r}, not a number") from None
+            raise
+
+    def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Numbers of a column of lists: all values, one after the other, and the length of each row.
+
+        Raises:
+            `ValueError`: a value is not a list of numbers. File, line and column are named.
+        """
+        column = self._columns[name]
+        if isinstance(column, np.ndarray) and column.ndim == 2:
+            return column.astype(np.float64).ravel(), np.full(len(column), column.shape[1])
+        if _is_arrow(column) and (found := _arrow_lists(column)):
+            return found
+        rows = self.values(name)
+        try:
+            if rows and isinstance(rows[0], str):
+                rows = [_parse_list(row) for row in rows]
+            return flattened(rows)
+        except (TypeError, ValueError, OverflowError):
+            for row, value in enumerate(self.values(name)):
+                try:
+                    flattened([_parse_list(value) if isinstance(value, str) else value])
+                except (TypeError, ValueError, OverflowError):
+                    raise ValueError(
+                        f"{self.where(row)}: {name} is {str(value)[:40]!r}, not a list of numbers such as [0.7, 0.3]"
+                    ) from None
+            raise
+
+
+def _is_arrow(column: Column) -> bool:
+    return hasattr(column, "to_pylist")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _parse_list(text: str) -> Sequence[float]:
+    """Numbers of "[0.7, 0.3]", "[0.7 0.3]" or "0.7;0.3"."""
+    try:
+        return [float(value) for value in json.loads(text)]
+    except json.JSONDecodeError:
+        return [float(number) for number in re.split(r"[\s,;]+", text.strip(" []()"))]
+
+
+def _arrow_numbers(column) -> np.ndarray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            stripped = pc.utf8_trim_whitespace(column)
+            column = pc.if_else(pc.equal(stripped, ""), None, stripped)
+        found = column.cast(pa.float64()).to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(str(error)) from None
+    return np.asarray(found, np.float64)
+
+
+def _arrow_lists(column) -> tuple[np.ndarray, np.ndarray] | None:
+    """Values and lengths of a list column; `None` for another type."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(kind(column.type) for kind in kinds) or column.null_count:
+        return None
+    values = pc.list_flatten(column)
+    if pa.types.is_string(values.type):
+        return None
+    return _arrow_numbers(values), pc.list_value_length(column).to_numpy()
+
+
+def _csv(source: Source, names: Sequence[str]) -> dict[str, Column]:
+    """Read columns of a CSV file as text."""
+    header = source.fields
+    if repeated := [name for name in names if header.count(name) > 1]:
+        raise FileError(source.path, "two columns have this name; rename one", 1, repeated[0])
+    table = source.cells or _large_csv(source, names)
+    if not isinstance(table, CsvTable):
+        return {name: table[name] for name in names}
+    if len(table.cells) < 2:
+        raise FileError(source.path, f"there is a header ({', '.join(header)}) but no row below it")
+    columns = list(zip(*table.cells[1:], strict=True))
+    return {name: list(columns[header.index(name)]) for name in names}
+
+
+def _large_csv(source: Source, names: Sequence[str]):
+    """Read columns of a large CSV file fast; where that fails, slowly, which names the line at fault."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    try:
+        return arrow_csv.read_csv(
+            source.path,
+            read_options=arrow_csv.ReadOptions(column_names=source.fields, skip_rows=1, encoding=source.encoding),
+            parse_options=arrow_csv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=names, column_types=dict.fromkeys(names, pa.string())
+            ),
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return read_csv(source.path)
+
+
+def _parquet(source: Source, names: Sequence[str]) -> dict[str, Column]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(source.path, columns=list(names))
+    if not len(table):
+        raise ValueError(f"{source.path}: the file holds no rows")
+    return {name: table[name].combine_chunks() for name in names}
+
+
+def _npz(source: Source, names: Sequence[str]) -> dict[str, Column]:
+    with np.load(source.path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in names}
+
+
+def _json(source: Source, names: Sequence[str]) -> dict[str, Column]:
+    if source.kind == "json" and isinstance(source.content, dict):
+        columns = {name: source.content[name] for name in names if isinstance(source.content[name], list)}
+        if columns and len({len(values) for values in columns.values()}) == 1:
+            return columns
+    columns: dict[str, list] = {name: [] for name in names}
+    appends = [(name, columns[name].append) for name in names]
+    for _, row in source.rows():
+        for name, append in appends:
+            append(row.get(name))
+    return columns
