@@ -186,7 +186,7 @@ class ECERegime(evaluate.Metric):
         """Check a batch and write it as a whole. Encoding row by row takes minutes for 10 million rows."""
         if scores is None or references is None:
             raise ValueError(f"`{self._scores}` and `{name}` are needed together.")
-        scores, references = _as_numpy(scores, self._scores), _as_numpy(references, name)
+        scores, references = _sequence(scores, self._scores), _sequence(references, name)
         if len(scores) or len(references):
             kind, values, lengths, references = self._check(scores, references, name)
             if self._added not in (None, kind):
@@ -209,8 +209,6 @@ class ECERegime(evaluate.Metric):
         matrix, num_options = as_matrix(scores, self._scores)
         for _ in iterate_columns(matrix, self._scores):  # checks every row
             pass
-        if matrix.dtype.itemsize < 4:  # rows in half precision sum to 1 approximately
-            matrix = matrix / matrix.sum(axis=1, keepdims=True, dtype=np.float64)
         references = as_vector(references, "references")
         if references.dtype.kind == "b":
             raise ValueError(
@@ -263,7 +261,7 @@ class ECERegime(evaluate.Metric):
         if wrong := sorted(name for name in set(options) - known if options[name] is not None):
             raise ValueError(f"`{wrong[0]}` is for {kinds[0]}, not for {kinds[1]}.")
         options = {
-            _TARGETS.get(name, name): _as_numpy(value, name) if name in _PER_QUESTION and value is not None else value
+            _TARGETS.get(name, name): _sequence(value, name) if name in _PER_QUESTION and value is not None else value
             for name, value in options.items()
             if name in known
         }
@@ -299,23 +297,13 @@ def _called(names: dict[str, str]) -> Iterator[None]:
         raise
 
 
-def _as_numpy(values, name: str):
-    """Convert a tensor of any device and dtype, or a list of tensors, to arrays. Other lists stay lists."""
-    if hasattr(values, "detach"):
-        values = _detached(values)
-    elif hasattr(values, "__array__"):
-        values = np.asarray(values)
-    elif isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
-        return [_detached(value) if hasattr(value, "detach") else value for value in values]
-    if np.ndim(values) == 0:
+def _sequence(values, name: str):
+    """Check that there is one entry per question. Iterables other than arrays and tensors become lists."""
+    if hasattr(values, "__array__") and np.ndim(values):
+        return values
+    if hasattr(values, "__array__") or isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise ValueError(f"`{name}` must be a list or an array with one entry per question, got {shown(values)}.")
-    return values
-
-
-def _detached(tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    # NumPy has no bfloat16; float16 keeps its digits for numbers in [0, 1]
-    return (tensor.half() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return list(values)
 
 
 def _is_flat(scores) -> bool:

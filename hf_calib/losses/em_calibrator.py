@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..measures.binning import reliability_bins
+from ..measures.binning import inner_edges, reliability_bins
+from ..measures.validation import as_numbers
 from .parametric_maps import beta_map, fit_beta, fit_temperature, temperature_confidence
 from .target_tails import TAILS
 
@@ -102,8 +103,7 @@ class EMCalibrator:
         Raises:
             `ValueError`: if there is no question, a probability is NaN or outside [0, 1], or the lengths differ.
         """
-        probabilities = np.asarray(_to_numpy(probabilities), dtype=np.float64)
-        labels = np.asarray(_to_numpy(labels))
+        probabilities, labels = as_numbers(probabilities).astype(np.float64), as_numbers(labels)
         if probabilities.ndim != 2 or labels.shape not in (probabilities.shape, probabilities.shape[:1]):
             raise ValueError(
                 f"Expected probabilities (N, K) and labels (N,) or (N, K), got shapes {probabilities.shape} and "
@@ -153,7 +153,7 @@ class EMCalibrator:
             values = (bins.counts * bins.accuracy + self.pseudo_count * bins.confidence) / (
                 bins.counts + self.pseudo_count
             )
-        return bins.edges[1:-1], values
+        return inner_edges(bins.edges), values
 
     @property
     def fitted(self) -> bool:
@@ -178,7 +178,7 @@ class EMCalibrator:
         """
         if not self.fitted:
             raise RuntimeError("The calibration map is not fitted: call fit (the E-step) first.")
-        c = torch.as_tensor(confidences)
+        c = _widened(torch.as_tensor(confidences))
         x, y = (torch.as_tensor(array, dtype=c.dtype, device=c.device) for array in (self._abscissae, self._ordinates))
         if self.estimator == "temperature":
             a = temperature_confidence(torch.stack([c, 1 - c], dim=-1), y)
@@ -195,7 +195,9 @@ class EMCalibrator:
             left = right - 1
             share = ((c - x[left]) / (x[right] - x[left])).clamp(0, 1)
             a = y[left] + share * (y[right] - y[left])
-        return a if isinstance(confidences, torch.Tensor) else a.numpy()
+        if not isinstance(confidences, torch.Tensor):
+            return a.numpy()
+        return a.to(confidences.dtype) if confidences.is_floating_point() else a
 
     def targets(self, probabilities, mask=None):
         """
@@ -214,9 +216,7 @@ class EMCalibrator:
             Targets of shape `(N, K)`, of the type of `probabilities`; each row sums to 1. No gradient flows through
             them.
         """
-        q = torch.as_tensor(probabilities).detach()
-        if not q.is_floating_point() or q.dtype in (torch.float16, torch.bfloat16):
-            q = q.float()
+        q = _widened(torch.as_tensor(probabilities).detach())
         mask = torch.ones_like(q, dtype=torch.bool) if mask is None else torch.as_tensor(mask, device=q.device).bool()
         ranked, order = q.masked_fill(~mask, -1.0).sort(dim=-1, descending=True, stable=True)
         k = mask.sum(-1)
@@ -247,5 +247,10 @@ class EMCalibrator:
         return calibrator
 
 
-def _to_numpy(array):
-    return array.detach().float().cpu().numpy() if isinstance(array, torch.Tensor) else array
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert integers and 16-bit floats to float32, by the rule of `as_numbers`."""
+    if not tensor.is_floating_point():
+        return tensor.float()
+    if tensor.dtype not in (torch.float16, torch.bfloat16):
+        return tensor
+    return torch.from_numpy(as_numbers(tensor)).to(tensor.device, torch.float32)

@@ -13,23 +13,33 @@ from .validation import as_outcomes, as_weights, check_whole
 
 __all__ = [
     "BINNINGS",
+    "EDGE_TOLERANCE",
     "BinSums",
     "OptionBins",
     "ReliabilityBins",
     "assign_bins",
     "bin_edges",
     "bins_from_sums",
+    "compared_with_edges",
     "equal_mass_firsts",
+    "inner_edges",
     "reliability_bins",
     "top_label",
 ]
+
+
+# Confidences so close below the edge of an equal-width bin lie on it: eight steps of float32 near 1. So .7 is in the
+# same bin as a float64, as a float32 (0.69999999) and after a softmax. 16-bit numbers: see `validation.as_numbers`.
+EDGE_TOLERANCE = 2.0**-21
 
 
 class ReliabilityBins(NamedTuple):
     """
     Examples grouped by confidence.
 
-    Bin b holds the confidences in `[edges[b], edges[b + 1])`, the last bin also its right edge.
+    Bin b holds the confidences in `[edges[b], edges[b + 1])`, the last bin also its right edge. With equal-width bins
+    a confidence that is less than 5e-7 below an edge counts as the edge, so that the bin of a number such as 0.7 does
+    not depend on its dtype.
 
     Attributes:
         edges (`np.ndarray` of shape `(n_bins + 1,)`): Bin edges, from 0 to 1.
@@ -132,17 +142,32 @@ def equal_mass_firsts(cumulative: np.ndarray, n_bins: int) -> np.ndarray:
     return np.searchsorted(cumulative, total * (np.arange(1, n_bins) / n_bins + 1e-12), side="right")
 
 
+def compared_with_edges(confidences: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Confidences as they are compared with the edges: raised by the tolerance where bins have equal width."""
+    return confidences + EDGE_TOLERANCE if _equal_width(edges) else confidences
+
+
+def inner_edges(edges: np.ndarray) -> np.ndarray:
+    """Smallest confidence of each bin but the first, `(n_bins - 1,)`: the edge less the tolerance."""
+    return edges[1:-1] - EDGE_TOLERANCE if _equal_width(edges) else edges[1:-1]
+
+
 def assign_bins(confidences: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the bin index of each confidence, for an array of any shape. 1.0 belongs to the last bin."""
-    n_bins = len(edges) - 1
-    if not np.array_equal(edges, np.arange(n_bins + 1) / n_bins):
+    if not _equal_width(edges):
         return np.searchsorted(edges[1:-1], confidences, side="right")
-    # Equal width: a product, corrected for rounding at the edges. Several times as fast as a search.
+    # A product, corrected for rounding at the edges. Several times as fast as a search.
+    n_bins, confidences = len(edges) - 1, compared_with_edges(confidences, edges)
     index = (confidences * n_bins).astype(np.intp)
     np.minimum(index, n_bins - 1, out=index)
     index -= confidences < edges[index]
     index += confidences >= np.append(edges[1:-1], np.inf)[index]
     return index
+
+
+def _equal_width(edges: np.ndarray) -> bool:
+    """Whether edges are those of equal-width bins. Edges of equal-mass bins are confidences themselves."""
+    return np.array_equal(edges, np.arange(len(edges)) / (len(edges) - 1))
 
 
 def bins_from_sums(

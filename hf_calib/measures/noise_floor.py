@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .binning import assign_bins, bin_edges
+from .binning import assign_bins, bin_edges, compared_with_edges
 from .checked import Examples, check_examples
 from .ece_interval import BinGaps, interval_of_bins
 from .options import MeasureOptions
@@ -118,7 +118,8 @@ class CellTable:
                 Finite weights of at least 0.
         """
         size = 2 * self.sums.shape[1]
-        key = assign_bins(confidences, self.edges) + (confidences * _CELLS_PER_UNIT).astype(np.int64)
+        cell = (compared_with_edges(confidences, self.edges) * _CELLS_PER_UNIT).astype(np.int64)
+        key = assign_bins(confidences, self.edges) + cell
         key = 2 * key + correct.astype(np.int64)
         if sample_weight is None:
             counts = weights = squares = np.bincount(key, minlength=size)

@@ -12,6 +12,43 @@ import numpy as np
 _CHUNK_NUMBERS = 1 << 18  # numbers in a chunk: 2 MB, the size of a core's cache
 CHUNK_ROWS = 1 << 12, 1 << 16  # least and most rows in a chunk
 _LARGEST_WEIGHT = 1e100  # the squares of it and of its inverse are finite and above 0
+_ROUNDING = 1e-6  # a probability may be so far outside [0, 1]
+_SUM_TOLERANCE, _SUM_TOLERANCE_16_BITS = 1e-3, 1e-2  # of a row of probabilities
+
+
+def as_numbers(values) -> np.ndarray:
+    """
+    Convert an array, a tensor of any device and dtype, or a list of numbers or tensors to an array.
+
+    A 16-bit number becomes the shortest decimal that rounds to it, as a float64: 0.7 in bfloat16 becomes 0.7, not
+    0.69921875. So the bin of a confidence does not depend on its dtype.
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":  # unknown to NumPy
+            return _shortest_decimals(values.float().numpy(), 8)
+        values = values.numpy()
+    elif isinstance(values, (list, tuple)) and any(hasattr(value, "detach") for value in values):
+        values = [as_numbers(value) for value in values]
+    array = np.asarray(values)
+    if array.dtype.name == "bfloat16":  # of the package ml_dtypes
+        return _shortest_decimals(array.astype(np.float32), 8)
+    return _shortest_decimals(array, 11) if array.dtype == np.float16 else array
+
+
+def _shortest_decimals(array: np.ndarray, bits: int) -> np.ndarray:
+    """Shortest decimal that rounds to each number of an array whose numbers have so many significant bits."""
+    numbers, inverse = np.unique(array.astype(np.float64), return_inverse=True)
+    result = numbers.copy()
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # 0, NaN and infinity stay as they are
+        exponents = np.floor(np.log10(np.abs(numbers)))
+        for digits in range(5, 0, -1):
+            scale = 10.0 ** (digits - 1 - exponents)
+            decimals = np.rint(numbers * scale) / scale
+            mantissa, exponent = np.frexp(decimals)
+            same = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits) == numbers
+            result[same] = decimals[same]
+    return result[inverse].reshape(array.shape)
 
 
 def as_probabilities(probabilities, name: str = "probabilities") -> np.ndarray:
@@ -45,14 +82,16 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
     Returns:
         `tuple`: the array of shape `(N, K)`, and K, or the number of options of each row, `(N,)`, where they differ.
     """
-    num_options = None
+    num_options, has_16_bits = None, _has_16_bits(probabilities)
     if isinstance(probabilities, (list, tuple)) or getattr(probabilities, "dtype", None) is np.dtype(object):
         probabilities, num_options = _pad_ragged(list(probabilities))
     try:
-        array = np.asarray(probabilities)
+        array = as_numbers(probabilities)
     except ValueError:  # rows of different kinds
         row = next(row for row, value in enumerate(probabilities) if np.ndim(value) != 1)
         raise ValueError(f"`{name}` row {row} is {shown(probabilities[row])}, not a row of probabilities.") from None
+    if array.dtype.kind in "OUS" and array.ndim == 2:
+        array = _parsed(array, name)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"`{name}` must be numbers, got dtype {array.dtype}.")
     if array.size == 0:
@@ -68,14 +107,40 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
         )
     if array.dtype.kind != "f":
         array = array.astype(np.float64)
+    if has_16_bits:
+        array = _normalised(array)
     return array, array.shape[1] if num_options is None else num_options
+
+
+def _parsed(array: np.ndarray, name: str) -> np.ndarray:
+    """Convert a matrix of objects or strings to numbers. The error names the entry that is not a number."""
+    for row, values in enumerate(array.tolist()):
+        for column, value in enumerate(values):
+            if not _is_number(value):
+                raise TypeError(f"`{name}` row {row}, option {column} is {shown(value)}, not a number.")
+    return array.astype(np.float64)
+
+
+def _has_16_bits(values) -> bool:
+    """Whether an array or a tensor, or the first of a list of them, has 16-bit floats."""
+    first = next(iter(values), None) if isinstance(values, (list, tuple)) else values
+    return str(getattr(first, "dtype", "")).endswith("float16")
+
+
+def _normalised(array: np.ndarray) -> np.ndarray:
+    """Divide rows by their sums where 16-bit rounding has moved these away from 1, but not where they are wrong."""
+    sums = array.sum(axis=1)
+    deviation = np.abs(sums - 1)
+    off = (deviation > _SUM_TOLERANCE / 2) & (deviation <= _SUM_TOLERANCE_16_BITS)
+    array[off] /= sums[off, None]
+    return array
 
 
 def _pad_ragged(rows: list) -> tuple[np.ndarray | list, np.ndarray | None]:
     lengths = np.array([len(row) if hasattr(row, "__len__") else -1 for row in rows])
     if len(lengths) == 0 or lengths.min() == lengths.max() or lengths.min() < 0:
         return rows, None
-    numbers = np.concatenate([np.asarray(row) for row in rows])
+    numbers = np.concatenate([as_numbers(row) for row in rows])
     padded = np.zeros((len(rows), lengths.max()), dtype=numbers.dtype)
     padded[np.arange(lengths.max()) < lengths[:, None]] = numbers
     return padded, lengths
@@ -127,28 +192,28 @@ def iterate_columns(
         columns = np.array(array[start : start + size].T, dtype=np.float64, order="C")  # always a copy
         if not checked:
             _check_columns(columns, array, name)
-        yield start, np.minimum(columns, 1.0, out=columns)  # rounding may exceed 1
+        yield start, np.clip(columns, 0.0, 1.0, out=columns)  # rounding may leave [0, 1]
 
 
 def _check_columns(columns: np.ndarray, array: np.ndarray, name: str) -> None:
-    tolerance = 1e-2 if array.dtype.itemsize < 4 else 1e-3
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, which fails the comparison
         sums = columns.sum(axis=0)
-        healthy = np.abs(sums - 1).max() <= tolerance and columns.min() >= 0
+        healthy = np.abs(sums - 1).max() <= _SUM_TOLERANCE and columns.min() >= -_ROUNDING
     if not healthy:
-        _raise_for_bad_row(array, tolerance, name)
+        _raise_for_bad_row(array, name)
 
 
-def _raise_for_bad_row(array: np.ndarray, tolerance: float, name: str) -> None:
+def _raise_for_bad_row(array: np.ndarray, name: str) -> None:
     softmax = "apply a softmax over the options first"
-    for bad, what in ((np.isnan(array), "is NaN"), (np.isinf(array), "is infinite"), (array < 0, "is negative")):
+    negative = array < -_ROUNDING
+    for bad, what in ((np.isnan(array), "is NaN"), (np.isinf(array), "is infinite"), (negative, "is negative")):
         if bad.any():
             row, column = np.argwhere(bad)[0]
             hint = "" if what == "is NaN" else f": this looks like logits or log-probabilities, {softmax}"
             value = "" if what != "is negative" else f" ({array[row, column]:.4g})"
             raise ValueError(f"`{name}` row {row}, option {column} {what}{value}{hint}.")
     sums = array.sum(axis=1, dtype=np.float64)
-    bad = np.abs(sums - 1.0) > tolerance
+    bad = np.abs(sums - 1.0) > _SUM_TOLERANCE
     row = int(np.argmax(bad))
     if np.abs(sums[bad] - 100).max() < 1:
         hint = "these are percentages: divide by 100"
@@ -199,12 +264,17 @@ def as_labels(labels, n: int, num_options, name: str = "labels") -> np.ndarray:
 
 
 def as_vector(values, name: str, dtype=None) -> np.ndarray:
-    """Convert to an array of numbers. The error names the row that is not a number."""
+    """Convert to an array, of numbers if a dtype is given. The error names the row that is not a number."""
     try:
-        return np.asarray(values, dtype=dtype)
+        array = as_numbers(values)
+        if dtype is None:
+            return array
+        if array.dtype != object or None not in array:  # NumPy turns None into NaN
+            return array.astype(dtype, copy=False)
     except (TypeError, ValueError):
-        row, value = next(((row, value) for row, value in enumerate(values) if not _is_number(value)), (0, values))
-        raise ValueError(f"`{name}` row {row} is {shown(value)}, not one number.") from None
+        pass
+    row, value = next(((row, value) for row, value in enumerate(values) if not _is_number(value)), (0, values))
+    raise ValueError(f"`{name}` row {row} is {shown(value)}, not one number.")
 
 
 def _is_number(value) -> bool:
@@ -226,7 +296,7 @@ def as_outcomes(confidences, correct, binary: bool = False) -> tuple[np.ndarray,
 
     Args:
         confidences (array-like of shape `(N,)`):
-            Confidence of each prediction, in [0, 1].
+            Confidence of each prediction, in [0, 1]. What rounding leaves outside, by 1e-6 at most, is clipped.
         correct (array-like of shape `(N,)`):
             1 where the prediction is right, 0 where it is wrong, or the probability that it is right.
         binary (`bool`, *optional*, defaults to `False`):
@@ -251,10 +321,10 @@ def as_outcomes(confidences, correct, binary: bool = False) -> tuple[np.ndarray,
                 raise ValueError(
                     f"`{name}` row {row} is {array[row]:.4g}: it must be 1 (the prediction is right) or 0 (wrong)."
                 )
-        elif not (array.min() >= 0 and array.max() <= 1):  # written so that NaN fails
-            row = int(np.argmin((array >= 0) & (array <= 1)))
-            raise ValueError(f"`{name}` row {row} is {array[row]:.4g}, outside [0, 1].")
-        arrays.append(array)
+        elif not (array.min() >= -_ROUNDING and array.max() <= 1 + _ROUNDING):  # written so that NaN fails
+            row = int(np.argmin((array >= -_ROUNDING) & (array <= 1 + _ROUNDING)))
+            raise ValueError(f"`{name}` row {row} is {array[row]:.10g}, outside [0, 1].")
+        arrays.append(np.clip(array, 0, 1))
     confidences, correct = arrays
     if len(confidences) != len(correct):
         raise ValueError(f"`confidences` has {len(confidences)} entries and `correct` has {len(correct)}.")

@@ -278,7 +278,7 @@ def test_save(metric, data, tmp_path):
         ({"predictions": np.array([[0.5, 0.5]]), "references": np.array([0.5])}, "`references`"),
         ({"predictions": [[0.5, 0.5]], "references": [0.5]}, "`references`"),
         ({"predictions": [[0.5, 0.5]], "references": ["0"]}, "`references`"),
-        ({"predictions": [["0.5", "0.5"]], "references": [0]}, "`predictions`"),
+        ({"predictions": [["0.5", "half"]], "references": [0]}, "`predictions` row 0, option 1 is .half."),
         ({"predictions": [None, [0.5, 0.5]], "references": [0, 0]}, "row 0 .*None"),
         ({"predictions": [[50.0, 50.0]], "references": [0]}, "percentages"),
         ({"predictions": [[0.9, 0.1]], "correct": [True]}, "`correct`"),

@@ -38,7 +38,13 @@ def test_ragged_lists():
         ([[0.5, 0.5], []], [0, 0], ValueError, "row 1 .* two options"),
         ([[0.5, 0.5]] * 2, [0, 0.5], TypeError, "`labels` .*row 1"),
         ([0.5, 0.5], [0, 1], ValueError, "`probabilities`.* shape"),
-        ([["a", "b"]], [0], TypeError, "`probabilities`"),
+        ([["a", "b"]], [0], TypeError, "`probabilities` row 0, option 0 is 'a'"),
+        ([["0.5", "0.5"], ["0.5", "half"]], [0, 0], TypeError, "row 1, option 1 is 'half'"),
+        ([[0.5, 0.5], [0.5, None]], [0, 0], TypeError, "row 1, option 1 is None"),
+        ([[0.5, 0.5], [0.2, 0.3, None]], [0, 0], TypeError, "row 1, option 2 is None"),
+        ([[0.5, 0.5], None], [0, 0], ValueError, "row 1 is None"),
+        ([[0.5, 0.5]] * 2, [0, None], TypeError, "`labels` .*row 1 is None"),
+        ([[0.5, 0.5]] * 2, ["0", "1"], TypeError, "`labels` .*row 0 is '0'"),
     ],
 )
 def test_bad_input_is_named(probabilities, labels, error, message):
@@ -71,6 +77,10 @@ def test_bad_weights_are_named(weights, message):
     ("confidences", "correct", "message"),
     [
         ([0.5, 1.2], [0, 1], "`confidences` row 1"),
+        ([0.5, 1.00001], [0, 1], "`confidences` row 1 is 1.00001,"),
+        ([0.5, None], [0, 1], "`confidences` row 1 is None"),
+        (["0.5", "high"], [0, 1], "`confidences` row 1 is 'high'"),
+        ([0.5, 0.5], [0, None], "`correct` row 1 is None"),
         ([0.5, float("nan")], [0, 1], "`confidences` row 1"),
         ([0.5, [0.5]], [0, 1], "`confidences` row 1"),
         ([0.5], [0, 1], "`confidences` .*`correct`"),
@@ -82,6 +92,15 @@ def test_bad_weights_are_named(weights, message):
 def test_bad_confidences_are_named(confidences, correct, message):
     with pytest.raises(ValueError, match=message):
         confidence_report(confidences, correct)
+
+
+def test_rounding_and_numbers_in_strings():
+    rounded = confidence_report([1.0000001, -1e-9, 0.5], [1, 0, 1])
+    assert rounded == confidence_report([1.0, 0.0, 0.5], [1, 0, 1])
+    assert confidence_report(["1.0", "0", "5e-1"], [1, 0, 1]) == rounded
+    rows, labels = [[1.0000001, -1e-7], [0.3, 0.7]], [0, 0]
+    assert calibration_report(rows, labels) == calibration_report([[1.0, 0.0], [0.3, 0.7]], labels)
+    assert calibration_report([["1", "0"], ["0.3", "0.7"]], labels) == calibration_report(rows, labels)
 
 
 def test_label_of_a_missing_option():
