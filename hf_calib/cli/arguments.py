@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.columns import ColumnArguments
 from ..data.prompts import PromptArguments
 
 
@@ -44,7 +45,7 @@ class MeasuringArguments:
 
 
 @dataclass(kw_only=True)
-class PredictionArguments(PromptArguments, MeasuringArguments):
+class PredictionArguments(PromptArguments, ColumnArguments, MeasuringArguments):
     """Arguments of the commands that score option questions with a model."""
 
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
@@ -88,6 +89,7 @@ class PredictionArguments(PromptArguments, MeasuringArguments):
             seed=self.seed,
             drop_invalid=self.drop_invalid,
             labelled=labelled,
+            **self.reading,
         )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, questions: Dataset) -> None:

@@ -69,7 +69,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     questions = args.questions(args.dataset)
     reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
     if reference is not None and not args.drop_too_long:
-        reference.select(questions["id"])  # that it has other questions is better said before the work
+        # That it has other questions is better said before the work.
+        reference.matching(questions["id"][:], questions["answer"][:])
     model, tokenizer = args.load(args.model)
     args.check_tokenizer(tokenizer, questions)
 

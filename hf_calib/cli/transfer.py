@@ -187,9 +187,18 @@ def _measure(
 
 def _with_answers(predictions: OptionPredictions, questions: Dataset) -> OptionPredictions:
     """Add the answers of the questions; those of questions that were too long are skipped."""
-    answers = iter(zip(questions["id"], questions["answer"], strict=True))
-    labels = [next(answer for question, answer in answers if question == name) for name in predictions.ids.tolist()]
-    return replace(predictions, labels=np.array(labels))
+    ids, answers = questions["id"][:], questions["answer"][:]
+    if predictions.ids.tolist() == ids:
+        return replace(predictions, labels=np.array(answers))
+    answers_of: dict[str, set[int]] = {}
+    for name, answer in zip(ids, answers, strict=True):
+        answers_of.setdefault(name, set()).add(answer)
+    if differing := [name for name in predictions.ids.tolist() if len(answers_of[name]) > 1]:
+        raise ValueError(
+            f"--dataset: the id {differing[0]!r} is of several questions, and some questions were too long, so that "
+            "answers cannot be matched: give every question an id of its own."
+        )
+    return replace(predictions, labels=np.array([min(answers_of[name]) for name in predictions.ids.tolist()]))
 
 
 def _check_same_prompt(

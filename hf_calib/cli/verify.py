@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..data.columns import ColumnArguments
 from .parser import CommandParser
 
 
@@ -23,7 +24,7 @@ code of the repository is run without --trust_remote_code. With --output_dir, an
 
 
 @dataclass
-class VerifyArguments:
+class VerifyArguments(ColumnArguments):
     """Arguments of `hf-calib verify`."""
 
     model: str = field(metadata={"help": "Model on the Hub, or its folder. The word --model may be left out."})
@@ -59,7 +60,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
     output = check_output_dir(args.output_dir) / "predictions.npz" if args.output_dir else None
     published = fetch(args.model, args.revision, args.trust_remote_code)
-    questions = published.protocol.load_questions(args.dataset)
+    stated = {name: value for name, value in args.reading.items() if value is not None}
+    questions = replace(published.protocol, **stated).load_questions(args.dataset)
     sample = sample_questions(questions, args.limit, args.seed)
     model, tokenizer = load_model(
         str(published.folder),

@@ -5,11 +5,45 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Mapping
-
-from datasets import Dataset
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from .layouts import ADAPTERS, columns_as_known
 from .text_files import TextRecords
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(kw_only=True)
+class ColumnArguments:
+    """
+    Arguments of everything that reads option questions: how their columns are named, and how answers count.
+
+    Args:
+        columns (`str` or `Mapping[str, str]`, *optional*):
+            Column of the data by the name that it gets, e.g. `"question=Prompt,answer=Gold"`. A name that a data set
+            has already needs no other column, so that data sets of different layouts can be read together.
+        answers_from (`int`, *optional*):
+            Number of the first option, 0 or 1, where answers are numbers.
+    """
+
+    columns: str | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of the questions with other names, e.g. question=Prompt,A=Option1,B=Option2,answer=Gold."
+        },
+    )
+    answers_from: int | None = field(
+        default=None,
+        metadata={"help": "Number of the first option, 0 or 1, where answers are numbers (default: 0)."},
+    )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments by name, for [`~hf_calib.load_questions`]."""
+        return {"columns": self.columns, "answers_from": self.answers_from}
 
 
 def parse_columns(columns: str | Mapping[str, str]) -> dict[str, str]:

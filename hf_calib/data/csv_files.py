@@ -83,17 +83,30 @@ def read_csv(path: str | Path, delimiter: str | None = None) -> CsvTable:
     text = read_text(path)
     if named := re.match(r"sep=(.)\r?\n", text):  # Excel
         delimiter, text = named[1], "\n" + text[named.end() :]
+    text, mark = _without_returns(text)
     preferred = "\t" if ".tsv" in [suffix.lower() for suffix in Path(path).suffixes] else ","
     candidates = [delimiter] if delimiter else sorted(_DELIMITERS, key=lambda candidate: candidate != preferred)
     best = None
     for parsing in _parsings(text, candidates):
         if parsing.width > 1 and parsing.fault(path) is None:
-            return CsvTable(path, parsing.cells(), parsing.lines)
+            return CsvTable(path, parsing.cells(mark), parsing.lines)
         if best is None or parsing.header_width > best.header_width:
             best = parsing
     if (fault := best.fault(path)) is not None:
         raise fault
-    return CsvTable(path, best.cells(), best.lines)
+    return CsvTable(path, best.cells(mark), best.lines)
+
+
+def _without_returns(text: str) -> tuple[str, str | None]:
+    """
+    Replace carriage returns alone, where `csv` would end the row.
+
+    They end the lines of a file without line feeds; in others they are part of a cell, and a mark takes their place.
+    """
+    if not re.search(r"\r(?!\n)", text):
+        return text, None
+    mark = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text) if "\n" in text else None
+    return re.sub(r"\r(?!\n)", mark or "\n", text), mark
 
 
 def _parsings(text: str, candidates: Sequence[str]) -> Iterator[_Parsing]:
@@ -144,9 +157,10 @@ class _Parsing:
         """Number of cells of the first row."""
         return len(self.rows[0]) if self.rows else 0
 
-    def cells(self) -> list[list[str]]:
-        """The rows without the empty cells that a separator at the end of every line makes."""
-        return [row[: self.width] for row in self.rows]
+    def cells(self, mark: str | None) -> list[list[str]]:
+        """The rows without the empty cells that a separator at the end of every line makes; see `_without_returns`."""
+        rows = [row[: self.width] for row in self.rows]
+        return rows if mark is None else [[cell.replace(mark, "\r") for cell in row] for row in rows]
 
     def fault(self, name: str | Path) -> FileError | None:
         """The first fault of the file if it is read this way."""

@@ -74,7 +74,9 @@ def read_json(path: str | Path) -> TextRecords:
         if not _is_lines(text):
             raise _broken(path, error, error.lineno, text) from None
         return _read_lines(path, text)
-    except ValueError as error:
+    except ValueError as error:  # a repeated key
+        if _is_lines(text):
+            return _read_lines(path, text)
         raise FileError(path, str(error)) from None
     rows = _rows(content)
     if rows is None:

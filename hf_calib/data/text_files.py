@@ -129,7 +129,7 @@ def decode(data: bytes, name: str | Path) -> str:
 def _wide_encoding(data: bytes) -> str | None:
     """UTF-16 without a mark: every second byte of a Western text is NUL."""
     start = data[:4096]
-    if start.count(0) < len(start) // 4:
+    if start.count(0) < max(1, len(start) // 4):
         return None
     return "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
 

@@ -74,7 +74,8 @@ def compare_calibrators(
         _check_disjoint(calibration, test)
     reference_logits = None
     if reference is not None:
-        reference_logits = reference.select(calibration.ids).option_logits[:, : calibration.option_logits.shape[1]]
+        reference = reference.matching(calibration.ids, calibration.labels)
+        reference_logits = reference.option_logits[:, : calibration.option_logits.shape[1]]
     if calibration.subjects is None and (grouped := [name for name in methods or () if METHODS[name].grouped]):
         raise ValueError(f"method {grouped[0]!r} needs the subjects of the questions, which the predictions lack.")
     named = [
@@ -119,11 +120,13 @@ def compare_calibrators(
 
 def _check_disjoint(calibration: OptionPredictions, test: OptionPredictions) -> None:
     """Check that no question has the same id and logits in both sets. Ids alone may be row numbers of two files."""
-    rows = {name: row for row, name in enumerate(calibration.ids.tolist())}
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(calibration.ids.tolist()):
+        rows.setdefault(name, []).append(row)
     shared = [
         name
         for row, name in enumerate(test.ids.tolist())
-        if name in rows and _same(calibration.option_logits[rows[name]], test.option_logits[row])
+        if any(_same(calibration.option_logits[other], test.option_logits[row]) for other in rows.get(name, ()))
     ]
     if shared:
         raise ValueError(

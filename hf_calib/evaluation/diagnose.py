@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,7 @@ def same_questions(reference: OptionPredictions, aligned: OptionPredictions) -> 
     Raises:
         `ValueError`: if the two are of different questions, or of options in another order.
     """
-    reference = reference.select(aligned.ids)
-    if (reference.labels != aligned.labels).any():
-        row = int(np.argmax(reference.labels != aligned.labels))
-        raise ValueError(
-            f"the answer of question {str(aligned.ids[row])!r} is option {aligned.labels[row]}, in the reference "
-            f"predictions option {reference.labels[row]}: predict both on the same questions and options"
-        )
+    reference = reference.matching(aligned.ids, aligned.labels)
     # Questions with more options may have been among those that were not selected.
     reference.option_logits = reference.option_logits[:, : aligned.option_logits.shape[1]]
     return reference
@@ -93,15 +88,23 @@ def diagnose(
         **measuring,
     )
     if orders is not None:
-        # With long questions left out, the orders need not have the same questions.
-        ids = sorted(set.intersection(*(set(predictions.ids.tolist()) for one in orders for predictions in one)))
-        orders = [[predictions.select(ids) for predictions in one] for one in orders]
+        orders = _common_questions(orders)
         stacks = [np.stack([predictions.probabilities for predictions in one]) for one in orders]
         report = option_order.order_report(stacks[1], orders[1][0].labels, stacks[0], **measuring)
         results |= {f"order/{key}": value for key, value in report.items()}
     if pairs is not None:
         results |= {f"pairs/{key}": value for key, value in collapse.pair_report(*pairs, **measuring).items()}
     return results
+
+
+def _common_questions(orders: Sequence[Sequence[OptionPredictions]]) -> list[list[OptionPredictions]]:
+    """Select the questions that all have; with long questions left out, they need not be the same."""
+    ids = [predictions.ids.tolist() for one in orders for predictions in one]
+    if all(names == ids[0] for names in ids):
+        return [list(one) for one in orders]
+    counts = [Counter(names) for names in ids]
+    common = sorted(name for name in counts[0] if all(count[name] == 1 for count in counts))
+    return [[predictions.select(common) for predictions in one] for one in orders]
 
 
 def summary(results: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def compare_with_posthoc(trained: OptionPredictions, rival: OptionPredictions, m
     Raises:
         `ValueError`: if a question was predicted by one of them only.
     """
-    rival = rival.select(trained.ids)
+    rival = rival.matching(trained.ids, trained.labels)
     losses = [log_losses(predictions.probabilities, rival.labels) for predictions in (trained, rival)]
     return NoHarm.from_losses(*losses, method)
 

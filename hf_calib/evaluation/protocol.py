@@ -31,6 +31,8 @@ class EvaluationProtocol:
     Args:
         dataset (`str`), dataset_config (`str`, *optional*), split (`str`, *optional*):
             The questions: a data set on the Hub, a file or a folder.
+        columns, answers_from:
+            How the questions are read; see [`~hf_calib.data.columns.ColumnArguments`].
         limit (`int`, *optional*), seed (`int`, *optional*, defaults to `0`):
             Largest number of questions, and the seed of their draw and of the intervals.
         drop_invalid (`bool`, *optional*, defaults to `False`), drop_too_long (`bool`, *optional*, defaults to
@@ -49,6 +51,8 @@ class EvaluationProtocol:
     dataset: str
     dataset_config: str | None = None
     split: str | None = None
+    columns: str | None = None
+    answers_from: int | None = None
     limit: int | None = None
     seed: int = 0
     drop_invalid: bool = False
@@ -122,6 +126,8 @@ class EvaluationProtocol:
             limit=self.limit,
             seed=self.seed,
             drop_invalid=self.drop_invalid,
+            columns=self.columns,
+            answers_from=self.answers_from,
         )
 
     def predict(

@@ -67,7 +67,7 @@ def evaluation_results(
     """
     num_options = predictions.num_options
     if reference is not None:
-        reference = reference.select(predictions.ids)
+        reference = reference.matching(predictions.ids, predictions.labels)
         num_options = np.maximum(
             num_options, reference.num_options
         )  # either may have logits of -inf among its options

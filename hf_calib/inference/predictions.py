@@ -136,22 +136,67 @@ class OptionPredictions:
         """
         Select questions by their ids, in the given order, e.g. `reference.select(aligned.ids)`.
 
+        The same ids in the same order are matched by position. Otherwise an id must be of one question only.
+
         Args:
             ids (`Sequence[str]`):
                 Ids of questions.
 
         Raises:
-            `ValueError`: if a question is not among those predicted.
+            `ValueError`: if a question is not among those predicted, or its id is of several different ones.
         """
-        row_of = {name: row for row, name in enumerate(self.ids.tolist())}
-        if missing := [str(name) for name in ids if str(name) not in row_of]:
+        ids, own = [str(name) for name in ids], self.ids.tolist()
+        if ids == own:
+            return replace(self)
+        rows_of: dict[str, list[int]] = {}
+        for row, name in enumerate(own):
+            rows_of.setdefault(name, []).append(row)
+        if missing := [name for name in ids if name not in rows_of]:
             raise ValueError(
                 f"{len(missing)} of {len(ids)} questions are not among the {len(self)} predicted, the first of them "
                 f"{missing[0]!r}; predict both on the same questions"
             )
-        rows = np.array([row_of[str(name)] for name in ids])
+        repeated = [name for name in dict.fromkeys(ids) if not self._alike(rows_of[name])]
+        if repeated:
+            raise ValueError(
+                f"{len(repeated)} ids are of several questions, the first of them {repeated[0]!r}, and the order of "
+                "the questions differs: they cannot be matched. Give every question an id of its own, or predict both "
+                "on the same questions in the same order"
+            )
+        rows = np.array([rows_of[name][0] for name in ids])
         arrays = {name: getattr(self, name) for name in ("option_logits", "labels", "ids", *_OPTIONAL)}
         return replace(self, **{name: None if array is None else array[rows] for name, array in arrays.items()})
+
+    def matching(self, ids, labels) -> OptionPredictions:
+        """
+        Select questions by their ids, in the given order, and check that their answers agree.
+
+        Args:
+            ids (`Sequence[str]`), labels (`Sequence[int]`):
+                Ids and answers of questions, e.g. of the predictions of another model; -100 for an unknown answer.
+
+        Raises:
+            `ValueError`: see [`OptionPredictions.select`]; and if a question has another answer, because the two are
+                of different questions, or of options in another order.
+        """
+        selected, labels = self.select(ids), np.asarray(labels)
+        known = (selected.labels >= 0) & (labels >= 0)
+        if (differing := known & (selected.labels != labels)).any():
+            row = int(np.argmax(differing))
+            raise ValueError(
+                f"the answer of question {str(ids[row])!r} is option {labels[row]}, in the reference "
+                f"predictions option {selected.labels[row]}: predict both on the same questions and options"
+            )
+        return selected
+
+    def _alike(self, rows: Sequence[int]) -> bool:
+        """Whether rows with the same id have the same label and, up to rounding, the same logits."""
+        first, *others = rows
+        return all(
+            self.labels[row] == self.labels[first]
+            and np.allclose(self.option_logits[row], self.option_logits[first], rtol=1e-3, atol=1e-3)
+            for row in others
+        )
 
     @classmethod
     def join(cls, parts: Sequence[OptionPredictions]) -> OptionPredictions:

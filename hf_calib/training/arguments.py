@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig, DPOTrainer, ScriptArguments, SFTConfig, SFTTrainer
 
+from ..data.columns import ColumnArguments
 from ..data.prompts import PromptArguments
 from ..trainers.dpo_config import CalibratedDPOConfig
 from ..trainers.dpo_trainer import CalibratedDPOTrainer
@@ -33,7 +34,7 @@ TRAINERS = {
 
 
 @dataclass
-class TrainArguments(ScriptArguments):
+class TrainArguments(ColumnArguments, ScriptArguments):
     """
     Arguments of `hf-calib train` for the trainer and its data, beside [`~trl.ScriptArguments`].
 
@@ -72,6 +73,8 @@ class TrainArguments(ScriptArguments):
             Measure preference collapse on so many of them.
         collapse_steps (`int`, *optional*, defaults to `100`):
             Measure it every so many optimizer steps, before the first and after the last.
+        columns, answers_from:
+            How all option questions are read; see [`~hf_calib.data.columns.ColumnArguments`].
         drop_invalid (`bool`, *optional*, defaults to `False`):
             Drop malformed questions and pairs instead of stopping at the first.
     """

@@ -45,7 +45,7 @@ def load_datasets(
     """
     _, trainer_class, kind = TRAINERS[script_args.trainer]
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    sources = DataSources(seed, script_args.drop_invalid)
+    sources = DataSources(seed, drop_invalid=script_args.drop_invalid, **script_args.reading)
     train_split, test_split = script_args.dataset_train_split, script_args.dataset_test_split
     if config := script_args.dataset_config:
         names = script_args.dataset_name
@@ -111,18 +111,17 @@ class DataSources:
     Args:
         seed (`int`):
             Seed of all draws.
-        drop_invalid (`bool`):
-            Whether to drop malformed questions and pairs instead of stopping at the first.
+        reading:
+            How questions are read, and whether to drop malformed ones, and pairs, instead of stopping at the first:
+            `drop_invalid`, `columns` and `answers_from` of [`~hf_calib.data.questions.adapt_questions`].
     """
 
-    def __init__(self, seed: int, drop_invalid: bool):
-        self.seed, self.drop_invalid = seed, drop_invalid
+    def __init__(self, seed: int, **reading):
+        self.seed, self.reading = seed, reading
 
     def questions(self, names: Sequence[str], split: str, limit: int | None = None, labelled: bool = True) -> Dataset:
         """Load questions in the unified schema, shuffled; at most `limit`."""
-        parts = [
-            load_questions(name, split=split, drop_invalid=self.drop_invalid, labelled=labelled) for name in names
-        ]
+        parts = [load_questions(name, split=split, labelled=labelled, **self.reading) for name in names]
         return _draw(concatenate_datasets(parts).shuffle(seed=self.seed), limit)
 
     def pairs(
@@ -143,18 +142,18 @@ class DataSources:
             records = load_records(name, split=split)
             columns = records.columns if isinstance(records, TextRecords) else records.column_names
             if not {"chosen", "rejected"} & set(columns):
-                if find_adapter(columns) is None:
+                if find_adapter(columns) is None and not self.reading.get("columns"):
                     raise ValueError(
                         f"{name} holds neither preference pairs (columns `chosen`, `rejected`, and perhaps `prompt`) "
                         f"nor option questions (`question`, `choices`, `answer`, or as in "
                         f"{', '.join(kind for kind in ADAPTERS if kind != 'unified')}); its columns are "
                         f"{', '.join(columns)}."
                     )
-                rows = adapt_questions(records, drop_invalid=self.drop_invalid, source=name)
+                rows = adapt_questions(records, source=name, **self.reading)
                 rows = pairs_from_questions(rows, tokenizer, prompt_format, self.seed)
             else:
                 rows = training_rows(records, name)
-                rows = drop_invalid_pairs(rows, name) if self.drop_invalid else rows
+                rows = drop_invalid_pairs(rows, name) if self.reading.get("drop_invalid") else rows
             parts.append(rows)
         mixed = parts[0] if len(parts) == 1 else _mix(names, parts)
         return mixed if limit is None else _draw(mixed.shuffle(seed=self.seed), limit)

@@ -193,6 +193,7 @@ def published_questions(
         limit=limit,
         seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
         drop_invalid=script_args.drop_invalid,
+        **script_args.reading,
         **{asked.name: getattr(training_args, asked.name) for asked in fields(PromptArguments)},
     )
     return protocol, questions

@@ -106,6 +106,7 @@ def _load(options: RestoreOptions, name: str, split: str, limit: int | None, lab
         seed=options.seed,
         drop_invalid=options.drop_invalid,
         labelled=labelled,
+        **options.reading,
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..data.columns import ColumnArguments
 from ..data.prompts import PromptArguments
 
 
 @dataclass(kw_only=True)
-class RestoreOptions(PromptArguments):
+class RestoreOptions(PromptArguments, ColumnArguments):
     """
     Options of [`~hf_calib.training.restore.run_restore`] and arguments of `hf-calib restore`.
 
@@ -42,6 +43,8 @@ class RestoreOptions(PromptArguments):
         dataset_config (`str`, *optional*), split (`str`, *optional*, defaults to `"train"`):
             Configuration of the data sets on the Hub, and split of `dataset`. `test` has the split `"test"`,
             `unlabelled` the split `"train"`.
+        columns, answers_from:
+            How all questions are read; see [`~hf_calib.data.columns.ColumnArguments`].
         limit, test_limit, unlabelled_limit (`int`, *optional*):
             Number of questions of `dataset`, `test` and `unlabelled`, drawn by `seed`. By default all.
         seed (`int`, *optional*, defaults to `0`):

@@ -145,6 +145,7 @@ class RestoreWork:
         if options.test:
             config = options.dataset_config if is_hub_id(options.test) else None
             dataset = {"dataset": options.test, "dataset_config": config, "split": "test", "limit": self._test_limit}
+            dataset |= options.reading
         return EvaluationProtocol(**dataset, **known, dtype=self.dtype)
 
     # Stages

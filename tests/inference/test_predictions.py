@@ -7,6 +7,7 @@ import pytest
 import hf_calib
 from hf_calib import OptionEvaluator, OptionPredictions, classify_regime
 from hf_calib.evaluation.compare import compare_calibrators, comparison_stages
+from hf_calib.evaluation.diagnose import diagnose
 from hf_calib.evaluation.tables import evaluation_results
 from hf_calib.posthoc import TemperatureScaling
 
@@ -108,3 +109,46 @@ def test_joined_predictions_have_the_larger_width(mixed):
     assert joined.metadata == {"single_tokens": False, "too_long": 3, "option_normalization": "sum"}
     with pytest.raises(ValueError, match="question '4' was predicted twice"):
         OptionPredictions.join([narrow, mixed.select(["4", "7"])])
+
+
+def restarting(seed=0):
+    """Predictions for two files joined, with ids that start again."""
+    generator = np.random.default_rng(seed)
+    ids = np.array([*map(str, range(30)), *map(str, range(30))])
+    return OptionPredictions(generator.normal(size=(60, 4)).astype(np.float32), generator.integers(0, 4, 60), ids)
+
+
+def test_repeated_ids_are_matched_by_position_or_refused():
+    predictions = restarting()
+    assert predictions.select(predictions.ids).labels.tolist() == predictions.labels.tolist()
+    itself = evaluation_results(predictions, predictions, n_bootstrap=10)
+    assert itself["reference_accuracy"] == itself["accuracy"]
+    shuffled = OptionPredictions(predictions.option_logits[::-1], predictions.labels[::-1], predictions.ids[::-1])
+    with pytest.raises(ValueError, match="30 ids are of several questions, the first of them '29', and the order"):
+        predictions.select(shuffled.ids)
+    with pytest.raises(ValueError, match="ids are of several questions"):
+        compare_calibrators(predictions, reference=shuffled, methods=["agreement"])
+    with pytest.raises(ValueError, match="ids are of several questions"):
+        diagnose(shuffled, predictions, n_bootstrap=10)
+    # the same question twice is no harm
+    twice = OptionPredictions(
+        predictions.option_logits[[0, 1, 0]], predictions.labels[[0, 1, 0]], np.array(["a", "b", "a"])
+    )
+    assert twice.select(["b", "a"]).labels.tolist() == predictions.labels[[1, 0]].tolist()
+
+
+def test_predictions_for_other_questions_are_refused():
+    predictions, other = restarting(0), restarting(1)
+    for call in (evaluation_results, lambda *both: compare_calibrators(both[0], reference=both[1])):
+        with pytest.raises(ValueError, match="the answer of question '.*' is option ., in the reference predictions"):
+            call(predictions, other)
+
+
+def test_test_questions_among_repeated_calibration_ids_are_found():
+    predictions = restarting()
+    with pytest.raises(ValueError, match="1 of 1 test questions are among the calibration questions"):
+        compare_calibrators(predictions, _rows(predictions, [3]), methods=["temperature"])
+
+
+def _rows(predictions, rows):
+    return OptionPredictions(predictions.option_logits[rows], predictions.labels[rows], predictions.ids[rows])
