@@ -202,6 +202,8 @@ def _valid_rows(
         except InvalidRow as error:
             faults[index] = error
             del valid[index]
+    if not len(dataset):
+        raise ValueError(f"{source}: no valid question among 0 rows; choose another split or file")
     if faults:
         _handle_faults(
             dict(sorted(faults.items())), len(valid), source, drop_invalid, dataset.lines if records else []

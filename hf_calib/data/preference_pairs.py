@@ -54,6 +54,8 @@ def load_pairs(
     Raises:
         `ValueError`: for a missing column or an invalid row; see [`pair_fault`].
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} leaves no pairs; pass a positive number or None")
     loaded = isinstance(path, Dataset)
     pairs = path if loaded else load_training_rows(path, split=split)
     name = "the given pairs" if loaded else str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from .resumable import ResumableScores, score_features
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,10 @@ def score_pairs(
             kept.append(index)
         except QuestionTooLongError:
             continue
+    if len(kept) < len(pairs):
+        logger.warning(
+            f"left out {len(pairs) - len(kept)} of {len(pairs)} pairs longer than {encoder.max_length} tokens"
+        )
     scores = np.full((len(pairs), 2), np.nan)
     if not kept:
         return scores

@@ -75,6 +75,54 @@ def encode_questions(
     return encoded
 
 
+def check_has_rows(**datasets: Dataset | dict[str, Dataset] | None) -> None:
+    """Raise a `ValueError` that names the argument if one of the data sets has no rows."""
+    for name, dataset in datasets.items():
+        parts = dataset if isinstance(dataset, dict) else {"": dataset}
+        if any(isinstance(part, Dataset) and not len(part) for part in parts.values()):
+            raise ValueError(f"{name} has no rows: there is nothing to train or evaluate on.")
+
+
+def report_too_long(given: Dataset, prepared: Dataset, max_length: int | None, name: str) -> None:
+    """
+    Log how many texts or pairs TRL left out because they are too long, and how many it cuts.
+
+    Args:
+        given ([`~datasets.Dataset`]):
+            Texts or preference pairs.
+        prepared ([`~datasets.Dataset`]):
+            What TRL made of them: token ids of each.
+        max_length (`int`, *optional*):
+            Largest number of tokens.
+        name (`str`):
+            Name of the rows in messages, such as `"training pairs"`.
+
+    Raises:
+        `ValueError`: if none fits.
+    """
+    if not isinstance(given, Dataset) or not isinstance(prepared, Dataset):
+        return
+    if not len(prepared):
+        raise ValueError(
+            f"None of the {len(given)} {name} fits in max_length={max_length}: the prompts alone are as long. Raise "
+            "max_length, or shorten the prompts."
+        )
+    if max_length is None:
+        return
+    left_out = len(given) - len(prepared)
+    if "chosen_ids" in prepared.column_names:
+        prompts, chosen, rejected = (map(len, prepared[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected"))
+        answers = map(max, chosen, rejected)
+        cut = sum(length > max_length for length in map(sum, zip(prompts, answers, strict=True)))
+    else:  # a text of just this length was perhaps cut
+        cut = sum(len(ids) >= max_length for ids in prepared["input_ids"])
+    if left_out or cut:
+        logger.warning(
+            f"{left_out} of {len(given)} {name} are left out, because their prompts fill max_length={max_length}; "
+            f"{cut} others reach it, and what is longer is cut."
+        )
+
+
 def split_rows(dataset: Dataset) -> tuple[Dataset, Dataset | None]:
     """
     Separate option questions from other rows.

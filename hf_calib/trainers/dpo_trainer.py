@@ -20,6 +20,7 @@ from ..losses.em_ece_loss import em_ece_loss
 from ..losses.preference_links import LINKED_LOSSES, loss_of_margin, preference_link
 from ..measures.calibration_error import calibration_report
 from .collators import DataCollatorForCalibratedPreference, DataCollatorForOptions
+from .data import check_has_rows, report_too_long
 from .dpo_config import CalibratedDPOConfig
 from .e_step import hold_out
 from .m_step import MStepMixin
@@ -123,6 +124,7 @@ class CalibratedDPOTrainer(MStepMixin, DPOTrainer):
             )
         if option_dataset is not None and not args.lambda_options:
             logger.warning("option_dataset is not used: lambda_options=0.")
+        check_has_rows(train_dataset=train_dataset, eval_dataset=eval_dataset, estep_dataset=estep_dataset)
         self._init_options()
         super().__init__(
             model=model,
@@ -173,6 +175,9 @@ class CalibratedDPOTrainer(MStepMixin, DPOTrainer):
             if column in dataset.column_names and column != PREFERENCE_COLUMN:
                 dataset = dataset.rename_column(column, PREFERENCE_COLUMN)
             check_pairs(dataset, f"{dataset_name} pairs")
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            report_too_long(dataset, prepared, args.max_length, f"{dataset_name} pairs")
+            return prepared
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _prepare_estep_pairs(self, dataset: Dataset | None) -> Dataset:

@@ -13,7 +13,7 @@ from ..losses.em_calibrator import EMCalibrator
 from ..measures.calibration_error import calibration_report
 from .closing_step import ClosingStepMixin
 from .collators import DataCollatorForOptions
-from .data import split_rows
+from .data import check_has_rows, report_too_long, split_rows
 from .e_step import RELEASED_CODE, hold_out
 from .m_step import MStepMixin
 from .option_mixin import QUESTION_INDEX, OptionTrainingMixin
@@ -93,6 +93,7 @@ class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
             args = CalibratedSFTConfig(f"{name.split('/')[-1]}-calibrated")
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}.")
+        check_has_rows(train_dataset=train_dataset, eval_dataset=eval_dataset, unlabelled_dataset=unlabelled_dataset)
         if unlabelled_dataset is not None and args.em_preset == RELEASED_CODE:
             raise ValueError("em_preset='released_code' has no unlabelled questions: leave unlabelled_dataset out.")
         learns = args.calibration_weight or args.has_reference
@@ -183,7 +184,7 @@ class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
         if not isinstance(dataset, Dataset) or "choices" not in dataset.column_names:
             if training and self._trains_options:
                 raise ValueError(f"The training set has no column 'choices'; its columns are {dataset.column_names}.")
-            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+            return self._prepare_texts(dataset, processing_class, args, packing, formatting_func, dataset_name)
         questions, texts = split_rows(dataset)
         prepared = []
         if len(questions):
@@ -194,11 +195,17 @@ class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
         if texts is not None:
             if args.completion_only_loss is None:
                 self.completion_only_loss = "completion" in texts.column_names
-            prepared.append(
-                super()._prepare_dataset(texts, processing_class, args, packing, formatting_func, dataset_name)
-            )
+            prepared.append(self._prepare_texts(texts, processing_class, args, packing, formatting_func, dataset_name))
         prepared = concatenate_datasets(prepared) if len(prepared) > 1 else prepared[0]
         return prepared.shuffle(seed=args.seed) if args.shuffle_dataset and training else prepared
+
+    def _prepare_texts(self, texts, processing_class, args, packing, formatting_func, dataset_name):
+        """Prepare other rows than questions as TRL does, and log how many are too long."""
+        prepared = super()._prepare_dataset(texts, processing_class, args, packing, formatting_func, dataset_name)
+        prepared_before = isinstance(texts, Dataset) and "input_ids" in texts.column_names
+        if not packing and not prepared_before:
+            report_too_long(texts, prepared, args.max_length, f"{dataset_name} texts")
+        return prepared
 
     def get_eval_dataloader(self, eval_dataset=None):
         # A data set passed to `evaluate` may have more options, or longer ones, than those of the constructor.

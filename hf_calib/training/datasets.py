@@ -153,6 +153,8 @@ class DataSources:
                 rows = pairs_from_questions(rows, tokenizer, prompt_format, self.seed)
             else:
                 rows = training_rows(records, name)
+                if not len(rows):
+                    raise ValueError(f"{name}: there are no pairs, the data set has no rows.")
                 rows = drop_invalid_pairs(rows, name) if self.reading.get("drop_invalid") else rows
             parts.append(rows)
         mixed = parts[0] if len(parts) == 1 else _mix(names, parts)
@@ -160,7 +162,10 @@ class DataSources:
 
     def rows(self, names: Sequence[str], split: str, limit: int | None = None) -> Dataset:
         """Load rows as they are; at most `limit`, drawn at random."""
-        mixed = concatenate_datasets([load_training_rows(name, split=split) for name in names])
+        parts = [load_training_rows(name, split=split) for name in names]
+        if empty := [name for name, rows in zip(names, parts, strict=True) if not len(rows)]:
+            raise ValueError(f"{empty[0]}: the data set has no rows.")
+        mixed = concatenate_datasets(parts)
         return mixed if limit is None else _draw(mixed.shuffle(seed=self.seed), limit)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.utils import find_adapter_config_file
 from trl import DPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
@@ -14,6 +15,7 @@ from ..inference.model_loading import check_model_name, merge_command
 from ..inference.predict import PredictionOptions, predict_options
 from ..trainers.callbacks import CollapseCallback, divides_weights
 from ..trainers.closing_options import describe_closing
+from ..trainers.data import report_too_long
 from ..trainers.dpo_config import CalibratedDPOConfig
 from .arguments import TRAINERS, TrainArguments
 from .checkpoints import adapt_to_processes, check_disk_space, is_full_disk, last_checkpoint, resume_point
@@ -82,6 +84,8 @@ def build_trainer(
         peft_config=get_peft_config(model_args),
         **datasets,
     )
+    if script_args.trainer in ("sft", "dpo"):  # the calibrated trainers do it themselves
+        _report_too_long(trainer, datasets)
     check_disk_space(trainer)
     trainer.add_callback(StopOnSigterm(trainer))
     if collapse_questions is not None:
@@ -99,6 +103,15 @@ def build_trainer(
         published = published_questions(script_args, training_args, model_args, datasets, collapse_questions)
         trainer.publication = Publication(trainer.training_record, *published)
     return trainer
+
+
+def _report_too_long(trainer: Trainer, datasets: dict[str, Dataset]) -> None:
+    """Log how many rows TRL's own trainers left out or cut; an error if none is left."""
+    if not getattr(trainer.args, "packing", False):
+        for name, rows in datasets.items():
+            prepared = getattr(trainer, name)
+            kind = "pairs" if "chosen" in rows.column_names else "texts"
+            report_too_long(rows, prepared, trainer.args.max_length, f"{name.removesuffix('_dataset')} {kind}")
 
 
 def _check_bitsandbytes(training_args: SFTConfig | DPOConfig, model_args: ModelConfig) -> None:

@@ -139,3 +139,42 @@ def test_the_e_step_moves_no_random_state(world_model, questions, make_trainer):
     trainer.e_step()
     assert torch.equal(torch.get_rng_state(), before)
     assert set(OPTION_COLUMNS) <= set(trainer.estep_dataset.column_names)
+
+
+def long_pairs(pairs, number):
+    """Pairs, some of which have a prompt that fills the context."""
+    return pairs.map(
+        lambda row, place: {"prompt": " ".join([row["prompt"]] * 20) if place < number else row["prompt"]},
+        with_indices=True,
+    )
+
+
+def test_pairs_that_are_too_long_are_counted(make_dpo_trainer, pairs, caplog):
+    few = pairs.select(range(24))
+    make_dpo_trainer(few, max_length=64)
+    assert "left out" not in caplog.text
+    trainer = make_dpo_trainer(long_pairs(few, 4), max_length=64, lambda_pref=0)
+    assert len(trainer.train_dataset) == 20
+    assert "4 of 24 train pairs are left out, because their prompts fill max_length=64; 0 others" in caplog.text
+    with pytest.raises(ValueError, match="None of the 24 train pairs fits in max_length=64"):
+        make_dpo_trainer(long_pairs(few, 24), max_length=64)
+    with pytest.raises(ValueError, match="train_dataset has no rows"):
+        make_dpo_trainer(few.select([]))
+    longest = max(len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in make_dpo_trainer(few).train_dataset)
+    caplog.clear()
+    make_dpo_trainer(few, max_length=longest - 1)
+    assert "0 of 24 train pairs are left out" in caplog.text and "what is longer is cut" in caplog.text
+
+
+def test_texts_that_are_too_long_are_counted(world_model, questions, make_trainer, caplog):
+    rows = [{"prompt": row["question"], "completion": " " + row["choices"][0]} for row in questions] + [
+        {"prompt": " ".join([row["question"]] * 20), "completion": " " + row["choices"][0]}
+        for row in questions.select(range(8))
+    ]
+    trainer = make_trainer(world_model, Dataset.from_list(rows), objective="cft", max_length=64)
+    assert len(trainer.train_dataset) == 40
+    assert "8 of 48 train texts are left out, because their prompts fill max_length=64; 0 others" in caplog.text
+    with pytest.raises(ValueError, match="None of the 8 train texts fits in max_length=64"):
+        make_trainer(world_model, Dataset.from_list(rows[-8:]), objective="cft", max_length=64)
+    with pytest.raises(ValueError, match="train_dataset has no rows"):
+        make_trainer(world_model, Dataset.from_list(rows).select([]), objective="cft")
