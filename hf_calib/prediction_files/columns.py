@@ -43,7 +43,8 @@ _SPREAD = (
     r".*_choice([a-z])_probs?",
     r"([a-z])",
 )
-_OUTCOMES = {"true": 1, "yes": 1, "right": 1, "correct": 1, "false": 0, "no": 0, "wrong": 0, "incorrect": 0}
+_RIGHT, _WRONG = ("true", "yes", "right", "correct", "1", "1.0"), ("false", "no", "wrong", "incorrect", "0", "0.0")
+_OUTCOMES = {**dict.fromkeys(_RIGHT, 1), **dict.fromkeys(_WRONG, 0)}
 
 
 class OptionColumns(NamedTuple):

@@ -68,7 +68,7 @@ def _read_file(
     if source.kind == "npz" and "option_logits.npy" in source.fields:
         predictions, name = OptionPredictions.load(source.path), "hf_calib"
     else:
-        name = options.format or detect_format(source)
+        name = options.format or detect_format(source, named=bool(options.columns))
         if options.format and not FORMATS[name].recognises(source) and name != "columns":
             raise ValueError(
                 f"{path}: this is no {FORMATS[name].TITLE}; the fields are {', '.join(source.fields[:12])}"
@@ -99,9 +99,15 @@ def _check_meaning(name: str, options: ReadOptions) -> None:
             raise ValueError(f"--{option} has no meaning for the format {name}, only for {', '.join(formats)}")
 
 
-def detect_format(source: Source) -> str:
+def detect_format(source: Source, named: bool = False) -> str:
     """
     Name of the format that the content has.
+
+    Args:
+        source ([`Source`]):
+            The file.
+        named (`bool`, *optional*, defaults to `False`):
+            Whether the columns are named by the caller, so that any table will do.
 
     Raises:
         `ValueError`: it has none of the known formats.
@@ -109,6 +115,8 @@ def detect_format(source: Source) -> str:
     for name, module in FORMATS.items():
         if module.recognises(source):
             return name
+    if named and source.kind != "zip":
+        return "columns"
     known = "\n".join(f"  {module.TITLE}" for module in FORMATS.values())
     raise ValueError(
         f"{source.path}: the content has none of the known formats (its fields are {', '.join(source.fields[:12])}). "

@@ -38,9 +38,6 @@ class Table:
         reader = {"csv": _csv, "parquet": _parquet, "npz": _npz}.get(source.kind, _json)
         self._columns: dict[str, Column] = reader(source, names)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._columns
-
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
 
@@ -65,16 +62,6 @@ class Table:
     def texts(self, name: str) -> list[str]:
         """Values of a column as text; a missing one is empty."""
         return ["" if value is None else str(value).strip() for value in self.values(name)]
-
-    def holds_lists(self, name: str) -> bool:
-        """Whether a column holds a list in each row, written as text or not."""
-        column = self._columns[name]
-        if isinstance(column, np.ndarray) and column.ndim == 2:
-            return True
-        first = column[0].as_py() if _is_arrow(column) else column[0]
-        return isinstance(first, (list, tuple, np.ndarray)) or (
-            isinstance(first, str) and re.match(r"\s*[\[(]", first) is not None
-        )
 
     def numbers(self, name: str) -> np.ndarray:
         """
@@ -178,10 +165,11 @@ def _csv(source: Source, names: Sequence[str]) -> dict[str, Column]:
     if repeated := [name for name in names if header.count(name) > 1]:
         raise FileError(source.path, "two columns have this name; rename one", 1, repeated[0])
     table = source.cells or _large_csv(source, names)
+    num_rows = len(table.cells) - 1 if isinstance(table, CsvTable) else len(table)
+    if not num_rows:
+        raise FileError(source.path, f"there is a header ({', '.join(header)}) but no row below it")
     if not isinstance(table, CsvTable):
         return {name: table[name] for name in names}
-    if len(table.cells) < 2:
-        raise FileError(source.path, f"there is a header ({', '.join(header)}) but no row below it")
     columns = list(zip(*table.cells[1:], strict=True))
     return {name: list(columns[header.index(name)]) for name in names}
 

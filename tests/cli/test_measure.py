@@ -1,0 +1,170 @@
+"""`hf-calib measure`, and the commands that take files of other tools."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from samples import make, slow_ece
+
+from hf_calib import load_predictions
+from hf_calib.cli.main import main
+from hf_calib.cli.measure import parse_roles
+from hf_calib.evaluation.evaluate import evaluate_confidences, evaluate_probabilities
+from hf_calib.inference.predictions import OptionPredictions
+
+
+FAST = ["--n_bootstrap", "30"]
+
+
+@pytest.fixture(scope="module")
+def data():
+    probabilities, labels, _ = make(n=400, seed=3)
+    return probabilities.astype(np.float32), labels
+
+
+@pytest.fixture
+def files(tmp_path, data):
+    """The same predictions as a csv of named columns and as samples of lm-evaluation-harness, of two tasks."""
+    probabilities, labels = data
+    frame = pd.DataFrame({f"p_{k}": probabilities[:, k] for k in range(4)})
+    frame.assign(id=[f"q{row}" for row in range(400)], label=labels, subject=["a", "b"] * 200).to_csv(
+        tmp_path / "table.csv", index=False
+    )
+    for number, rows in enumerate((range(200), range(200, 400))):
+        lines = [_sample(row, probabilities[row], labels[row]) for row in rows]
+        (tmp_path / f"samples_task{number}_2026-01-31T00-00-00.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def _sample(row, probabilities, label):
+    arguments = {f"gen_args_{k}": {"arg_0": "?", "arg_1": f" {letter}"} for k, letter in enumerate("ABCD")}
+    responses = [[str(np.log(float(p))), "False"] for p in probabilities]
+    return {"doc_id": row, "target": str(label), "arguments": arguments, "filtered_resps": responses, "filter": "none"}
+
+
+def measure(*arguments):
+    return main(["measure", *FAST, *map(str, arguments)])
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_everything_that_evaluate_reports(files, data, tmp_path, capsys):
+    probabilities, labels = data
+    out = tmp_path / "out"
+    assert measure(files / "table.csv", "--output_dir", out) == 0
+    results = results_of(out)
+    expected = evaluate_probabilities(probabilities, labels, groups=["a", "b"] * 200, n_bootstrap=30)
+    for key, value in expected.items():
+        assert results[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
+    correct = probabilities.argmax(axis=1) == labels
+    assert results["ece"] == pytest.approx(slow_ece(probabilities.max(axis=1), correct), abs=1e-6)
+    assert results["predictions_format"] == "columns" and results["files"] == ["table.csv"]
+    assert "option_mass" not in results
+    assert {path.name for path in out.iterdir()} >= {"predictions.npz", "reliability.png", "groups.png"}
+    saved = OptionPredictions.load(out / "predictions.npz")
+    np.testing.assert_allclose(saved.probabilities, probabilities, rtol=1e-6)
+    shown = capsys.readouterr().out
+    assert "2 groups" in shown and results["explanation"] in shown.replace("\n", " ")
+
+
+def test_several_files_are_tasks_measured_together(files, data, tmp_path, capsys):
+    probabilities, labels = data
+    out = tmp_path / "out"
+    paths = sorted(files.glob("samples_*"))
+    assert measure("--output_dir", out, *paths) == 0  # arguments may come first
+    results = results_of(out)
+    expected = evaluate_probabilities(probabilities, labels, groups=np.repeat(["task0", "task1"], 200), n_bootstrap=30)
+    assert results["ece"] == pytest.approx(expected["ece"], abs=1e-6)
+    assert results["group/task1/ece"] == pytest.approx(expected["group/task1/ece"], abs=1e-6)
+    assert results["dataset"] == "task0, task1" and results["option_mass"] == pytest.approx(1, abs=1e-5)
+    assert "option mass: 1.000" in capsys.readouterr().out
+
+
+def test_confidences_alone(data, tmp_path, capsys):
+    probabilities, labels = data
+    correct = (probabilities.argmax(axis=1) == labels).astype(int)
+    pd.DataFrame({"confidence": probabilities.max(axis=1), "correct": correct}).to_csv(tmp_path / "c.csv", index=False)
+    out = tmp_path / "out"
+    assert measure(tmp_path / "c.csv", "--num_options", 4, "--output_dir", out) == 0
+    expected = evaluate_confidences(probabilities.max(axis=1), correct, 4, n_bootstrap=30)
+    results = results_of(out)
+    assert results["ece"] == pytest.approx(expected["ece"], abs=1e-6) and results["regime"] == expected["regime"]
+    assert "nll" not in results and (out / "reliability.png").is_file()
+    assert "not computed, because the file has confidences alone: cw-ECE, NLL" in capsys.readouterr().out
+    saved = load_predictions(out)
+    np.testing.assert_array_equal(saved.correct, correct)
+    assert measure(out / "predictions.npz") == 0
+    assert main(["calibrate", "--predictions", str(tmp_path / "c.csv")]) == 2
+    assert "holds confidences alone; this command needs probabilities" in capsys.readouterr().err
+
+
+def test_reference_decides_the_regime(files, data, tmp_path):
+    probabilities, labels = data
+    softer = probabilities**0.5 / (probabilities**0.5).sum(axis=1, keepdims=True)
+    frame = pd.DataFrame({f"p_{k}": softer[:, k] for k in range(4)})
+    frame.assign(id=[f"q{row}" for row in range(400)], label=labels)[::-1].to_parquet(tmp_path / "before.parquet")
+    out = tmp_path / "out"
+    arguments = ["--reference_predictions", tmp_path / "before.parquet", "--output_dir", out]
+    assert measure(files / "table.csv", *arguments) == 0
+    expected = evaluate_probabilities(probabilities, labels, reference_probabilities=softer, n_bootstrap=30)
+    assert results_of(out)["critical_accuracy"] == pytest.approx(expected["critical_accuracy"], abs=1e-4)
+
+
+def test_calibrate_and_diagnose_take_the_files(files, tmp_path, capsys):
+    samples = files / "samples_task0_2026-01-31T00-00-00.jsonl"
+    options = ["--n_bootstrap", "30", "--output_dir"]
+    call = ["calibrate", "--predictions", str(samples), "--method", "temperature", *options, str(tmp_path / "c")]
+    assert main(call) == 0
+    stages = {stage["method"]: stage for stage in results_of(tmp_path / "c")}
+    assert stages["temperature"]["ece"] < stages["as is"]["ece"]
+    call = ["diagnose", "--reference_predictions", str(files / "table.csv"), "--predictions", str(files / "table.csv")]
+    assert main([*call, *options, str(tmp_path / "d")]) == 0
+    assert results_of(tmp_path / "d")["change/accuracy"] == 0
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text('{"custom_id": "1", "response": {"body": {"object": "chat.completion", "choices": []}}}\n')
+    assert main(["calibrate", "--predictions", str(batch)]) == 2
+    assert "convert the file with `hf-calib measure FILE ... --output_dir DIR`" in capsys.readouterr().err
+
+
+def test_push_writes_a_card_that_names_the_files(files, tmp_path):
+    samples = files / "samples_task0_2026-01-31T00-00-00.jsonl"
+    folder = tmp_path / "published"
+    call = ["push", "--what", "predictions", "--dry_run", "true", "--output_dir", str(folder), "--evaluation"]
+    assert main([*call, str(samples)]) == 0
+    assert "read from files of the format lm\\_eval" in (folder / "README.md").read_text().replace(
+        "lm_eval", "lm\\_eval"
+    )
+    out = tmp_path / "out"
+    assert measure(samples, "--output_dir", out) == 0
+    assert main(["push", "--evaluation", str(out), "--dry_run", "true"]) == 0
+    card = (out / "README.md").read_text().replace("\\", "")
+    assert "made outside hf_calib and read from samples_task0" in card and "hf-calib evaluate" not in card
+    assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.jsonl"], "nothing.jsonl: no such file"),
+        ([], "the following arguments are required: FILE"),
+        (["{table}", "--format", "helm"], "this is no scenario_state.json of HELM"),
+        (["{table}", "--format", "lmeval"], "the format 'lmeval' is not known: use one of lm_eval"),
+        (["{table}", "--filter", "none"], "--filter has no meaning for the format columns, only for lm_eval"),
+        (["{table}", "--columns", "gold"], "must be ROLE=COLUMN"),
+        (["{table}", "--num_options", "1"], "num_options must be at least 2"),
+        (["{table}", "--lables", "x"], "unknown argument --lables; did you mean --labels"),
+    ],
+)
+def test_wrong_calls(files, capsys, arguments, message):
+    assert measure(*(argument.format(table=files / "table.csv") for argument in arguments)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_roles_of_columns():
+    assert parse_roles("probabilities=p_yes,p_no,label=gold") == {"probabilities": "p_yes,p_no", "label": "gold"}
+    assert parse_roles("") == {}
+    with pytest.raises(ValueError, match="names the role label twice"):
+        parse_roles("label=a,label=b")

@@ -1,0 +1,197 @@
+"""csv, json, parquet and npz with named columns, and the results of the original MMLU evaluation."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_calib.prediction_files import source, tables
+from hf_calib.prediction_files.confidences import ConfidencePredictions
+from hf_calib.prediction_files.options import ReadOptions
+from hf_calib.prediction_files.read import read_predictions
+
+
+PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25], [0.1, 0.1, 0.8]])
+LABELS = [0, 2, 1]
+IDS = ["007", "NA", "1.50"]
+
+
+def frames():
+    """The same predictions in every layout."""
+    listed = pd.DataFrame({"id": IDS, "probabilities": PROBABILITIES.tolist(), "label": LABELS})
+    spread = {f"p_{k}": PROBABILITIES[:, k] for k in range(3)}
+    letters = {"ID": IDS, **{f"Prob {name}": PROBABILITIES[:, k] for k, name in enumerate("ABC")}}
+    named = {"id": IDS, **{name: PROBABILITIES[:, k] for k, name in enumerate("ABC")}, "gold": ["A", "C", "B"]}
+    return {
+        "lists": listed,
+        "spread": pd.DataFrame({"id": IDS, **spread, "label": LABELS}),
+        "from 1": pd.DataFrame(
+            {"id": IDS, **{f"prob{k + 1}": PROBABILITIES[:, k] for k in range(3)}, "answer": [1, 3, 2]}
+        ),
+        "letters": pd.DataFrame({**letters, "Correct Answer": ["a", "C", "(B)"]}),
+        "only letters": pd.DataFrame(named),
+    }
+
+
+def write(frame, path):
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif path.suffix == ".json":
+        frame.to_json(path, orient="records")
+    elif path.suffix == ".gz":
+        frame.to_json(path, orient="records", lines=True, compression="gzip")
+    else:
+        frame.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("layout", list(frames()))
+def test_every_layout_in_every_type(tmp_path, layout, suffix):
+    predictions = read_predictions(write(frames()[layout], tmp_path / f"file.{suffix}"))
+    np.testing.assert_allclose(predictions.probabilities, PROBABILITIES, rtol=1e-7)
+    assert predictions.labels.tolist() == LABELS and predictions.ids.tolist() == IDS
+    np.testing.assert_array_equal(predictions.probabilities, PROBABILITIES.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", list(frames()))
+def test_large_csv_files_are_read_alike(tmp_path, monkeypatch, name):
+    path = write(frames()[name], tmp_path / "file.csv")
+    small = read_predictions(path)
+    monkeypatch.setattr(source, "_LARGE_CSV", 0)
+    large = read_predictions(path)
+    np.testing.assert_array_equal(small.option_logits, large.option_logits)
+    assert small.ids.tolist() == large.ids.tolist() and small.labels.tolist() == large.labels.tolist()
+
+
+def test_questions_with_fewer_options(tmp_path):
+    path = tmp_path / "file.csv"
+    path.write_text("p_0,p_1,p_2,label\n.5,.25,.25,2\n.75,.25,,1\n")
+    predictions = read_predictions(path)
+    assert predictions.num_options.tolist() == [3, 2]
+    path.write_text("p_0,p_1,p_2,label\n.5,,.5,2\n")
+    with pytest.raises(ValueError, match="file.csv, line 2: the column p_1 is empty"):
+        read_predictions(path)
+
+
+def test_logits_npz_and_columns_of_json(tmp_path):
+    logits = np.log(PROBABILITIES) + 5
+    np.savez(tmp_path / "other.npz", logits=logits, labels=np.array(LABELS))
+    (tmp_path / "file.json").write_text(json.dumps({"logprobs": logits.tolist(), "labels": LABELS}))
+    for name in ("other.npz", "file.json"):
+        predictions = read_predictions(tmp_path / name)
+        np.testing.assert_allclose(predictions.option_logits, logits)
+        assert predictions.labels.tolist() == LABELS
+
+
+def test_named_columns(tmp_path):
+    path = tmp_path / "file.csv"
+    path.write_text("yes score,no score,truth\n.75,.25,no\n.5,.5,yes\n")
+    columns = {"probabilities": "yes score,no score", "label": "truth"}
+    predictions = read_predictions(path, ReadOptions(columns=columns))
+    np.testing.assert_allclose(predictions.probabilities, [[0.75, 0.25], [0.5, 0.5]])
+    assert predictions.labels.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="there is no column 'right'; the columns are yes score, no score, truth"):
+        read_predictions(path, ReadOptions(columns={**columns, "label": "right"}))
+    with pytest.raises(ValueError, match="--columns knows the roles .*, not gold"):
+        read_predictions(path, ReadOptions(format="columns", columns={"gold": "truth"}))
+
+
+@pytest.mark.parametrize(
+    ("header", "outcome"), [("correct", "1,0,true"), ("is_correct", "TRUE,no,1.0"), ("Correct", "right,wrong,yes")]
+)
+def test_confidences(tmp_path, header, outcome):
+    path = tmp_path / "file.csv"
+    rows = zip((0.9, 0.5, 1), outcome.split(","), strict=True)
+    path.write_text(f"Confidence,{header},subject\n" + "".join(f"{c},{o},s\n" for c, o in rows))
+    predictions = read_predictions(path)
+    assert isinstance(predictions, ConfidencePredictions)
+    assert predictions.confidences.tolist() == [0.9, 0.5, 1.0] and predictions.subjects.tolist() == ["s"] * 3
+    assert predictions.correct.tolist() == [1, 0, 1]
+
+
+def test_confidences_with_predictions_and_labels(tmp_path):
+    path = tmp_path / "file.jsonl"
+    path.write_text(
+        '{"confidence": "0.5", "prediction": "B", "label": "B"}\n{"confidence": 1, "prediction": 3, "label": 2}\n'
+    )
+    predictions = read_predictions(path)
+    assert predictions.correct.tolist() == [1, 0] and predictions.confidences.tolist() == [0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("p_0,p_1,label\n.5,.5,0\n.5,x,0\n", "line 3: p_1 is 'x', not a number"),
+        ("p_0,p_1,label\n.5,.5,0\n.5,.5,7\n", "line 3: label is 7; it must be 0 to 1"),
+        ("p_0,p_1,label\n.5,.5,0\n.5,.4,0\n", "row 1 sums to 0.9"),
+        ("p_0,p_1,label\n50,50,0\n40,60,0\n", "percentages: divide by 100"),
+        ("p_0,p_1,label\n-1,-2,0\n", "apply a softmax"),
+        ("p_0,p_1,label\n.5,.5,1\n.5,.5,2\n", "count from 1; .*--answers_from 1"),
+        ("p_0,p_1,label\n.5,.5,0\n.5,.5\n", "line 3.*cells"),
+        ("p_0,p_1,label\n", "there is a header .* but no row"),
+        ("p_0,p_1\n.5,.5\n", "there are no right options: give --labels FILE"),
+        ("p_0,p_1,label,answer\n.5,.5,0,1\n", "the columns label, answer can all be the label: choose with --columns"),
+        ("p_0,p_1,A,B,label\n.5,.5,.5,.5,0\n", "the probabilities can be in p_0, p_1 or in A, B: choose with"),
+        ("confidence,correct\n.5,1\n50,0\n", "line 3: confidence is 50.0, outside .*divide percentages by 100"),
+        ("confidence,correct\n.5,1\n.5,maybe\n", "line 3: correct is 'maybe', not a number"),
+        ("confidence,correct\n.5,1\n.5,2\n", "line 3: correct is 2.0, not 1"),
+        ("confidence,name\n.5,1\n", "`confidence` needs `correct`"),
+        ("question,answer\nWhy?,B\n", "the content has none of the known formats"),
+        ("", "the file is empty"),
+    ],
+)
+def test_faults_are_one_clear_line(tmp_path, monkeypatch, text, message):
+    path = tmp_path / "file.csv"
+    path.write_text(text)
+    for large in (10**7, 0):
+        monkeypatch.setattr(source, "_LARGE_CSV", large)
+        with pytest.raises(ValueError, match=f"file.csv.*{message}"):
+            read_predictions(path)
+
+
+def test_faults_in_json(tmp_path):
+    path = tmp_path / "file.jsonl"
+    path.write_text('{"probabilities": [0.5, 0.5], "label": 0}\n\n{"probabilities": ["x", 0.5], "label": 0}\n')
+    with pytest.raises(ValueError, match="file.jsonl, line 3: probabilities is .*not a list of numbers"):
+        read_predictions(path)
+    path.write_text('{"probabilities": [0.5, 0.5], "label": 0}\n[1, 2]\n')
+    with pytest.raises(ValueError, match="file.jsonl, line 2: it is not a JSON object"):
+        read_predictions(path)
+    path.write_text('{"probabilities": [1.0], "label": 0}\n')
+    with pytest.raises(ValueError, match=r"line 1: 1 option\(s\): a question has at least two"):
+        read_predictions(path)
+
+
+def test_other_encodings_and_separators(tmp_path, monkeypatch):
+    text = "id;p_0;p_1;label\ncafé;0.75;0.25;0\n"
+    for large in (10**7, 0):
+        monkeypatch.setattr(source, "_LARGE_CSV", large)
+        for encoding in ("utf-8-sig", "utf-16", "latin-1"):
+            path = tmp_path / "file.csv"
+            path.write_bytes(text.encode(encoding))
+            assert read_predictions(path).ids.tolist() == ["café"]
+
+
+def test_mmlu_results(tmp_path):
+    path = tmp_path / "anatomy.csv"
+    header = "0,1,2,3,4,5,ada_correct,ada_choiceA_probs,ada_choiceB_probs,ada_choiceC_probs,ada_choiceD_probs"
+    rows = ['"Which, of these?",a,b,c,d,B,True,.1,.6,.2,.1', "What?,a,b,c,d,A,False,.1,.6,.2,.1"]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    predictions = read_predictions(path)
+    np.testing.assert_allclose(predictions.probabilities, [[0.1, 0.6, 0.2, 0.1]] * 2, rtol=1e-6)
+    assert predictions.labels.tolist() == [1, 0] and set(predictions.subjects) == {"anatomy"}
+    assert predictions.metadata["model"] == "ada" and "notes" not in predictions.metadata
+    path.write_text("\n".join([header, rows[0], rows[1].replace("False", "True")]) + "\n")
+    assert "1 rows differ from the file's own ada_correct" in read_predictions(path).metadata["notes"]
+    second = tmp_path / "astronomy.csv"
+    second.write_text(path.read_text())
+    both = read_predictions([path, second])
+    assert sorted(set(both.subjects)) == ["anatomy", "astronomy"] and both.ids[2] == "astronomy/0"
+
+
+def test_lists_written_in_every_way():
+    assert [tables._parse_list(text) for text in ("[0.7, 0.3]", "[0.7 0.3]", "0.7;0.3")] == [[0.7, 0.3]] * 3
