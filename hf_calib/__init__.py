@@ -6,7 +6,7 @@ import importlib
 __version__ = "0.1.0"
 
 # Public names and their modules. A name is imported on first use, so that `import hf_calib` is fast, and the measures
-# work without torch and trl.
+# work without torch and trl; the trainers need the extra `train`.
 _MODULE_OF = {
     "calibration_report": "measures.calibration_error",
     "classwise_calibration_error": "measures.calibration_error",
@@ -70,7 +70,12 @@ __all__ = ["__version__", *_MODULE_OF]
 def __getattr__(name):
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    except ModuleNotFoundError as error:
+        from .extras import with_advice
+
+        raise with_advice(error) from error
     globals()[name] = value  # later look-ups skip this function
     return value
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from launching import Launch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+
+# These need the extra `train`.
+TRAINING = ["benchmarks", "recipes", "trainers", "training", "regime/test_regime_world.py", "test_examples.py"]
+collect_ignore = [] if find_spec("trl") else TRAINING
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

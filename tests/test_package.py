@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
@@ -15,8 +16,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import hf_calib
+from hf_calib import extras
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +27,7 @@ PACKAGE = ROOT / "hf_calib"
 
 # Folders from the lowest layer to the highest. A module imports from its own layer and those below.
 LAYERS = [
-    ("measures", "data", "paths"),
+    ("measures", "data", "paths", "extras"),
     ("regime", "plots", "inference", "losses"),
     ("posthoc", "prediction_files"),
     ("evaluation",),
@@ -82,19 +85,66 @@ def test_import_is_free():
     assert not heavy & set(loaded)
 
 
-def test_measures_work_without_torch():
-    code = """
-import sys
-class Blocked:
+def without(*packages: str) -> str:
+    """Code that makes imports of packages fail as if they were not installed."""
+    return f"""
+import importlib.util, sys
+class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "transformers", "trl", "datasets", "sklearn", "matplotlib"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocked())
+        if name in {packages}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {packages} else find_spec(name, package)
+"""
+
+
+def test_measures_work_without_torch():
+    code = (
+        without("torch", "transformers", "trl", "datasets", "sklearn", "matplotlib")
+        + """
 from hf_calib import calibration_report, classify_regime, collapse_report, order_report
 data = [[0.9, 0.1], [0.2, 0.8]] * 20, [0, 0] * 20
 calibration_report(*data), classify_regime(*data), collapse_report(*data), order_report([data[0]] * 2, data[1])
 """
+    )
     run_python(code)
+
+
+def test_everything_but_the_training_works_without_the_extra_train():
+    code = (
+        without("trl", "peft", "deepspeed")
+        + """
+import importlib, hf_calib
+for name in hf_calib._MODULE_OF:
+    if hf_calib._MODULE_OF[name].split(".")[0] not in ("trainers", "training"):
+        getattr(hf_calib, name)
+for name in ("evaluate", "diagnose", "calibrate", "push", "verify", "register", "transfer"):
+    importlib.import_module(f"hf_calib.cli.{name}")
+try:
+    hf_calib.CalibratedSFTTrainer
+except ImportError as error:
+    print(error)
+from hf_calib.cli.main import main
+for call in (["train", "--config", "x.yaml"], ["quickstart"]):
+    assert main(call) == 2
+"""
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == 'This needs trl: pip install "hf_calib[train]".'
+    assert [line.split(":")[0] for line in run.stderr.splitlines()] == ["hf-calib train", "hf-calib quickstart"]
+    assert run.stderr.count('pip install "hf_calib[train]"') == 2
+
+
+@pytest.mark.parametrize(
+    ("installed", "warns"),
+    [("1.14.2", True), ("1.15.0", False), ("1.16.3", False), ("1.17.0.dev0", True), ("2.0.0", True)],
+)
+def test_a_trl_that_was_not_tried_gives_a_warning(installed, warns, monkeypatch, recwarn):
+    monkeypatch.setattr(extras, "version", lambda name: installed)
+    extras.warn_untried_trl()
+    assert [str(w.message).split("with TRL")[-1] for w in recwarn] == [" 1.15 to 1.16."] * warns
 
 
 # Layers
@@ -122,6 +172,12 @@ def test_no_import_cycles():
 def test_only_training_and_its_command_import_trl(module):
     if not module.startswith(("hf_calib.trainers", "hf_calib.training", "hf_calib.cli.train")):
         assert "trl" not in {name.split(".")[0] for name in imports(module)}
+
+
+def test_the_declared_range_of_trl_begins_where_it_was_tried():
+    (trl,) = [requirement for requirement in requirements("train") if requirement.name == "trl"]
+    first, end = (".".join(map(str, minor)) for minor in extras.TRIED_TRL)
+    assert f">={first}" in str(trl.specifier) and trl.specifier.contains(end)
 
 
 def test_help_is_fast():
@@ -180,6 +236,42 @@ def test_wheel_contains_everything(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in held)
 
 
+def test_sdist_builds_the_same_wheel(wheel, tmp_path):
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    source = wheel.parent / "source"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, timeout=120, cwd=source)
+    (sdist,) = tmp_path.glob("hf_calib-*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, sdist]
+    run = subprocess.run(pip, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (built,) = tmp_path.glob("*.whl")
+    names = [{name for name in zipfile.ZipFile(path).namelist() if "dist-info" not in name} for path in (built, wheel)]
+    assert names[0] == names[1]
+
+
+def test_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
+    """The environment holds the wheel; its requirements are those of the tests, without the extra `train`."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(pip, check=True, capture_output=True, timeout=120)
+    (site / "requirements.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    code = (
+        without("trl", "peft", "deepspeed")
+        + """
+import evaluate, hf_calib
+assert "venv" in hf_calib.__file__, hf_calib.__file__
+metric = evaluate.load(str(hf_calib.metric_path()))
+print(metric.compute(predictions=[[0.9, 0.1], [0.3, 0.7]], references=[0, 1])["ece"])
+"""
+    )
+    run = subprocess.run(
+        [tmp_path / "venv/bin/python", "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) == pytest.approx(0.2)
+
+
 def test_wheel_works_from_any_folder(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -204,16 +296,23 @@ def requirements(*extras: str) -> list[Requirement]:
 def test_constraints_pin_what_setup_cfg_asks_for():
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
-    wanted = requirements("app", "deepspeed", "dev")
+    wanted = requirements("train", "app", "deepspeed", "dev")
     wrong = [str(r) for r in wanted if not r.specifier.contains(pins.get(canonicalize_name(r.name), "0"))]
     assert not wrong, f"constraints.txt does not pin these within their range: {wrong}"
+
+
+def test_the_oldest_constraints_are_the_lower_bounds():
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
+    for requirement in requirements():
+        (lowest,) = [bound.version for bound in requirement.specifier if bound.operator == ">="]
+        assert Version(pins[requirement.name]) == Version(lowest), requirement.name
 
 
 def test_setup_cfg_asks_for_what_is_imported():
     roots = {name.split(".")[0] for module in MODULES for name in imports(module)}
     foreign = roots - set(sys.stdlib_module_names) - {"hf_calib"}
     distributions = packages_distributions()
-    declared = {canonicalize_name(requirement.name) for requirement in requirements("deepspeed")}
+    declared = {canonicalize_name(requirement.name) for requirement in requirements("train", "deepspeed")}
     missing = {root for root in foreign if not declared & {canonicalize_name(d) for d in distributions.get(root, [])}}
     assert not missing, f"imported, but not in install_requires: {sorted(missing)}"
 

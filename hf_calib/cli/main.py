@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
+from ..extras import with_advice
 from ..training.distributed import Stopped, leave_process_group
 from . import COMMANDS, MORE_COMMANDS
 from .suggestions import did_you_mean
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed the reason
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"hf-calib {argv[0]}: {error}", file=sys.stderr)
+        reason = with_advice(error) if isinstance(error, ImportError) else error
+        print(f"hf-calib {argv[0]}: {reason}", file=sys.stderr)
         return 2
     try:
         work()

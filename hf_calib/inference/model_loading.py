@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..extras import with_advice
 from .option_head import unwrap_causal_lm
 
 
@@ -48,6 +49,7 @@ def load_model(
         `tuple`: model, in evaluation mode, and tokenizer.
 
     Raises:
+        `ImportError`: if it is an adapter and peft is not installed.
         `OSError`: if there is no such model.
         `ValueError`: if it is not a causal language model.
         `TypeError`: see [`~hf_calib.inference.option_head.unwrap_causal_lm`].
@@ -60,7 +62,10 @@ def load_model(
     auto = AutoModelForCausalLM
     if find_adapter_config_file(name_or_path, revision=revision) is not None:
         # PEFT's own loader also restores what was trained beside the adapter (`modules_to_save`).
-        from peft import AutoPeftModelForCausalLM as auto
+        try:
+            from peft import AutoPeftModelForCausalLM as auto
+        except ModuleNotFoundError as error:
+            raise with_advice(error) from error
     model = auto.from_pretrained(
         name_or_path,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),

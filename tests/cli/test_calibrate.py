@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from peft import LoraConfig, get_peft_model
+from adapters import with_lora
 from samples import save_world_model
 from scipy.special import softmax
 from transformers import AutoModelForCausalLM
@@ -106,10 +106,7 @@ def test_a_folded_checkpoint_gives_the_calibrated_options(folder, tmp_path, kind
     source, predictions = folder / "aligned", folder / "aligned-train.npz"
     questions = World().questions(300, split="train")
     if kind == "adapter":
-        adapted = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(source),
-            LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
-        )
+        adapted = with_lora(AutoModelForCausalLM.from_pretrained(source))
         source = folder / "adapter"
         adapted.save_pretrained(source)
         World().tokenizer().save_pretrained(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from peft import LoraConfig, get_peft_model
+from adapters import with_lora
 from samples import save_world_model
 
 from hf_calib.cli.main import main
@@ -183,7 +183,7 @@ def test_wrong_calls_are_named_and_leave_with_two(world_dir, tmp_path, capsys, c
     places["adapter"] = tmp_path / "adapter"
     if "{adapter}" in call:
         model = World().model()
-        get_peft_model(model, LoraConfig(target_modules=["q_proj", "lm_head"])).save_pretrained(places["adapter"])
+        with_lora(model, target_modules=["q_proj", "lm_head"]).save_pretrained(places["adapter"])
         config = json.loads((places["adapter"] / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = str(world_dir / "model")
         (places["adapter"] / "adapter_config.json").write_text(json.dumps(config))
@@ -229,13 +229,13 @@ def recipes() -> list[Path]:
 
 @pytest.mark.parametrize("recipe", recipes(), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_is_parsed_strictly(recipe, tmp_path, monkeypatch):
-    from trl import ModelConfig, TrlParser
+    trl = pytest.importorskip("trl")
 
     from hf_calib.training.arguments import TRAINERS, TrainArguments
 
     monkeypatch.chdir(tmp_path)
     name = yaml.safe_load(recipe.read_text()).get("trainer", "calibrated_sft")
-    parser = TrlParser((TrainArguments, TRAINERS[name][0], ModelConfig))
+    parser = trl.TrlParser((TrainArguments, TRAINERS[name][0], trl.ModelConfig))
     script_args, training_args, model_args = parser.parse_args_and_config(
         ["--config", str(recipe), "--use_cpu", "true"]
     )

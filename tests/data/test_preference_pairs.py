@@ -5,8 +5,6 @@ from collections import Counter
 
 import pytest
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer
-from trl.data_utils import maybe_extract_prompt
 
 from hf_calib.data.preference_pairs import check_pairs, load_pairs, pair_fault, pairs_from_questions, split_prompt
 from hf_calib.data.questions import PromptFormat, load_questions, shuffle_options
@@ -65,7 +63,8 @@ def test_faults_are_named(row, fault):
 
 @pytest.mark.parametrize("row", [GOOD, CHAT, IMPLICIT, IMPLICIT_CHAT, {**IMPLICIT_CHAT, "prompt": "2 + 2 ="}])
 def test_prompts_are_extracted_as_by_trl(row):
-    assert split_prompt(row) == maybe_extract_prompt(dict(row))
+    trl = pytest.importorskip("trl")
+    assert split_prompt(row) == trl.maybe_extract_prompt(dict(row))
 
 
 def test_invalid_pairs_are_dropped_on_request(tmp_path, caplog):
@@ -91,9 +90,10 @@ def test_dpo_tokenises_pairs_to_the_scored_tokens(kind, scoring, tiny_tokenizers
     prompt_format = PromptFormat(scoring, system_prompt="Be right." if kind == "qwen" else None)
     pairs = pairs_from_questions(QUESTIONS, tokenizer, prompt_format, seed=3)
     assert isinstance(pairs[0]["prompt"], list) == (kind == "qwen")
-    config = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
+    trl = pytest.importorskip("trl")
+    config = trl.DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
     model = tiny_llama(tokenizer)
-    trainer = DPOTrainer(model, tiny_llama(tokenizer), config, train_dataset=pairs, processing_class=tokenizer)
+    trainer = trl.DPOTrainer(model, tiny_llama(tokenizer), config, train_dataset=pairs, processing_class=tokenizer)
 
     encoder = OptionEncoder(tokenizer, prompt_format)
     for row, read in zip(shuffle_options(QUESTIONS, seed=3), trainer.train_dataset, strict=True):

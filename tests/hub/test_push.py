@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+from adapters import with_lora
 from huggingface_hub import ModelCard, hf_hub_download
 from loopback import assert_card_states, read
-from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from hf_calib import PostHocCalibrator, SubjectTemperature, load_calibrator
@@ -113,8 +113,7 @@ def adapter(example):
     folder = example.folder / "adapter"
     base = str(example.folder / "start")
     model = AutoModelForCausalLM.from_pretrained(base)
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(folder)
+    with_lora(model, target_modules=["q_proj", "v_proj"], r=2, task_type="CAUSAL_LM").save_pretrained(folder)
     World().tokenizer().save_pretrained(folder)
     call = ["evaluate", "--model", str(folder), "--dataset", str(example.folder / "test.parquet"), "--scoring", "text"]
     assert main([*call, "--output_dir", str(folder / "evaluation"), "--n_bootstrap", "20"]) == 0
@@ -122,6 +121,7 @@ def adapter(example):
 
 
 def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
+    peft = pytest.importorskip("peft")
     call = ["push", "--model", str(adapter), "--repo_id"]
     assert main([*call, "alice/adapter"]) == 2
     assert "publish that model and name it with --base_model" in capsys.readouterr().err
@@ -134,7 +134,7 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
     assert main([*call, "alice/adapter", "--base_model", "alice/base-of-adapter"]) == 0
     held = set(api.list_repo_files("alice/adapter"))
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= held and "config.json" not in held
-    AutoPeftModelForCausalLM.from_pretrained("alice/adapter")
+    peft.AutoPeftModelForCausalLM.from_pretrained("alice/adapter")
     data = ModelCard.load("alice/adapter").data
     assert data.base_model == "alice/base-of-adapter" and data.library_name == "peft"
     questions = ["--dataset", str(example.folder / "test.parquet")]

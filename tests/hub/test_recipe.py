@@ -9,12 +9,12 @@ from hf_calib.hub.recipe import Recipe, without_secrets
 
 
 def recipe_of(argv):
-    from trl import ModelConfig
+    trl = pytest.importorskip("trl")
 
     from hf_calib import CalibratedSFTConfig
     from hf_calib.training.arguments import TrainArguments
 
-    parser = _recipe_parser((TrainArguments, CalibratedSFTConfig, ModelConfig))
+    parser = _recipe_parser((TrainArguments, CalibratedSFTConfig, trl.ModelConfig))
     parser.parse([*argv, "--output_dir", "out", "--use_cpu", "true"])
     path, content, _ = _read_recipe(argv)
     return Recipe(path, content, parser.given(argv))

@@ -4,7 +4,7 @@ import string
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from adapters import with_lora
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
@@ -99,14 +99,10 @@ def test_max_length_includes_the_end_of_the_answer(tiny_tokenizers):
 
 
 def test_adapter_on_the_head_raises(tiny_tokenizers, tiny_llama):
-    model = get_peft_model(tiny_llama(tiny_tokenizers["gpt2"]), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    model = with_lora(tiny_llama(tiny_tokenizers["gpt2"]), target_modules=["q_proj", "lm_head"])
     with pytest.raises(TypeError, match="merge_and_unload"):
         OptionHead(model)
-    OptionHead(
-        get_peft_model(
-            tiny_llama(tiny_tokenizers["gpt2"]), LoraConfig(modules_to_save=["lm_head"], target_modules=["q_proj"])
-        )
-    )
+    OptionHead(with_lora(tiny_llama(tiny_tokenizers["gpt2"]), modules_to_save=["lm_head"]))
 
 
 def test_gradients_equal_those_of_one_by_one(tiny_tokenizers, tiny_llama):
@@ -190,7 +186,7 @@ def test_soft_caps_and_scales_are_applied(tiny_tokenizers):
 @torch.no_grad()
 def test_adapters_are_unwrapped(tiny_tokenizers, tiny_llama):
     tokenizer = tiny_tokenizers["gpt2"]
-    model = get_peft_model(tiny_llama(tokenizer), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model = with_lora(tiny_llama(tokenizer))
     prompt_format = PromptFormat(scoring="text")
     expected = log_likelihoods(model, tokenizer, prompt_format, QUESTIONS[0])
     OptionHead(model)
@@ -246,8 +242,8 @@ def test_unsupported_branch_masks_raise(tiny_tokenizers, tiny_llama):
         [True, True, True, False],
         [True, True, False, True],
     ]
-    tuned = get_peft_model(
-        tiny_llama(tiny_tokenizers["gpt2"]), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    )
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    tuned = peft.get_peft_model(tiny_llama(tiny_tokenizers["gpt2"]), config)
     with pytest.raises(TypeError, match="Prompt-learning"):
         OptionHead(tuned)

@@ -4,7 +4,7 @@ import types
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from adapters import with_lora
 from torch.nn.functional import dropout
 
 from hf_calib.data.synthetic_world import World, WorldConfig
@@ -145,7 +145,7 @@ def test_dropout_is_off(tokenizer, models):
 
 
 def test_peft_model_and_wrapped_model(tokenizer, models):
-    adapted = get_peft_model(models[0], LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    adapted = with_lora(models[0], target_modules="all-linear")
     wrapped = torch.nn.DataParallel(adapted)  # its `.module` is unwrapped as that of DistributedDataParallel
     texts = sample_texts(adapted, tokenizer, num_texts=4)
     assert sample_texts(wrapped, tokenizer, num_texts=4) == texts

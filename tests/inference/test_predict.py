@@ -4,8 +4,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from adapters import with_lora
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from samples import Counter, make_questions
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -152,7 +152,7 @@ def test_adapters_change_predictions(tiny_tokenizers, tiny_llama):
     tokenizer, questions = tiny_tokenizers["gpt2"], make_questions()
     model = tiny_llama(tokenizer)
     plain = predict_options(model, tokenizer, questions, scoring="text", progress=False)
-    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    adapted = with_lora(model, target_modules="all-linear")
     predictions = predict_options(adapted, tokenizer, questions, scoring="text", progress=False)
     assert not np.allclose(predictions.probabilities, plain.probabilities, atol=1e-3)
     assert_matches(predictions, adapted.eval(), tokenizer, questions, PromptFormat("text"))

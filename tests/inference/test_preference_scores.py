@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer
 
 from hf_calib.data.preference_pairs import load_pairs
 from hf_calib.inference.preference_scores import completion_lengths, preference_probabilities, score_pairs
@@ -30,8 +29,11 @@ def test_log_likelihoods_equal_those_of_trl(kind, columns, tiny_tokenizers, tiny
     pairs = load_pairs(tmp_path / "pairs.jsonl")
     scores, base = (score_pairs(model, tokenizer, pairs) for model in (policy, reference))
 
-    config = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None, beta=0.3)
-    trainer = DPOTrainer(
+    trl = pytest.importorskip("trl")
+    config = trl.DPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None, beta=0.3
+    )
+    trainer = trl.DPOTrainer(
         policy, reference, args=config, train_dataset=pairs, eval_dataset=pairs, processing_class=tokenizer
     )
     batch = trainer.data_collator(list(trainer.train_dataset))

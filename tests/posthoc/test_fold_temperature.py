@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from adapters import with_lora
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -86,10 +86,7 @@ def test_a_checkpoint_and_an_adapter(tiny_tokenizers, tiny_llama, tmp_path):
     model = tiny_llama(tokenizer, tie_word_embeddings=True)
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
-        LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
-    ).eval()
+    adapted = with_lora(AutoModelForCausalLM.from_pretrained(tmp_path / "base")).eval()
     adapted.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     tokens = torch.arange(20)[None]
