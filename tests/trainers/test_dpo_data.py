@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from runs import DPO_RUN, logged
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hf_calib import CalibratedDPOConfig, EMCalibrator, calibration_report, predict_options
 from hf_calib.data.questions import PromptFormat
@@ -72,6 +73,24 @@ def test_what_annotators_agree_on_is_the_truth(rated, pairs, make_dpo_trainer):
     assert trainer.calibrators["pairs"].state_dict()["ordinates"] == pytest.approx(expected["ordinates"], abs=1e-5)
 
 
+def test_targets_of_option_questions_are_kept_between_e_steps(pairs, questions, make_dpo_trainer):
+    seen = []
+
+    class Recorder(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(trainer.fixed_targets["options"].clone())
+
+    settings = {"lambda_options": 1.0, "option_dataset": questions, "em_holdout": 8, "learning_rate": 1e-2}
+    trainer = make_dpo_trainer(pairs, em_refresh="3", max_steps=6, callbacks=[Recorder()], **settings)
+    trainer.train()
+    assert set(trainer.fixed_targets) == {"options"} and seen[0].shape == (32, 4)
+    assert all(torch.equal(seen[step], seen[3 * (step // 3)]) for step in range(6)) and not torch.equal(*seen[2:4])
+    trainer.e_step()
+    probabilities, _ = trainer._score_dataset("options", trainer.option_dataset, "again")
+    expected = trainer.calibrators["options"].targets(probabilities)
+    torch.testing.assert_close(trainer.fixed_targets["options"], expected)
+
+
 def test_evaluation_is_over_all_rows_at_once(world_model, rated, world, make_dpo_trainer):
     questions = world.questions(30, seed=1)
     trainer = make_dpo_trainer(
@@ -95,6 +114,14 @@ def test_evaluation_is_over_all_rows_at_once(world_model, rated, world, make_dpo
     report = calibration_report(predictions.probabilities, predictions.labels)
     assert {k: metrics[f"eval_option_{k}"] for k in report} == pytest.approx(report, abs=1e-5)
     assert "eval_loss" in metrics and metrics["eval_option_n"] == 30
+
+
+def test_a_loss_without_a_link_has_no_measures_of_pairs(pairs, questions, make_dpo_trainer):
+    settings = {"lambda_pref": 0, "eval_dataset": pairs, "eval_option_dataset": questions}
+    metrics = make_dpo_trainer(pairs, loss_type=["hinge"], **settings).evaluate()
+    assert "eval_loss" in metrics and "eval_option_ece" in metrics and "eval_pair_ece" not in metrics
+    metrics = make_dpo_trainer(pairs, loss_type=["robust"], label_smoothing=0.2, **settings).evaluate()
+    assert metrics["eval_pair_confidence"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
