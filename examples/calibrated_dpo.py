@@ -6,13 +6,14 @@ from hf_calib import CalibratedDPOConfig, CalibratedDPOTrainer
 
 
 def main():
-    # Your own model before alignment, preference pairs (prompt, chosen, rejected) and load_questions("train.parquet")
+    # Your own model before alignment, preference pairs (prompt, chosen, rejected and, if known, the agreement of
+    # annotators as preference_probability) and load_questions("train.parquet")
     model, _ = make_models()
     pairs, questions, test = WORLD.preference_pairs(960), WORLD.questions(500, split="train"), WORLD.questions(2000)
 
     measure("before", model, test)
-    plain = {"beta": 0.1, "lambda_pref": 0.0}
-    calibrated = {"beta": 10.0, "lambda_pref": 3.0, "lambda_options": 3.0, "option_likelihood_weight": 0.3}
+    plain = {"beta": 0.1, "lambda_pref": 0.0, "preference_probability_column": None}
+    calibrated = {"beta": 10.0, "lambda_options": 1.0, "option_likelihood_weight": 0.3}
     for name, settings in {"dpo": plain, "calibrated_dpo": calibrated}.items():
         args = CalibratedDPOConfig(
             f"outputs/{name}", learning_rate=3e-4, num_train_epochs=1, per_device_train_batch_size=64,

@@ -30,45 +30,51 @@ from world_runs import Setting
 from hf_calib.evaluation.tables import write_json
 
 
+SOFT = "soft-label DPO"
 # A larger beta needs a smaller learning rate: what counts is beta times the change of a margin.
 RECIPE = {"beta": 0.1, "learning_rate": 2e-4}
 B10, B30, B100 = ({"beta": beta, "learning_rate": rate} for beta, rate in ((10.0, 2e-4), (30.0, 5e-5), (100.0, 2e-5)))
 OPTIONS = {"lambda_options": 1.0, "option_likelihood_weight": 0.3, "em_holdout": 0.2, "em_refresh": "15"}
 OPTIONS |= {"em_estimator": "temperature"}
-ROBUST = {"loss_type": ["robust"], "label_smoothing": 0.1}
 IPO = {"loss_type": ["ipo"]}
 # By method: the labels of its pairs, and its settings by name.
 GRID = {
     "DPO, its recipe": ("votes", {"beta 0.1": RECIPE}),
     "DPO": ("votes", {"beta 10": B10, "beta 30": B30, "beta 100": B100}),
-    "cDPO": ("votes", {"beta 30": B30 | {"cdpo_smoothing": 0.1}}),
-    "rDPO": ("votes", {"beta 30": B30 | ROBUST}),
+    "cDPO": ("votes", {f"smoothing {e}": B30 | {"cdpo_smoothing": e} for e in (0.03, 0.1)}),
+    "rDPO": (
+        "votes",
+        {f"smoothing {e}": B30 | {"loss_type": ["robust"], "label_smoothing": e} for e in (0.03, 0.1)},
+    ),
     "IPO": ("votes", {"beta 10": IPO | B10 | {"learning_rate": 5e-5}, "beta 30": IPO | B30 | {"learning_rate": 2e-5}}),
-    "EM-ECE on pairs": ("votes", {"beta 30": B30 | {"lambda_pref": 1.0}}),
-    "soft-label DPO": ("agreement", {"beta 10": B10, "beta 30": B30, "beta 100": B100}),
-    "soft labels + likelihood": ("agreement", {"beta 30": B30 | OPTIONS | {"option_em_weight": 0.0}}),
-    "calibrated DPO": ("agreement", {"beta 30": B30 | OPTIONS}),
+    "calibrated DPO, votes": ("votes", {"beta 30": B30 | {"lambda_pref": 1.0}}),
+    SOFT: ("agreement", {"beta 10": B10, "beta 30": B30, "beta 100": B100}),
+    f"{SOFT}, beta 30": ("agreement", {"beta 30": B30}),
+    f"{SOFT} + likelihood": ("agreement", {"beta 30": B30 | OPTIONS | {"option_em_weight": 0.0}}),
+    "calibrated DPO": ("agreement", {f"options {w:g}": B30 | OPTIONS | {"lambda_options": w} for w in (1.0, 3.0)}),
 }
 CHOSEN = {
     "DPO, its recipe": "beta 0.1",
     "DPO": "beta 30",
-    "cDPO": "beta 30",
-    "rDPO": "beta 30",
-    "IPO": "beta 10",
-    "EM-ECE on pairs": "beta 30",
-    "soft-label DPO": "beta 30",
-    "soft labels + likelihood": "beta 30",
-    "calibrated DPO": "beta 30",
+    "cDPO": "smoothing 0.03",
+    "rDPO": "smoothing 0.03",
+    "IPO": "beta 30",
+    "calibrated DPO, votes": "beta 30",
+    SOFT: "beta 100",
+    f"{SOFT}, beta 30": "beta 30",
+    f"{SOFT} + likelihood": "beta 30",
+    "calibrated DPO": "options 1",
 }
-WITH_TEMPERATURE = ("DPO, its recipe", "DPO", "soft-label DPO")
+WITH_TEMPERATURE = ("DPO, its recipe", "DPO", SOFT)
 BEFORE = "before alignment"
-# What EM-ECE adds, with the same labels: method, and the one without it.
+# What is added by soft labels, by EM-ECE on pairs, by the likelihood of option questions, and by EM-ECE on them: a
+# method, and the one without it at the same beta.
 PAIRED = (
-    ("EM-ECE on pairs", "DPO"),
-    ("soft-label DPO", "DPO"),
-    ("soft labels + likelihood", "soft-label DPO"),
-    ("calibrated DPO", "soft-label DPO"),
-    ("calibrated DPO", "soft labels + likelihood"),
+    (f"{SOFT}, beta 30", "DPO"),
+    ("calibrated DPO, votes", "DPO"),
+    (f"{SOFT} + likelihood", f"{SOFT}, beta 30"),
+    ("calibrated DPO", f"{SOFT} + likelihood"),
+    ("calibrated DPO", SOFT),
 )
 MEASURES = {
     "pair_accuracy": "pair accuracy", "pair_ece": "pair-ECE", "pair_tce": "pair TCE", "pair_nll": "pair NLL",
@@ -144,9 +150,7 @@ def report(runs: dict[int, dict[str, dict]]) -> dict[str, float]:
         pairs = zip(rows[method], rows[other], strict=True)
         changes[f"{method} less {other}"] = [{m: a[m] - b[m] for m in MEASURES} for a, b in pairs]
     print_table("differences, seed by seed", changes, "+")
-    floors = {
-        kind: np.mean([of[f"{kind}_ece_noise_floor"] for of in rows["soft-label DPO"]]) for kind in ("pair", "option")
-    }
+    floors = {kind: np.mean([of[f"{kind}_ece_noise_floor"] for of in rows[SOFT]]) for kind in ("pair", "option")}
     print(f"noise floors: pairs {floors['pair']:.3f}, options {floors['option']:.3f}")
     return {
         f"{name} {m}": float(np.mean([of[m] for of in seeds]))
