@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from adapters import with_lora
 from torch.nn.functional import dropout
 
 from hf_calib.inference.generic_texts import GenericText, sample_texts
@@ -66,7 +66,7 @@ def test_a_model_with_itself_and_a_uniform_one(tokenizer, models):
 
 
 def test_wrapped_models_and_dropout(tokenizer, models):
-    adapted = get_peft_model(models[0], LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    adapted = with_lora(models[0], target_modules="all-linear")
     texts = sample_texts(adapted, tokenizer, num_texts=4)
     states = TextStates.of(models[1], texts)
     expected = compare_texts(adapted, states).rows()
