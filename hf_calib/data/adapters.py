@@ -35,18 +35,25 @@ def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], sou
     found = find_adapter(columns, ADAPTERS if adapter == "auto" else [adapter], labelled)
     if found is not None:
         return found
-    rename = "name the columns by `columns` (--columns question=...,answer=...)"
+    rename = "name columns by `columns` (--columns question=...,answer=...)"
     if adapter != "auto":
-        missing = [column for column in ADAPTERS[adapter].columns if column not in columns]
+        missing = _missing(ADAPTERS[adapter], columns, labelled)
         raise ValueError(
             f"{source}: adapter '{adapter}' misses column(s) {', '.join(missing)} among {', '.join(columns)}; "
             f"{rename}, or choose another adapter"
         )
-    layouts = "\n".join(f"  {name}: {', '.join(entry.columns)}" for name, entry in ADAPTERS.items())
+    name, nearest = min(ADAPTERS.items(), key=lambda entry: len(_missing(entry[1], columns, labelled)))
+    absent = _missing(nearest, columns, labelled)
     raise ValueError(
-        f"{source}: no adapter fits the columns {', '.join(columns)}; {rename}, or in Python pass a function from a "
-        f"row to question, choices, answer as `adapter`. The adapters need:\n{layouts}"
+        f"{source}: no known layout has the columns {', '.join(columns)}; the nearest, '{name}', has "
+        f"{', '.join(nearest.columns)}, of which {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing; "
+        f"{rename}, or in Python pass a function from a row to question, choices, answer as `adapter`"
     )
+
+
+def _missing(adapter: Adapter, columns: list[str], labelled: bool) -> list[str]:
+    present = columns_as_known(columns, adapter.columns)
+    return [name for name in adapter.columns if name not in present and (labelled or name != adapter.answer_column)]
 
 
 def _text(value: Any, column: str) -> str:
@@ -215,25 +222,21 @@ def _handle_faults(
     faults: Mapping[int, InvalidRow], num_valid: int, source: str, drop_invalid: bool, lines: list[int]
 ) -> None:
     """Raise an error for the first invalid row, or log how many are left out."""
-    total = len(faults) + num_valid
+    total, (index, first) = len(faults) + num_valid, next(iter(faults.items()))
+    malformed = [error for error in faults.values() if not error.hidden_label]
+    where = f"{source}, {f'line {lines[index]}' if lines else f'row {index}'}, {first}"
+    if len(malformed) > num_valid and len(malformed) > 1:
+        raise ValueError(f"{where}; {len(malformed)} of {total} rows are invalid: correct the data")
     if not drop_invalid:
-        index, error = next(iter(faults.items()))
         hint = "this split hides its answers, choose a labelled one (often 'train' or 'validation'), or "
         raise ValueError(
-            f"{source}, {f'line {lines[index]}' if lines else f'row {index}'}, {error}; "
-            f"{hint if error.hidden_label else 'correct the row, or '}"
+            f"{where}; {hint if first.hidden_label else 'correct the row, or '}"
             "pass `drop_invalid=True` (`--drop_invalid true`) to leave such rows out"
-        ) from None
+        )
     counts = Counter(error.column.partition("[")[0] for error in faults.values())
     reasons = ", ".join(f"{count} for `{column}`" for column, count in counts.most_common())
     if not num_valid:
         raise ValueError(f"{source}: no valid question among {total} rows ({reasons}); choose another split or file")
-    malformed = [error for error in faults.values() if not error.hidden_label]
-    if len(malformed) > num_valid:
-        raise ValueError(
-            f"{source}: {len(malformed)} of {total} rows are invalid ({reasons}), more than could be left out; the "
-            f"first is wrong in {malformed[0]}"
-        )
     logger.warning(f"{source}: left out {len(faults)} of {total} rows as invalid ({reasons})")
 
 

@@ -169,10 +169,7 @@ def _differs(answer: Answer, first: int) -> bool:
 
 def warn_or_raise_without_zero(reaches_last: bool, count: int, column: str, source: str) -> None:
     """Raise an error if answers seem to count from 1, and warn if they may: no 0 is among `count` numbers."""
-    advice = (
-        "if they count from 1, pass `answers_from=1` (--answers_from 1); if they count from 0, `answers_from=0` "
-        "(--answers_from 0)"
-    )
+    advice = "pass `answers_from=1` (--answers_from 1) if they count from 1, and 0 if they count from 0"
     if reaches_last:
         raise ValueError(
             f"{source}, column '{column}': no answer is 0 and some equal the number of options, so they seem to count "

@@ -163,7 +163,9 @@ def _plain(text: Any) -> Any:
     """Replace the marks of WikiHow, such as `[title]`."""
     if not isinstance(text, str):
         return text
-    return re.sub(r"\s+", " ", re.sub(r"\[\w+\]", "", re.sub(r"\s*\[title\]", ".", text))).strip().removeprefix(". ")
+    return (
+        re.sub(r"\s+", " ", re.sub(r"\[[a-z]+\]", "", re.sub(r"\s*\[title\]", ".", text))).strip().removeprefix(". ")
+    )
 
 
 def _ai2(row: Row) -> Row:
@@ -187,7 +189,8 @@ def _truthful_qa(row: Row) -> Row:
     if not isinstance(targets, Mapping):
         raise InvalidRow("mc1_targets", "it must be a dict of `choices` and `labels`, or from text to 0 or 1")
     if not {"choices", "labels"} <= targets.keys():  # the authors' file
-        targets = {"choices": list(targets), "labels": list(targets.values())}
+        given = {text: mark for text, mark in targets.items() if mark is not None}
+        targets = {"choices": list(given), "labels": list(given.values())}
     texts, marks = targets["choices"], [str(mark) for mark in targets["labels"]]
     if len(marks) != len(texts) or sorted(marks) != ["0"] * (len(texts) - 1) + ["1"]:
         raise InvalidRow("mc1_targets", "exactly one option must have the label 1, and the others 0")

@@ -62,6 +62,50 @@ LAYOUTS = {
         "correct_answer": "carbon dioxide",
         "support": "",
     },
+    "TIGER-Lab/MMLU-Pro": {
+        "question_id": 70,
+        "question": "Plants breathe in",
+        "options": TEXTS,
+        "answer": "B",
+        "answer_index": 1,
+        "cot_content": "",
+        "category": "biology",
+        "src": "ori_mmlu",
+    },
+    "Rowan/hellaswag": {
+        "ind": 24,
+        "activity_label": "",
+        "ctx_a": "Plants",
+        "ctx_b": "breathe in",
+        "ctx": "Plants breathe in",
+        "endings": TEXTS,
+        "source_id": "activitynet~v_1",
+        "split": "val",
+        "split_type": "indomain",
+        "label": "1",
+    },
+    "truthfulqa/truthful_qa": {
+        "question": "Plants breathe in",
+        "mc1_targets": {"choices": ["carbon dioxide", "oxygen", "helium", "argon"], "labels": [1, 0, 0, 0]},
+        "mc2_targets": {"choices": ["carbon dioxide", "CO2", "oxygen"], "labels": [1, 1, 0]},
+    },
+    "truthful_qa, the authors' file": {
+        "question": "Plants breathe in",
+        "mc1_targets": {"carbon dioxide": 1, "oxygen": 0, "helium": 0, "argon": 0},
+    },
+    "haonan-li/cmmlu": {
+        "Question": "Plants breathe in",
+        **dict(zip("ABCD", TEXTS, strict=True)),
+        "Answer": "B",
+    },
+    "arc, the authors' file": {
+        "id": "Mercury_1",
+        "question": {
+            "stem": "Plants breathe in",
+            "choices": [{"text": text, "label": label} for text, label in zip(TEXTS, "ABCD", strict=True)],
+        },
+        "answerKey": "B",
+    },
     "spreadsheet": {
         "question": "Plants breathe in",
         **dict(zip("ABCD", TEXTS, strict=True)),
@@ -85,8 +129,79 @@ def test_known_layouts_are_recognised(layout):
     assert adapted["question"] == "Plants breathe in"
     assert adapted["choices"][adapted["answer"]] == "carbon dioxide"
     assert sorted(adapted["choices"]) == sorted(TEXTS)
-    assert adapted["id"] == row.get("id", adapted["id"]) and adapted["id"]
-    assert adapted.get("subject") == row.get("subject", row.get("subject_name"))
+    assert adapted["id"] == str(row.get("id", row.get("question_id", adapted["id"]))) and adapted["id"]
+    assert adapted.get("subject") == row.get("subject", row.get("subject_name", row.get("category")))
+
+
+def test_winogrande_options_are_called_1_and_2():
+    row = {"sentence": "The trophy does not fit into the case because the _ is too large.", "option1": "trophy"}
+    rows = [{**row, "option2": "case", "answer": answer} for answer in ("1", "2", "2", "1")]
+    questions = adapt_questions(Dataset.from_list(rows))
+    assert questions["answer"][:] == [0, 1, 1, 0] and questions["choices"][0] == ["trophy", "case"]
+    with pytest.raises(ValueError, match="this split hides its answers"):
+        adapt_questions(Dataset.from_list([{**rows[0], "answer": ""}]))
+
+
+def test_marks_of_wikihow_are_removed():
+    row = {"activity_label": "Family Life", "label": "0", "endings": ["Sit. [step] Down.", "[title] Run away."]}
+    row["ctx"] = "[header] How to dry [title] Stand up. [step] Walk."
+    (question,) = adapt_questions(Dataset.from_list([row]))
+    assert question["question"] == "Family Life: How to dry. Stand up. Walk."
+    assert question["choices"] == ["Sit. Down.", "Run away."]
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [1, 1], [1, 0, 0]])
+def test_truthful_qa_has_one_right_answer(labels):
+    row = {"question": "q", "mc1_targets": {"choices": ["x", "y"], "labels": labels}}
+    with pytest.raises(ValueError, match="exactly one option must have the label 1"):
+        adapt_questions(Dataset.from_list([row]))
+
+
+def test_original_mmlu_has_no_header(tmp_path):
+    (tmp_path / "high_school_physics_test.csv").write_text('"Is it, or not?",x,y,z,w,C\nIs it?,x,"y, or",z,w,A\n')
+    questions = load_questions(tmp_path / "high_school_physics_test.csv")
+    assert questions["question"][:] == ["Is it, or not?", "Is it?"] and questions["answer"][:] == [2, 0]
+    assert questions["choices"][1] == ["x", "y, or", "z", "w"]
+    assert questions["subject"][:] == ["high_school_physics"] * 2
+
+
+def test_cmmlu_has_an_index_column(tmp_path):
+    (tmp_path / "anatomy.csv").write_text(",Question,A,B,C,D,Answer\n0,骨骼?,一,二,三,四,D\n", encoding="utf-8")
+    assert load_questions(tmp_path / "anatomy.csv")["answer"][:] == [3]
+
+
+def test_columns_have_any_name_and_case(tmp_path):
+    (tmp_path / "q.csv").write_text("ID,Prompt,First,Second,Gold\nx1,Is it?,yes,no,B\n")
+    columns = "id=Id, question=prompt,A=First,B=Second,answer=Gold"
+    parsed = dict(pair.strip().split("=") for pair in columns.split(","))
+    for given in (columns, parsed):
+        (row,) = load_questions(tmp_path / "q.csv", columns=given)
+        assert (row["id"], row["question"], row["choices"], row["answer"]) == ("x1", "Is it?", ["yes", "no"], 1)
+    dataset = Dataset.from_list([{"Prompt": "Is it?", "Choices": ["yes", "no"], "gold": 1, "question": "other"}])
+    (row,) = adapt_questions(dataset, columns="question=Prompt,answer=gold")
+    assert row["question"] == "Is it?" and row["answer"] == 1
+    # a name that is there needs no other column
+    named = Dataset.from_list([QUESTION])
+    assert adapt_questions(named, columns="question=prompt,answer=Gold")["answer"][:] == [1]
+    dataset = Dataset.from_list([{"question": "q", "Answer": 0, "ANSWER": 1, "choices": ["x", "y"]}])
+    with pytest.raises(ValueError, match="'Answer', 'ANSWER' differ only in case"):
+        adapt_questions(dataset)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("question=Promt,answer=Gold", "no column 'Promt' among Prompt, Gold; did you mean 'Prompt'"),
+        ("question", "'question' must be name=column"),
+        ("question=", "'question' must be name=column"),
+        ("frage=Prompt", "'frage' is no column of option questions"),
+        ("question=Prompt,question=Gold", "a name is there twice"),
+        ("question=Prompt,answer=Prompt", "one column is used for two names"),
+    ],
+)
+def test_wrong_names_of_columns(columns, message):
+    with pytest.raises(ValueError, match=message):
+        adapt_questions(Dataset.from_list([{"Prompt": "q", "Gold": "A"}]), columns=columns)
 
 
 def test_mmlu_answers_are_class_labels_on_the_hub():
@@ -111,7 +226,10 @@ def test_adapter_function_for_any_other_layout():
 
 def test_error_lists_the_columns_of_each_adapter():
     dataset = Dataset.from_list([{"query": "?", "choices": ["a", "b"], "answer": 0}])
-    with pytest.raises(ValueError, match=r"(?s)query, choices, answer; .*--columns question=.*medmcqa: question, opa"):
+    with pytest.raises(
+        ValueError,
+        match=r"query, choices, answer; the nearest, 'unified', has question, choices, answer, of which question is missing",
+    ):
         adapt_questions(dataset)
     with pytest.raises(ValueError, match="'unified' misses column.s. question"):
         adapt_questions(dataset, adapter="unified")
@@ -146,9 +264,10 @@ def test_invalid_rows_are_named_and_can_be_dropped(change, message, caplog):
     assert "left out 1 of 2 rows" in caplog.text
 
 
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if "sciq" not in name])
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if "sciq" not in name and "truthful" not in name])
 def test_unlabelled_questions_need_no_answer(name):
     row = LAYOUTS[name]
+    row = {name.lower() if name in ("Question", "Answer") else name: value for name, value in row.items()}
     adapter = find_adapter(row)
     expected = adapt_questions(Dataset.from_list([row]))[0]
     for rows in (
