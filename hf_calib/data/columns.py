@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .layouts import ADAPTERS, columns_as_known
+from .layouts import ADAPTERS, columns_as_known, find_adapter
 from .text_files import TextRecords
 
 
@@ -23,8 +23,7 @@ class ColumnArguments:
 
     Args:
         columns (`str` or `Mapping[str, str]`, *optional*):
-            Column of the data by the name that it gets, e.g. `"question=Prompt,answer=Gold"`. A name that a data set
-            has already needs no other column, so that data sets of different layouts can be read together.
+            Column of the data by the name that it gets, e.g. `"question=Prompt,answer=Gold"`; see [`rename_columns`].
         answers_from (`int`, *optional*):
             Number of the first option, 0 or 1, where answers are numbers.
     """
@@ -84,7 +83,10 @@ def parse_columns(columns: str | Mapping[str, str]) -> dict[str, str]:
 
 def rename_columns(dataset: Dataset | TextRecords, columns: Mapping[str, str], source: str) -> Dataset | TextRecords:
     """
-    Rename the columns of a data set. A name that the data set has already needs no column of its own.
+    Rename the columns of a data set.
+
+    A name that the data set has already needs no column of its own, and a data set of a known layout that has none of
+    the columns stays as it is, so that data sets of different layouts can be read together.
 
     Args:
         dataset (`Dataset` or [`~hf_calib.data.text_files.TextRecords`]):
@@ -100,6 +102,8 @@ def rename_columns(dataset: Dataset | TextRecords, columns: Mapping[str, str], s
     records = isinstance(dataset, TextRecords)
     present = dataset.columns if records else dataset.column_names
     new_names = {}
+    if find_adapter(present, labelled=False) and not columns_as_known(present, columns.values()):
+        return dataset
     for name, column in columns.items():
         found = columns_as_known(present, [column]).get(column)
         if found is not None:
