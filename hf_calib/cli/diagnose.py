@@ -52,7 +52,7 @@ class DiagnoseArguments(PredictionArguments):
     )
     model: str | None = field(default=None, metadata={"help": "Model or adapter after alignment."})
     dataset: str | None = field(
-        default=None, metadata={"help": "Questions: a parquet, jsonl or csv file, a folder, or a name on the Hub."}
+        default=None, metadata={"help": "Questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
     )
     reference_predictions: str | None = field(
         default=None, metadata={"help": "Saved predictions of the model before alignment, instead of --reference."}

@@ -24,6 +24,10 @@ examples:
   hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --output_dir aligned \\
       --reference_predictions reference
 
+  # a file with columns of other names, in which answers count from 1; see docs/guides/question-files.md
+  hf-calib evaluate --model ./my-dpo-model --dataset exam.csv --answers_from 1 \\
+      --columns "question=Prompt,A=First,B=Second,C=Third,answer=Gold"
+
   # on several GPUs
   accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
 
@@ -39,7 +43,9 @@ class EvaluateArguments(PredictionArguments):
     """Arguments of `hf-calib evaluate`."""
 
     model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
-    dataset: str = field(metadata={"help": "Questions: a parquet, jsonl or csv file, a folder, or a name on the Hub."})
+    dataset: str = field(
+        metadata={"help": "Questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
+    )
     output_dir: str = field(default="evaluation", metadata={"help": "Folder of results, predictions and diagram."})
     reference_predictions: str | None = field(
         default=None,

@@ -66,7 +66,7 @@ class RestoreOptions(PromptArguments, ColumnArguments):
 
     model: str = field(metadata={"help": "Aligned model: a local folder or a name on the Hub."})
     dataset: str = field(
-        metadata={"help": "Labelled questions: a parquet, jsonl or csv file, a folder, or a name on the Hub."}
+        metadata={"help": "Labelled questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
     )
     output_dir: str = field(default="restored", metadata={"help": "Folder of the checkpoint and the report."})
     reference: str | None = field(

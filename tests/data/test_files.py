@@ -167,6 +167,11 @@ def test_other_separators_and_empty_cells(tmp_path, text):
     assert questions["choices"][0] == ["x", "y"] and questions["answer"][0] == 1
 
 
+def test_text_of_a_spreadsheet_program(tmp_path):
+    (tmp_path / "q.csv").write_bytes("question\tA\tB\tanswer\nÄpfel, oder?\tja\tnein\tB\n".encode("utf-16"))
+    assert load_questions(tmp_path / "q.csv")[0]["question"] == "Äpfel, oder?"
+
+
 def test_western_letters_are_read_and_said(tmp_path, caplog):
     text = "question,A,B,answer\nWo liegt Köln?,am Rhein – klar,in Österreich,A\n"
     (tmp_path / "q.csv").write_bytes(text.encode("cp1252"))
@@ -252,3 +257,17 @@ def test_numbers_in_a_csv_file_are_indices(tmp_path, answers):
     lines = [f'Q{i}?,"[""x"", ""y""]",{answer}' for i, answer in enumerate(answers)]
     file.write_text("\n".join(["question,choices,answer", *lines]))
     assert load_questions(file)["answer"][:] == [1, 0]
+
+
+def test_an_archive_needs_no_suffix_of_its_own(tmp_path):
+    (tmp_path / "q.csv").write_bytes(gzip.compress(TABLE.encode()))
+    assert len(load_questions(tmp_path / "q.csv")) == 5
+
+
+def test_rows_with_letters_among_rows_with_numbers(tmp_path):
+    rows = [
+        {"question": f"q{i}", "choices": {"text": ["x", "y", "z"], "label": labels}, "answerKey": labels[i % 3]}
+        for i, labels in enumerate([list("ABC"), list("123"), list("ABC"), list("123")])
+    ]
+    (tmp_path / "arc.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_questions(tmp_path / "arc.jsonl")["answer"][:] == [0, 1, 2, 0]
