@@ -1,10 +1,10 @@
-"""`hf-calib diagnose`: compare a model before and after alignment."""
+"""`hf-calib diagnose`: compare a model before and after alignment, and after a repair."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,10 @@ from .parser import CommandParser
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..evaluation.alignment import AlignmentMeter
     from ..inference.predictions import OptionPredictions
+
+REFERENCE, ALIGNED, REPAIRED = "reference", "aligned", "repaired"
 
 _EXAMPLES = """\
 examples:
@@ -29,15 +32,20 @@ examples:
   hf-calib diagnose --reference ./my-sft-model --model ./my-ipo-model --dataset questions.parquet \\
       --pairs held_out_pairs.parquet --beta 0.1 --loss_type ipo
 
+  # after a repair: calibration, and how much of the alignment is kept
+  hf-calib diagnose --reference ./my-sft-model --model ./my-dpo-model --repaired restored/model \\
+      --dataset questions.parquet --pairs held_out_pairs.parquet --texts texts.txt
+
   # saved predictions: output folders of two evaluations, or their predictions.npz
   hf-calib diagnose --reference_predictions before --predictions after
 
 writes to OUTPUT_DIR:
   report.md              measures before and after, differences with intervals, command of the recommended repair
   results.json           flat: the aligned model's measures; those of the reference as reference/...; differences as
-                         change/...; order/... and pairs/... if measured
+                         change/...; order/..., pairs/..., repaired/... and alignment/... if measured
+  alignment.json         with --repaired, --prompts or --texts: the alignment report, for `hf-calib push --alignment`
   reliability, confidence, positions (.png, .svg)
-  reference/, aligned/   predictions of both models, from which an interrupted run resumes
+  reference/, aligned/, repaired/   predictions and texts of each model, from which an interrupted run resumes
 """
 
 
@@ -51,6 +59,9 @@ class DiagnoseArguments(PredictionArguments):
         default=None, metadata={"help": "Model before alignment: a folder or a name on the Hub."}
     )
     model: str | None = field(default=None, metadata={"help": "Model or adapter after alignment."})
+    repaired: str | None = field(
+        default=None, metadata={"help": "Model or adapter after a repair: shows how much of the alignment it keeps."}
+    )
     dataset: str | None = field(
         default=None, metadata={"help": "Questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
     )
@@ -78,6 +89,20 @@ class DiagnoseArguments(PredictionArguments):
         default=None,
         metadata={"help": "For --pairs: label_smoothing of the alignment (default: as in MODEL/training.json, or 0)."},
     )
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts for the alignment report: a txt file with one on each line, or a data set with a column "
+            "prompt or messages (default: 64 chat prompts of the package)."
+        },
+    )
+    prompts_limit: int = field(default=64, metadata={"help": "Maximum number of prompts, drawn by --seed."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Maximum tokens of a text written after a prompt."})
+    texts: str | None = field(
+        default=None,
+        metadata={"help": "Texts for a perplexity: a txt file with paragraphs, or a data set with a column text."},
+    )
+    texts_limit: int = field(default=200, metadata={"help": "Maximum number of texts, drawn by --seed."})
     order_limit: int = field(
         default=500,
         metadata={"help": "Number of questions scored with their options in every cyclic order; 0 scores none."},
@@ -94,10 +119,20 @@ class DiagnoseArguments(PredictionArguments):
             raise ValueError("--dataset is missing: name the questions to evaluate both models on.")
         if all(predictions) and self.pairs:
             raise ValueError("--pairs needs --reference and --model: saved predictions hold no scores of pairs.")
-        if self.order_limit < 0 or self.pairs_limit < 1:
-            raise ValueError("order_limit must be at least 0 and pairs_limit at least 1.")
+        if all(predictions) and self.measures_alignment:
+            raise ValueError("--repaired, --prompts and --texts need --reference and --model: the models are run.")
+        if self.order_limit < 0:
+            raise ValueError(f"order_limit must be at least 0, got {self.order_limit}.")
+        for name in ("pairs_limit", "prompts_limit", "texts_limit", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.beta is not None and not self.beta > 0:
             raise ValueError(f"beta must be above 0, got {self.beta}.")
+
+    @property
+    def measures_alignment(self) -> bool:
+        """Whether the alignment report is made."""
+        return bool(self.repaired or self.prompts or self.texts)
 
     @property
     def shows_options(self) -> bool:
@@ -121,16 +156,31 @@ class Answers:
     pairs: np.ndarray | None = None
 
 
+@dataclass
+class Inputs:
+    """
+    What the models are evaluated on.
+
+    Attributes:
+        questions (`Dataset`): Option questions.
+        rotations (`list[Dataset]`): Some of them in every cyclic order of the options; may be empty.
+        pairs (`Dataset`, *optional*): Preference pairs.
+        meter ([`AlignmentMeter`], *optional*): Measurement of the alignment.
+    """
+
+    questions: Dataset
+    rotations: list[Dataset] = field(default_factory=list)
+    pairs: Dataset | None = None
+    meter: AlignmentMeter | None = None
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Load and check questions, pairs and tokenizers; the result predicts, compares and writes."""
     usage = "{--reference MODEL --model MODEL --dataset DATASET | --reference_predictions DIR --predictions DIR}"
     (args,) = CommandParser("diagnose", DiagnoseArguments, usage, _EXAMPLES).parse(argv)
-    from ..data.preference_pairs import load_pairs
     from ..evaluation.diagnose import same_questions
     from ..evaluation.tables import check_output_dir
     from ..hub.saved_predictions import load_option_predictions
-    from ..inference.model_loading import load_tokenizer
-    from ..losses.preference_links import preference_link
 
     if args.predictions:
         reference, aligned = (
@@ -139,26 +189,54 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         )
         same_questions(reference, aligned)
         check_output_dir(args.output_dir)
-        return lambda: _report(args, Answers(reference), Answers(aligned))
+        return lambda: _report(args, {REFERENCE: Answers(reference), ALIGNED: Answers(aligned)})
 
-    questions = args.questions(args.dataset)
-    rotations = _rotations(questions, args) if args.order_limit and args.shows_options else []
-    pairs = None
-    if args.pairs:
-        _set_loss(args)
-        preference_link(args.loss_type.split(", "), args.label_smoothing)  # raises where there is none
-        pairs = load_pairs(args.pairs, limit=args.pairs_limit, seed=args.seed, drop_invalid=args.drop_invalid)
-    for model in (args.reference, args.model):
-        args.check_tokenizer(load_tokenizer(model, args.revision, args.trust_remote_code), questions)
-    output_dir = check_output_dir(args.output_dir)
+    inputs = _inputs(args)
+    check_output_dir(args.output_dir)
+    # The meter needs the aligned model first.
+    models = {ALIGNED: args.model, REFERENCE: args.reference, **({REPAIRED: args.repaired} if args.repaired else {})}
 
     def work() -> None:
         # One model after the other: they need not fit in memory together.
-        reference = _answers(args, args.reference, output_dir / "reference", questions, rotations, pairs)
-        aligned = _answers(args, args.model, output_dir / "aligned", questions, rotations, pairs)
-        _report(args, reference, aligned, pairs)
+        answers = {role: _answers(args, name, role, inputs) for role, name in models.items()}
+        _report(args, answers, inputs)
 
     return work
+
+
+def _inputs(args: DiagnoseArguments) -> Inputs:
+    """Load and check questions, pairs, prompts and texts, with the tokenizers of all models."""
+    from ..data.preference_pairs import load_pairs
+    from ..data.texts import load_prompts, load_texts
+    from ..evaluation.alignment import AlignmentMeter
+    from ..inference.model_loading import check_same_vocabulary, load_tokenizer
+    from ..losses.preference_links import preference_link
+
+    inputs = Inputs(args.questions(args.dataset))
+    if args.order_limit and args.shows_options:
+        inputs.rotations = _rotations(inputs.questions, args)
+    if args.pairs:
+        _set_loss(args)
+        preference_link(args.loss_type.split(", "), args.label_smoothing)  # raises where there is none
+        inputs.pairs = load_pairs(args.pairs, limit=args.pairs_limit, seed=args.seed, drop_invalid=args.drop_invalid)
+    names = filter(None, (args.model, args.reference, args.repaired))
+    tokenizers = {name: load_tokenizer(name, args.revision, args.trust_remote_code) for name in names}
+    for tokenizer in tokenizers.values():
+        args.check_tokenizer(tokenizer, inputs.questions)
+    if args.measures_alignment:
+        check_same_vocabulary(tokenizers)
+        inputs.meter = AlignmentMeter(
+            tokenizers[args.model],
+            inputs.pairs,
+            load_prompts(args.prompts, args.prompts_limit, args.seed) if args.prompts else None,
+            load_texts(args.texts, args.texts_limit, args.seed) if args.texts else None,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            max_length=args.max_length,
+            n_bootstrap=args.n_bootstrap,
+            seed=args.seed,
+        )
+    return inputs
 
 
 def _set_loss(args: DiagnoseArguments) -> None:
@@ -185,28 +263,25 @@ def _rotations(questions: Dataset, args: DiagnoseArguments) -> list[Dataset]:
     return [permute_options(chosen, shift) for shift in range(count)]
 
 
-def _answers(
-    args: DiagnoseArguments,
-    name: str,
-    folder: Path,
-    questions: Dataset,
-    rotations: list[Dataset],
-    pairs: Dataset | None,
-) -> Answers:
-    """Score the questions, their rotations and the pairs with one model."""
+def _answers(args: DiagnoseArguments, name: str, role: str, inputs: Inputs) -> Answers:
+    """Score the questions with one model, their rotations and the pairs, and measure its alignment."""
     from ..inference.preference_scores import score_pairs
 
+    folder, resume = Path(args.output_dir) / role, not args.no_resume
     model, tokenizer = args.load(name)
-    predictions = args.predict(model, tokenizer, questions, folder / "predictions.npz")
-    orders = [
-        args.predict(model, tokenizer, rotated, folder / f"order-{shift}.npz")
-        for shift, rotated in enumerate(rotations)
-    ]
-    scores = None
-    if pairs is not None:
-        kept = {"output_path": folder / "pairs.npz", "resume": not args.no_resume}
-        scores = score_pairs(model, tokenizer, pairs, args.batch_size, args.max_length, **kept)
-    return Answers(predictions, orders, scores)
+    answers = Answers(args.predict(model, tokenizer, inputs.questions, folder / "predictions.npz"))
+    if role != REPAIRED:
+        answers.orders = [
+            args.predict(model, tokenizer, rotated, folder / f"order-{shift}.npz")
+            for shift, rotated in enumerate(inputs.rotations)
+        ]
+    if inputs.meter is not None:
+        inputs.meter.measure(role, model, folder, resume)
+        answers.pairs = inputs.meter.behaviours[role].pair_scores
+    elif inputs.pairs is not None:
+        kept = {"output_path": folder / "pairs.npz", "resume": resume}
+        answers.pairs = score_pairs(model, tokenizer, inputs.pairs, args.batch_size, args.max_length, **kept)
+    return answers
 
 
 def _preferences(
@@ -228,26 +303,35 @@ def _preferences(
     return preference_probabilities(aligned.pairs[kept], reference.pairs[kept], *loss, lengths), truth
 
 
-def _report(args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs: Dataset | None = None) -> None:
+def _report(args: DiagnoseArguments, answers: Mapping[str, Answers], inputs: Inputs | None = None) -> None:
     """Compare the predictions, write the report and print its tables, on the main process."""
     from accelerate import PartialState
     from rich.console import Console
 
+    from ..evaluation.alignment_report import ALIGNMENT
     from ..evaluation.diagnose import changes_table, diagnose, repair_command, stages, summary, write_diagnosis
-    from ..evaluation.tables import print_table
+    from ..evaluation.tables import print_table, write_json
 
+    reference, aligned = answers[REFERENCE], answers[ALIGNED]
+    pairs, meter = (None, None) if inputs is None else (inputs.pairs, inputs.meter)
     preferences = None if pairs is None else _preferences(args, reference, aligned, pairs)
     if not PartialState().is_main_process:
         return
     before, after = reference.predictions, aligned.predictions
+    repaired = answers[REPAIRED].predictions if REPAIRED in answers else None
     orders = (reference.orders, aligned.orders) if aligned.orders else None
-    results = diagnose(before, after, orders, preferences, alpha=args.alpha, **args.measuring)
+    results = diagnose(before, after, orders, preferences, repaired, alpha=args.alpha, **args.measuring)
     model = args.model or after.metadata.get("model") or "MODEL"
     described = {"reference": args.reference or before.metadata.get("model"), "model": model, "seed": args.seed}
     command = repair_command(results, model, after.metadata)
     title = f"{Path(model).name} before and after alignment"
     results = {**described, **results}
-    report = write_diagnosis(args.output_dir, before, after, results, title, command, **args.measuring)
+    alignment = None if meter is None else meter.report()
+    if alignment is not None:
+        write_json(Path(args.output_dir) / ALIGNMENT, alignment.to_dict())
+        results |= {f"alignment/{key}": value for key, value in alignment.to_dict().items()}
+    shown = {REFERENCE: before, ALIGNED: after, **({} if repaired is None else {REPAIRED: repaired})}
+    report = write_diagnosis(args.output_dir, shown, results, title, command, **args.measuring)
     print_table(stages(results), title)
     Console(width=max(Console().width, 140)).print(changes_table(results))
     print(summary(results))
@@ -259,6 +343,9 @@ def _report(args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs
     if "pairs/n" in results:
         read = f"beta {args.beta:g}, loss_type {args.loss_type}"
         print(f"pairs ({read}): {results['pairs/saturation']:.1%} saturated, ECE {results['pairs/ece']:.3f}")
+    if alignment is not None:
+        alignment.print()
+        print("\n".join([alignment.method(), *alignment.lines()]))
     print(f"{results['regime']}: {results['explanation']}")
     needed = "recommended" if results["ece_p_value"] < 0.05 else "if more questions show an error beyond noise"
     print(f"{needed}: {command}\nreport: {report}")

@@ -14,6 +14,7 @@ from .parser import CommandParser
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import CommitInfo
 
+    from ..evaluation.alignment_report import AlignmentReport
     from ..hub.publish import Evaluation
 
 _EXAMPLES = """\
@@ -23,6 +24,9 @@ examples:
 
   # write and check all files, and send nothing; with --evaluation alone, write its card
   hf-calib push --model calibrated-model --evaluation after --repo_id org/calibrated-model --dry_run true
+
+  # with the alignment that the model keeps, as `hf-calib diagnose --repaired calibrated-model` wrote it
+  hf-calib push --model calibrated-model --evaluation after --alignment diagnosis --repo_id org/calibrated-model
 
   # with a post-hoc calibrator for hf_calib.load_calibrator, and the predictions, on a branch of a private repository
   hf-calib push --model calibrated-model --evaluation after --repo_id org/calibrated-model --private true \\
@@ -42,7 +46,9 @@ are published as safetensors only. The account is that of `hf auth login` or HF_
 """
 
 # Arguments that only a model, and those that only a model or predictions have a use for.
-_FOR_MODELS = ("model", "evaluation_before", "calibrator", "include_predictions", "recipe", "base_model", "merge")
+_FOR_MODELS = (
+    "model", "evaluation_before", "alignment", "calibrator", "include_predictions", "recipe", "base_model", "merge",
+)  # fmt: skip
 _FOR_EVALUATIONS = ("evaluation", "output_dir", "revision", "create_pr")
 
 
@@ -71,6 +77,13 @@ class PushArguments:
     evaluation_before: str | None = field(
         default=None,
         metadata={"help": "Output folder of the evaluation before the repair (default: EVALUATION/before)."},
+    )
+    alignment: str | None = field(
+        default=None,
+        metadata={
+            "help": "Output folder of `hf-calib diagnose --repaired MODEL` (default: EVALUATION, if it has an "
+            "alignment.json)."
+        },
     )
     calibrator: str | None = field(default=None, metadata={"help": "Folder of a post-hoc calibrator of this model."})
     include_predictions: bool = field(default=False, metadata={"help": "Publish predictions.npz with the model."})
@@ -104,6 +117,8 @@ class PushArguments:
         for name in (*_FOR_MODELS, *(_FOR_EVALUATIONS if self.what == "metric" else ())):
             if self.what != "model" and getattr(self, name):
                 raise ValueError(f"--{name} has no meaning with --what {self.what}.")
+        if self.merge and self.alignment:
+            raise ValueError("--alignment is of the adapter; with --merge, measure and push the merged model.")
         needed = {"model": ["model"], "predictions": ["evaluation"]}.get(self.what, [])
         if self.dry_run and self.evaluation:
             needed = []  # the card can be written without the model
@@ -212,7 +227,7 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
         )
     publish.model_files(folder)
     evaluation, before = _evaluations(args, folder)
-    training = _training(args, folder)
+    training, alignment = _training(args, folder), _alignment(args, folder, evaluation)
     if args.calibrator:
         PostHocCalibrator.load(args.calibrator)
     if args.merge and not (folder / "adapter_config.json").is_file():
@@ -236,6 +251,7 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
             repo_id=repository.id if repository else args.repo_id or folder.resolve().name,
             evaluation=evaluation,
             before=before,
+            alignment=alignment,
             calibrator=args.calibrator,
             training=training,
             include_predictions=args.include_predictions,
@@ -272,6 +288,16 @@ def _evaluations(args: PushArguments, folder: Path) -> tuple[Evaluation, Evaluat
         )
     before = Path(args.evaluation_before) if args.evaluation_before else place / "before"
     return Evaluation.load(place), Evaluation.load(before) if args.evaluation_before or before.is_dir() else None
+
+
+def _alignment(args: PushArguments, folder: Path, evaluation: Evaluation) -> AlignmentReport | None:
+    """The alignment report of the model; `None` if there is none."""
+    from ..evaluation.alignment_report import ALIGNMENT, AlignmentReport
+
+    place = Path(args.evaluation or folder / "evaluation")
+    if args.merge or not (args.alignment or (place / ALIGNMENT).is_file()):
+        return None
+    return AlignmentReport.load(args.alignment or place).of(evaluation.results.get("weights"))
 
 
 def _training(args: PushArguments, folder: Path) -> dict[str, Any] | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import isnan, nan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..measures.bootstrap import Estimate
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 REFERENCE, ALIGNED = "reference", "aligned"
+ALIGNMENT = "alignment.json"  # file of a report
 
 # Meaning of each measure in one sentence, and how its values are printed.
 MEASURES = {
@@ -79,6 +82,25 @@ class AlignmentReport:
     n_tokens: int = 0
     max_new_tokens: int = 0
     weights: dict[str, str] | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> AlignmentReport:
+        """
+        Load an alignment.json, or that of a folder.
+
+        Raises:
+            `ValueError`: if it holds no alignment report.
+            `FileNotFoundError`: if there is no such file.
+        """
+        path = Path(path)
+        path = path / ALIGNMENT if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; `hf-calib diagnose --repaired` writes one.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_dict(content if isinstance(content, dict) else {})
+        except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"{path} is not an alignment report: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers in a flat dictionary: `<model>/<measure>`, with `_low` and `_high`."""
@@ -159,21 +181,17 @@ class AlignmentReport:
         table = self.table()
         Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
 
-    def markdown(self, names: Mapping[str, str] | None = None, meanings: bool = True) -> str:
+    def markdown(self, names: Mapping[str, str] | None = None) -> str:
         """
         Format the rows in Markdown.
 
         Args:
             names (`Mapping[str, str]`, *optional*):
                 Headings of models, if not their names.
-            meanings (`bool`, *optional*, defaults to `True`):
-                Add the meaning of each measure.
         """
         heads = [f"{(names or {}).get(name, name)} [95%]" for name in self.models]
-        end = None if meanings else -1
-        header = ["measure", *heads, "what it means"][:end]
-        rule = ["---", *("---:" for _ in heads), "---"][:end]
-        return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *(row[:end] for row in self.rows())))
+        header, rule = ["measure", *heads, "what it means"], ["---", *("---:" for _ in heads), "---"]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *self.rows()))
 
     def section(self) -> str:
         """Format a section of a report in Markdown: table and method."""
@@ -188,7 +206,10 @@ class AlignmentReport:
         """
         name = next((name for name in self.repaired if (self.weights or {}).get(name) == weights), None)
         if name is None:
-            raise ValueError("the alignment was measured on other weights than these; measure it again.")
+            raise ValueError(
+                "the alignment was measured on other weights, or in another dtype: measure this model with "
+                "`hf-calib diagnose --repaired`."
+            )
         kept = {each: measures for each, measures in self.models.items() if each in (REFERENCE, ALIGNED, name)}
         return replace(self, models=kept)
 
@@ -207,9 +228,9 @@ class AlignmentReport:
                 parts.append(f"{number:,} {unit} were left out, too long for the context or with unknown words.")
         return " ".join(parts)
 
-    def lines(self, names: Sequence[str] | None = None) -> list[str]:
-        """A sentence on each repaired model, or on those named."""
-        return [self._line(name) for name in (self.repaired if names is None else names)]
+    def lines(self) -> list[str]:
+        """Summarise each repaired model in a sentence."""
+        return [self._line(name) for name in self.repaired]
 
     def _line(self, name: str) -> str:
         found, parts = self.models[name], []

@@ -1,4 +1,4 @@
-"""Comparison of a model before and after alignment: measures, report and recommended repair."""
+"""Comparison of a model before and after alignment, and after a repair: measures, report and recommended repair."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from ..measures import position_bias as option_order
 from ..measures import preference_collapse as collapse
 from ..plots import confidence_shift, order_diagram, reliability_grid, save_figure
+from .alignment_report import ALIGNED, REFERENCE, AlignmentReport
 from .evaluate import groups_of
 from .tables import evaluation_results, markdown_table, write_json
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..inference.predictions import OptionPredictions
 
-REFERENCE, ALIGNED = "reference", "aligned"
+REPAIRED = "repaired"
 
 
 def same_questions(reference: OptionPredictions, aligned: OptionPredictions) -> OptionPredictions:
@@ -43,6 +44,7 @@ def diagnose(
     aligned: OptionPredictions,
     orders: tuple[Sequence[OptionPredictions], Sequence[OptionPredictions]] | None = None,
     pairs: tuple[np.ndarray, np.ndarray | None] | None = None,
+    repaired: OptionPredictions | None = None,
     **options,
 ) -> dict[str, Any]:
     """
@@ -60,6 +62,8 @@ def diagnose(
             For preference pairs: the probability that the chosen answer is preferred, by the aligned model over the
             reference ([`~hf_calib.inference.preference_scores.preference_probabilities`]), and by annotators or
             `None`; `(N,)` each.
+        repaired ([`OptionPredictions`], *optional*):
+            Predictions of the model after a repair, for the same questions.
         options:
             `n_bins`, `binning`, `n_bootstrap`, `seed` and `alpha`; see
             [`~hf_calib.evaluation.evaluate.EvaluationOptions`].
@@ -67,8 +71,8 @@ def diagnose(
     Returns:
         `dict`: flat. The aligned model's measures and regime, as `hf-calib evaluate --reference_predictions` has them,
         with those of [`collapse_report`] and, where the questions have subjects, of [`group_results`]; the reference's
-        measures as `reference/<key>`; differences as `change/<measure>`; `order/<key>` of [`order_report`] and
-        `pairs/<key>` of [`pair_report`].
+        measures as `reference/<key>`; differences as `change/<measure>`; `order/<key>` of [`order_report`],
+        `pairs/<key>` of [`pair_report`], and the repaired model's measures as `repaired/<key>`.
     """
     reference = same_questions(reference, aligned)
     measuring = {name: value for name, value in options.items() if name in ("n_bins", "n_bootstrap", "seed")}
@@ -94,6 +98,9 @@ def diagnose(
         results |= {f"order/{key}": value for key, value in report.items()}
     if pairs is not None:
         results |= {f"pairs/{key}": value for key, value in collapse.pair_report(*pairs, **measuring).items()}
+    if repaired is not None:
+        after = evaluation_results(same_questions(repaired, aligned), reference, **options)
+        results |= {f"{REPAIRED}/{key}": value for key, value in after.items()}
     return results
 
 
@@ -245,8 +252,7 @@ def _pair_section(results: Mapping[str, Any]) -> str:
 
 def write_diagnosis(
     output_dir: str | Path,
-    reference: OptionPredictions,
-    aligned: OptionPredictions,
+    predictions: Mapping[str, OptionPredictions],
     results: Mapping[str, Any],
     title: str,
     command: str,
@@ -259,10 +265,11 @@ def write_diagnosis(
     Args:
         output_dir (`str` or `Path`):
             Folder of the report.
-        reference, aligned ([`OptionPredictions`]):
-            Arguments of [`diagnose`].
+        predictions (`Mapping[str, OptionPredictions]`):
+            Predictions of the models `"reference"`, `"aligned"` and, after a repair, `"repaired"`.
         results (`Mapping`):
-            Result of [`diagnose`], perhaps with more keys.
+            Result of [`diagnose`], perhaps with more keys; those of an
+            [`~hf_calib.evaluation.alignment_report.AlignmentReport`] as `alignment/<key>`.
         title (`str`):
             Heading of the report.
         command (`str`):
@@ -276,8 +283,9 @@ def write_diagnosis(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "results.json", results)
-    reference = same_questions(reference, aligned)
-    outcomes = {name: (p.probabilities, p.labels) for name, p in ((REFERENCE, reference), (ALIGNED, aligned))}
+    aligned = predictions[ALIGNED]
+    reference = same_questions(predictions[REFERENCE], aligned)
+    outcomes = {name: (p.probabilities, p.labels) for name, p in predictions.items()}
     save_figure(reliability_grid(outcomes, **diagram), output_dir / "reliability")
     shift = confidence_shift(reference.probabilities, aligned.probabilities, aligned.labels, (REFERENCE, ALIGNED))
     save_figure(shift, output_dir / "confidence")
@@ -300,6 +308,10 @@ def write_diagnosis(
         sections.append(_order_section(results))
     if "pairs/n" in results:
         sections.append(_pair_section(results))
+    alignment = {key.removeprefix("alignment/"): value for key, value in results.items() if key[:10] == "alignment/"}
+    if alignment:
+        measured = AlignmentReport.from_dict(alignment)
+        sections += [measured.section(), *measured.lines()]
     sections += [
         "## Regime and repair",
         f"**{results['regime']}**: {results['explanation']}",
@@ -312,6 +324,14 @@ def write_diagnosis(
 
 
 def stages(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Make two rows of [`results_table`], the reference and the aligned model."""
-    before = {key.removeprefix("reference/"): value for key, value in results.items() if key.startswith("reference/")}
-    return [{"stage": REFERENCE, **before}, {**results, "stage": ALIGNED}]
+    """Make the rows of [`results_table`]: the reference, the aligned model and, if there is one, the repaired one."""
+
+    def row(stage: str) -> dict[str, Any]:
+        prefix = f"{stage}/"
+        return {
+            "stage": stage,
+            **{key.removeprefix(prefix): results[key] for key in results if key.startswith(prefix)},
+        }
+
+    rows = [row(REFERENCE), {**results, "stage": ALIGNED}]
+    return [*rows, row(REPAIRED)] if f"{REPAIRED}/n" in results else rows

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..data.prompts import DEFAULT_TEMPLATES
+from ..evaluation.alignment_report import ALIGNED, REFERENCE, AlignmentReport
 from ..evaluation.evaluate import groups_of
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import markdown_table
@@ -70,7 +71,8 @@ class CalibrationCard:
     Args:
         results (`Mapping`):
             Content of a results.json: the flat results of an evaluation and, optionally, `before` and
-            `with_calibrator` (results of the same kind), `training` (see
+            `with_calibrator` (results of the same kind), `alignment` (see
+            [`~hf_calib.evaluation.alignment_report.AlignmentReport.to_dict`]), `training` (see
             [`~hf_calib.training.hub_push.training_record`]), `inherited` (see [`inherit`]), `figures`
             (description of each file), `adapter` (whether the weights are an adapter's).
 
@@ -234,6 +236,17 @@ class CalibrationCard:
                     command += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
         return shlex.join(command)
 
+    def alignment(self) -> str:
+        """Format what the model keeps of its alignment in Markdown; empty if that is not known."""
+        if not self.results.get("alignment"):
+            return ""
+        report = AlignmentReport.from_dict(self.results["alignment"])
+        names = {name: escape(name) for name in report.models}
+        names |= {REFERENCE: "before alignment", ALIGNED: "aligned, before the repair"}
+        if len(report.repaired) == 1:
+            names[report.repaired[0]] = "this model"
+        return f"{report.markdown(names)}\n\n{report.method()}"
+
     def section(self) -> str:
         """Render the calibration section in Markdown, between its markers."""
         groups = groups_of(self.results)
@@ -248,6 +261,7 @@ class CalibrationCard:
             figures=self.results.get("figures", {}),
             protocol=EvaluationProtocol.of(self.results),
             on_hub=is_hub_id(self.results.get("dataset")),
+            alignment=self.alignment(),
             table=markdown_table(shown, empty_columns=False) if shown else "",
             groups=groups,
             off=[
@@ -310,8 +324,12 @@ def check_results(results: Any) -> dict[str, Any]:
             value, (str, type(None))
         ):
             raise ValueError(f"{key} is {value!r}, not a text")
-        if key in ("training", "figures", "inherited", *_DESCRIBED) and not isinstance(value, (Mapping, type(None))):
+        if key in ("training", "figures", "inherited", "alignment", *_DESCRIBED) and not isinstance(
+            value, (Mapping, type(None))
+        ):
             raise ValueError(f"{key} is {value!r}, not an object")
+    if results.get("alignment"):
+        AlignmentReport.from_dict(results["alignment"])
     for file in results.get("figures") or ():
         if not re.fullmatch(r"[\w-][\w.-]*\.(png|svg)", file):
             raise ValueError(f"figures names {file!r}, which is no picture beside it")

@@ -44,7 +44,7 @@ MODEL_FILES = (
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.h5")
 CALIBRATOR, PREDICTIONS = "calibrator", "predictions.npz"
 _CALIBRATOR_FILES = (f"{CALIBRATOR}/calibrator.json", f"{CALIBRATOR}/calibrator.safetensors")
-TRAINING_RECORD, ALIGNMENT = "training.json", "alignment.json"
+TRAINING_RECORD = "training.json"
 
 
 @dataclass(eq=False)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..evaluation.alignment_report import ALIGNED, REFERENCE, AlignmentReport
+from ..evaluation.alignment_report import ALIGNED, ALIGNMENT, REFERENCE, AlignmentReport
 from ..evaluation.compare import compare_calibrators
 from ..evaluation.tables import check_output_dir, write_json
-from ..hub.publish import ALIGNMENT, TRAINING_RECORD, Contents, Evaluation, write_publication
+from ..hub.publish import TRAINING_RECORD, Contents, Evaluation, write_publication
 from ..inference.predictions import OptionPredictions
 from .distributed import end_with_launcher
 from .library_warnings import ignore_library_warnings

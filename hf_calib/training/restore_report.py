@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ class RestoreReport:
             spent = sum(seconds[stage] for stage in stages if stage in seconds)
             rows.append({"stage": name, **results, "seconds": round(spent, 2)})
             for measure, estimate in (self.alignment.models.get(name, {}) if self.alignment else {}).items():
-                rows[-1] |= estimate.named(f"alignment_{measure}")
+                if not isnan(estimate.value):
+                    rows[-1] |= estimate.named(f"alignment_{measure}")
         if self.restored is not None:
             rows[-1] |= {
                 "objective": self.chosen["objective"],

@@ -123,9 +123,72 @@ def test_texts_have_no_order(folder, tmp_path):
     assert len(OptionPredictions.load(tmp_path / "aligned" / "predictions.npz")) == 20
 
 
+@pytest.fixture(scope="module")
+def alignment(folder):
+    """Call of the report on the alignment after a repair, and its folder."""
+    save_world_model(folder / "repaired", sharpness=4)
+    (folder / "prompts.txt").write_text("the colour of bavo is\nthe food of lila is\nthe song of\n")
+    (folder / "texts.txt").write_text("the colour of bavo is red\n\nthe home of lila is forest\n")
+    arguments = ["--repaired", str(folder / "repaired"), "--pairs", str(folder / "pairs.parquet"), "--limit", "30"]
+    arguments += ["--prompts", str(folder / "prompts.txt"), "--texts", str(folder / "texts.txt"), "--texts_limit", "1"]
+    arguments += ["--max_new_tokens", "5", "--pairs_limit", "30", "--output_dir", str(folder / "alignment")]
+    assert main(call(folder, *arguments)) == 0
+    return arguments, folder / "alignment"
+
+
+def test_alignment_after_a_repair(folder, alignment):
+    from hf_calib.data.preference_pairs import load_pairs
+    from hf_calib.evaluation.alignment import alignment_report
+    from hf_calib.evaluation.alignment_report import AlignmentReport
+    from hf_calib.inference.model_loading import load_model
+
+    _, out = alignment
+    results, text = json.loads((out / "results.json").read_text()), (out / "report.md").read_text()
+    assert results["repaired/n"] == 30 and results["reference/confidence"] < results["repaired/confidence"]
+    assert results["repaired/confidence"] < results["confidence"]
+    report = AlignmentReport.load(out)
+    assert {f"alignment/{key}": value for key, value in json.loads((out / "alignment.json").read_text()).items()} == {
+        key: value for key, value in results.items() if key.startswith("alignment/")
+    }
+    (reference, tokenizer), (aligned, _), (repaired, _) = (
+        load_model(str(folder / name)) for name in ("reference", "aligned", "repaired")
+    )
+    given = {"pairs": load_pairs(folder / "pairs.parquet", limit=30), "prompts": folder / "prompts.txt"}
+    given["texts"] = ["the colour of bavo is red", "the home of lila is forest"][-1:]
+    ours = alignment_report(aligned, tokenizer, repaired, reference, **given, max_new_tokens=5, n_bootstrap=50)
+    assert (report.n_pairs, report.n_prompts, report.n_texts) == (30, 3, 1)
+    for measure in ("pair_accuracy", "margin", "kl_per_token", "length", "end_rate"):
+        assert report.models["repaired"].get(measure) == pytest.approx(ours.models["repaired"].get(measure))
+    assert report.section() in text and report.lines()[0] in text and "| repaired | 30 |" in text
+    for name in ("reference", "aligned", "repaired"):
+        assert (out / name / "alignment.npz").is_file() and (out / name / "pairs.npz").is_file()
+
+
+def test_a_second_call_samples_nothing_again(folder, alignment, monkeypatch, capsys):
+    arguments, out = alignment
+    before = json.loads((out / "results.json").read_text())
+    monkeypatch.setattr(
+        "hf_calib.evaluation.alignment.continue_prompts", lambda *_, **__: pytest.fail("sampled again")
+    )
+    assert main(call(folder, *arguments)) == 0
+    assert json.loads((out / "results.json").read_text()) == before
+    printed = capsys.readouterr().out
+    assert "Alignment of the repaired model:" in printed and "pair_accuracy" in printed and "end_rate" in printed
+
+
+def test_other_vocabularies_have_no_alignment_report(folder, tmp_path, tiny_tokenizers, tiny_llama, capsys):
+    tiny_llama(tiny_tokenizers["gpt2"]).save_pretrained(tmp_path / "other")
+    tiny_tokenizers["gpt2"].save_pretrained(tmp_path / "other")
+    assert main(call(folder, "--repaired", str(tmp_path / "other"), "--output_dir", str(tmp_path / "out"))) == 2
+    assert "other has another vocabulary than" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (["--reference_predictions", "x", "--predictions", "y", "--repaired", "z"], "--repaired, --prompts and --texts need"),
+        (["--reference", "{folder}/reference", "--model", "{folder}/reference", "--dataset", "{folder}/test.parquet", "--scoring", "text", "--prompts", "{folder}/test.parquet"], "no column `prompt` or `messages`"),
+        (["--reference", "x", "--model", "y", "--dataset", "z", "--max_new_tokens", "0"], "max_new_tokens must be at least 1"),
         (["--reference", "x", "--model", "y"], "--dataset is missing"),
         (["--model", "y", "--dataset", "{folder}/test.parquet"], "--reference and --model"),
         (["--reference_predictions", "x"], "--reference_predictions and --predictions"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,9 +11,12 @@ from loopback import assert_card_states, read
 from markdown_it import MarkdownIt
 
 from hf_calib.cli.main import main
+from hf_calib.evaluation.alignment_report import AlignmentReport
+from hf_calib.evaluation.tables import write_json
 from hf_calib.hub.card import CalibrationCard
 from hf_calib.hub.markup import BEGIN, END, escape, fenced
 from hf_calib.hub.publish import write_card
+from hf_calib.measures.bootstrap import Estimate
 from hf_calib.regime.report import CALIBRATABLE, NON_CALIBRATABLE, TARGET_CONTRADICTED, UNDETERMINED
 
 
@@ -146,6 +150,55 @@ def test_what_users_write_is_text(tmp_path):
         assert rendered.count(tag) == plain.count(tag), tag
 
 
+ALIGNMENT = AlignmentReport(
+    models={
+        "reference": {"pair_accuracy": Estimate(0.5, 0.4, 0.6)},
+        "aligned": {"pair_accuracy": Estimate(0.9, 0.8, 1.0), "margin": Estimate(2.0, 1.5, 2.5)},
+        "repaired": {"margin_retention": Estimate(0.97, 0.95, 0.99), "kl_per_token": Estimate(float("nan"), 0.0, 0.1)},
+    },
+    margin_kind="implicit_reward",
+    n_pairs=80,
+    n_prompts=64,
+    n_tokens=4096,
+    max_new_tokens=128,
+    weights={"repaired": "abc"},
+)
+
+
+def test_alignment_on_the_card(tmp_path):
+    assert "### Alignment" not in CalibrationCard(RESULTS).render().text
+    results = {**RESULTS, "alignment": ALIGNMENT.to_dict()}
+    write_json(tmp_path / "results.json", results)
+    text = write_card(tmp_path).read_text()
+    assert "| measure | before alignment [95%] | aligned, before the repair [95%] | this model [95%] |" in text
+    assert "| margin_retention | – | – | 0.970 [0.950, 0.990] |" in text and "kl_per_token" not in text
+    assert "Pairs: 80; the margin is the implicit reward against the reference." in text
+    assert "Free-form answers were not evaluated" not in text
+    named = {**ALIGNMENT.to_dict(), f"{NASTY}/pair_accuracy": 0.5}
+    rendered = html(CalibrationCard({**RESULTS, "alignment": named}).render().text)
+    assert "<script" not in rendered.lower() and "| measure" not in rendered
+
+
+def test_alignment_is_pushed_with_the_weights_it_was_measured_on(hub, example, tmp_path, capsys):
+    weights = read(example.folder / "after" / "results.json")["weights"]
+    path = example.folder / "after" / "alignment.json"
+    write_json(path, replace(ALIGNMENT, weights={"repaired": weights}).to_dict())
+    out = tmp_path / "dry"
+    assert main(example.call("alice/dry", "--dry_run", "true", "--output_dir", str(out))) == 0
+    assert read(out / "results.json")["alignment"]["repaired/margin_retention"] == 0.97
+    assert "### Alignment" in (out / "README.md").read_text()
+    path.rename(tmp_path / "alignment.json")
+    given = ["--dry_run", "true", "--output_dir", str(tmp_path / "other"), "--alignment"]
+    assert main(example.call("alice/dry", *given, str(tmp_path))) == 0
+    write_json(tmp_path / "alignment.json", ALIGNMENT.to_dict())
+    capsys.readouterr()
+    for place, named in ((str(tmp_path), "measured on other weights"), (str(tmp_path / "no"), "no such file")):
+        assert main(example.call("alice/dry", *given, place)) == 2
+        assert named in capsys.readouterr().err
+    assert main(example.call("alice/dry", *given, str(tmp_path), "--merge", "true")) == 2
+    assert "--alignment is of the adapter" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [("allenai/ai2_arc", "allenai/ai2\\_arc"), ("a|b\nc", "a\\|b c"), ("<b>", "&lt;b&gt;"), ("&#35;", "&amp;\\#35;"), ("x\u202ey\x00", "xy")],
@@ -171,6 +224,7 @@ def test_a_fence_is_longer_than_any_inside():
         ({"figures": {"x.png) <b>": "x"}}, "figures names"),
         ({"before": {"n": 3}}, "it lacks accuracy"),
         ({"training": "x"}, "training is 'x', not an object"),
+        ({"alignment": {"repaired/margin": "<b>"}}, "alignment: repaired/margin is"),
     ],
 )
 def test_results_that_are_none_are_refused(tmp_path, change, named, capsys):

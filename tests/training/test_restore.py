@@ -1,6 +1,7 @@
 """`restore` on a small world: from an overconfident model to a checkpoint, stopped and resumed, and its choices."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from hf_calib import CalibratedSFTTrainer
 from hf_calib.cli.main import main
 from hf_calib.data.synthetic_world import World
+from hf_calib.evaluation.alignment_report import AlignmentReport
 from hf_calib.inference.model_loading import load_model
 from hf_calib.inference.predict import predict_options
 from hf_calib.inference.predictions import OptionPredictions
@@ -64,7 +66,10 @@ def stages(out):
 
 def test_a_stopped_restoration_resumes_and_leaves_a_checkpoint_to_push(options, tmp_path, monkeypatch, capsys):
     out, train = tmp_path / "out", CalibratedSFTTrainer.train
-    given = options(reference="base", unlabelled="test.parquet", test=None)
+    World().preference_pairs(20, seed=9).to_parquet(tmp_path / "pairs.parquet")
+    (tmp_path / "prompts.txt").write_text("the colour of bavo is\nthe food of lila is\n")
+    measured = {"pairs": str(tmp_path / "pairs.parquet"), "prompts": str(tmp_path / "prompts.txt")}
+    given = options(reference="base", unlabelled="test.parquet", test=None, **measured)
 
     def stopped(trainer, *args, **kwargs):
         trainer.add_callback(StopAt(trainer.args.save_steps + 1))
@@ -91,6 +96,13 @@ def test_a_stopped_restoration_resumes_and_leaves_a_checkpoint_to_push(options, 
     assert restored["no_harm_labels_n"] == 21 and restored["no_harm_test_n"] == 53
     report = (out / "report.md").read_text()
     assert "held-out labels, the trained model" in report and "Method: " in report and "| training |" in report
+    alignment = AlignmentReport.load(out / "model" / "evaluation")
+    assert alignment.n_pairs == 20 and list(alignment.models) == ["reference", "aligned", "restored"]
+    assert alignment.section() in report and alignment.lines()[0] in report and alignment.lines()[0] in printed
+    for row in (rows[0], aligned, restored):
+        for measure, estimate in alignment.models[row["stage"]].items():
+            assert row.get(f"alignment_{measure}") == (None if np.isnan(estimate.value) else estimate.value)
+    assert restored["alignment_kl_per_token"] > 0 and "alignment_reward_accuracy" in restored
     assert (out / "confidence_shift.png").exists() and not list((out / "model").glob("checkpoint-*"))
 
     # The test questions are none of the labels, and the checkpoint is the one that was evaluated.
@@ -99,13 +111,18 @@ def test_a_stopped_restoration_resumes_and_leaves_a_checkpoint_to_push(options, 
     again = predict_options(*load_model(str(out / "model")), parts[1], scoring="text", progress=False)
     evaluated = OptionPredictions.load(out / "model/evaluation/predictions.npz")
     np.testing.assert_allclose(again.option_logits, evaluated.option_logits, rtol=1e-4, atol=1e-4)
+    card = (out / "model" / "README.md").read_text()
+    assert "### Alignment" in card and "| reward_accuracy |" in card
     assert main(["push", "--model", str(out / "model"), "--dry_run", "true"]) == 0
-    assert "hf-calib restore --model aligned" in (out / "model" / "README.md").read_text()
+    assert "hf-calib restore --model aligned" in card and "### Alignment" in (out / "model" / "README.md").read_text()
 
     before = stages(out)
     assert before["training"]["seconds"] > spent > 0
     run_restore(given)
     assert stages(out) == before  # everything was kept
+    restored = run_restore(replace(given, pairs=None))[-1]
+    changed = {name for name, stage in stages(out).items() if stage["key"] != before[name]["key"]}
+    assert changed == {"alignment"} and "alignment_margin" not in restored and "alignment_end_rate" in restored
 
 
 def test_an_adapter_is_merged_and_a_changed_argument_redoes_what_depends_on_it(options, tmp_path):
