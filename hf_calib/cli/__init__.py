@@ -5,7 +5,7 @@ COMMANDS = {
     "restore": "From an aligned model and labelled questions to a calibrated checkpoint, with a report.",
     "evaluate": "Measure the calibration of a model on option questions.",
     "measure": "Measure predictions of other tools: lm-evaluation-harness, lighteval, inspect_ai, HELM, APIs, a csv.",
-    "diagnose": "Compare a model before and after alignment: accuracy, confidence, preference collapse.",
+    "diagnose": "Compare a model before and after alignment, and after a repair: calibration, preferences, text.",
     "calibrate": "Fit and compare post-hoc calibrators on saved predictions.",
     "train": "Train from a recipe: CFT, RCFT, calibrated DPO, or TRL's SFT and DPO.",
     "push": "Publish a model, its predictions or the metric on the Hub, with a card.",

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from accelerate.utils import gather_object
+from accelerate.utils import extract_model_from_parallel, gather_object
 
 from ..data.layouts import digest
 from ..data.preference_pairs import load_pairs
 from ..data.texts import Prompt, load_prompts, load_texts
-from ..inference.generic_texts import GenericText, continue_prompts, encode_prompts, first_token
+from ..inference.generic_texts import GenericText, continue_prompts, encode_prompts, evaluation_mode, first_token
 from ..inference.model_loading import process_state
 from ..inference.option_head import unwrap_causal_lm
 from ..inference.predict import context_length, weights_digest
@@ -151,6 +151,7 @@ class AlignmentMeter:
 
     Attributes:
         behaviours (`dict[str, Behaviour]`): What was measured, by the name of the model.
+        data_digest (`str`): Digest of pairs, prompts, texts and options.
 
     Raises:
         `ValueError`: if the tokenizer has no EOS token, if prompts or pairs are messages and there is no chat
@@ -176,6 +177,9 @@ class AlignmentMeter:
             _check_chat_template(tokenizer, "pairs")
         self.prompts, self._num_prompts = _prompt_ids(tokenizer, prompts)
         self.texts = None if texts is None else load_texts(texts)
+        rows = None if self.pairs is None else self.pairs.to_list()
+        sizes = [self.options.max_new_tokens, self.options.max_length, self.options.seed]
+        self.data_digest = digest(json.dumps([self.prompts, self.texts, rows, sizes], default=str))
         self.behaviours: dict[str, Behaviour] = {}
         self.weights: dict[str, str] = {}
         self._max_new_tokens = self.options.max_new_tokens
@@ -202,6 +206,7 @@ class AlignmentMeter:
             `ValueError`: if the aligned model was not measured before, the model has another vocabulary, or every
                 prompt or pair is too long.
         """
+        model = extract_model_from_parallel(model)
         if self._states is None and name != ALIGNED:
             raise ValueError(f"measure the model {ALIGNED!r} first, then {name!r}.")
         if name == ALIGNED:
@@ -210,7 +215,7 @@ class AlignmentMeter:
             self._states.check_vocabulary(model)
         self.weights[name] = weights_digest(model)
         path = None if folder is None else folder / "alignment.npz"
-        key = digest(self.weights[ALIGNED], self.weights[name], self.data_digest())
+        key = digest(self.weights[ALIGNED], self.weights[name], self.data_digest)
         found = Behaviour.load(path, key) if resume and path is not None and path.is_file() else None
         texts = self._sample(model) if found is None else found.texts
         if name == ALIGNED:
@@ -258,18 +263,12 @@ class AlignmentMeter:
                 raise ValueError(f"every prompt is longer than {most} tokens, of a context of {length} tokens.")
             self._max_new_tokens = min(self.options.max_new_tokens, length - max(map(len, self.prompts)))
         if self.texts is not None:
-            windows = encode_texts(self.tokenizer, self.texts, min(_WINDOW, length or _WINDOW))
+            windows = encode_texts(self.tokenizer, self.texts, max(2, min(_WINDOW, length or _WINDOW)))
             self._windows = [row for row in windows if row]
             if not self._windows:
                 raise ValueError("every given text has fewer than two tokens: there is no perplexity.")
             if short := len(windows) - len(self._windows):
                 logger.warning(f"left out {short} of {len(windows)} texts, of fewer than two tokens")
-
-    def data_digest(self) -> str:
-        """Digest of pairs, prompts, texts and options."""
-        pairs = None if self.pairs is None else self.pairs.to_list()
-        options = [self._max_new_tokens, self.options.max_length, self.options.seed]
-        return digest(json.dumps([self.prompts, self.texts, pairs, options], default=str))
 
     def _sample(self, model: PreTrainedModel | PeftModel) -> list[GenericText]:
         seed, prompts = self.options.seed + process_state().process_index, _share(self.prompts)
@@ -286,7 +285,8 @@ class AlignmentMeter:
             return None
         kept = {"output_path": None if folder is None else folder / "pairs.npz", "resume": resume}
         options = self.options
-        return score_pairs(model, self.tokenizer, self.pairs, options.batch_size, options.max_length, **kept)
+        with evaluation_mode(model):
+            return score_pairs(model, self.tokenizer, self.pairs, options.batch_size, options.max_length, **kept)
 
     def _score_texts(self, model: PreTrainedModel | PeftModel) -> np.ndarray | None:
         """Negative log-likelihood of each given text."""
@@ -295,11 +295,8 @@ class AlignmentMeter:
         windows = [window for row in self._windows for window in row]
         mine = _share(windows)
         own = text_losses(model, mine, self.options.batch_size).tolist() if mine else []
-        losses, owner = (
-            _gathered(own, len(windows)),
-            np.repeat(np.arange(len(self._windows)), list(map(len, self._windows))),
-        )
-        return np.bincount(owner, losses)
+        text = np.repeat(np.arange(len(self._windows)), [len(row) for row in self._windows])  # of each window
+        return np.bincount(text, _gathered(own, len(windows)))
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Any) -> tuple[list[list[int]], int]:

@@ -211,5 +211,5 @@ def _measure_alignment(work: RestoreWork, trained: Callable[[], PreTrainedModel]
             write_publication(folder, contents)
         return report.to_dict()
 
-    inputs = work.inputs("reference", "training", "restored", data=meter.data_digest())
+    inputs = work.inputs("reference", "training", "restored", data=meter.data_digest)
     return work.record.run("alignment", inputs, measure, [path, folder / "README.md"])
