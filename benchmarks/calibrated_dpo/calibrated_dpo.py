@@ -15,6 +15,7 @@ intervals over the seeds and, last, one line of JSON.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -39,19 +40,19 @@ OPTIONS |= {"em_estimator": "temperature"}
 IPO = {"loss_type": ["ipo"]}
 # By method: the labels of its pairs, and its settings by name.
 GRID = {
-    "DPO, its recipe": ("votes", {"beta 0.1": RECIPE}),
     "DPO": ("votes", {"beta 10": B10, "beta 30": B30, "beta 100": B100}),
+    "calibrated DPO, votes": ("votes", {"beta 30": B30 | {"lambda_pref": 1.0}}),
+    f"{SOFT}, beta 30": ("agreement", {"beta 30": B30}),
+    SOFT: ("agreement", {"beta 10": B10, "beta 30": B30, "beta 100": B100}),
+    "IPO": ("votes", {"beta 10": IPO | B10 | {"learning_rate": 5e-5}, "beta 30": IPO | B30 | {"learning_rate": 2e-5}}),
     "cDPO": ("votes", {f"smoothing {e}": B30 | {"cdpo_smoothing": e} for e in (0.03, 0.1)}),
     "rDPO": (
         "votes",
         {f"smoothing {e}": B30 | {"loss_type": ["robust"], "label_smoothing": e} for e in (0.03, 0.1)},
     ),
-    "IPO": ("votes", {"beta 10": IPO | B10 | {"learning_rate": 5e-5}, "beta 30": IPO | B30 | {"learning_rate": 2e-5}}),
-    "calibrated DPO, votes": ("votes", {"beta 30": B30 | {"lambda_pref": 1.0}}),
-    SOFT: ("agreement", {"beta 10": B10, "beta 30": B30, "beta 100": B100}),
-    f"{SOFT}, beta 30": ("agreement", {"beta 30": B30}),
-    f"{SOFT} + likelihood": ("agreement", {"beta 30": B30 | OPTIONS | {"option_em_weight": 0.0}}),
     "calibrated DPO": ("agreement", {f"options {w:g}": B30 | OPTIONS | {"lambda_options": w} for w in (1.0, 3.0)}),
+    f"{SOFT} + likelihood": ("agreement", {"beta 30": B30 | OPTIONS | {"option_em_weight": 0.0}}),
+    "DPO, its recipe": ("votes", {"beta 0.1": RECIPE}),
 }
 CHOSEN = {
     "DPO, its recipe": "beta 0.1",
@@ -84,24 +85,22 @@ MEASURES = {
 
 def run(args: argparse.Namespace) -> dict[int, dict[str, dict]]:
     """Results by seed and name of the run; `"before"` holds the measures before alignment."""
-    runs = {}
-    for seed in args.seeds:
-        folder, setting, runs[seed] = args.output_dir.resolve() / f"seed-{seed}", None, {}
-        names = [("before", None)] + [
-            (method, key)
-            for method, (_, settings) in GRID.items()
-            for key in (settings if args.tune else (CHOSEN[method],))
-        ]
-        for method, key in names:
-            name = method if key is None else f"{method}, {key}"
-            path = folder / f"{name.replace(', ', '_').replace(' ', '-')}.json"
-            if not path.exists():
-                setting = setting or Setting(folder, seed)
-                labels, settings = GRID.get(method, (None, None))
-                write_json(path, setting.before() if key is None else setting.run(settings[key], labels))
-            runs[seed][name] = json.loads(path.read_text())
-            shown = runs[seed][name]["test"]
-            print(seed, name, *(f"{m} {shown[m]:.3f}" for m in MEASURES if m in shown), flush=True)
+    names = [("before", None)]
+    for method, (_, settings) in GRID.items():
+        names += [(method, key) for key in (settings if args.tune else (CHOSEN[method],))]
+    worlds, runs = {}, {seed: {} for seed in args.seeds}
+    for (method, key), seed in itertools.product(names, args.seeds):
+        name = method if key is None else f"{method}, {key}"
+        folder = args.output_dir.resolve() / f"seed-{seed}"
+        path = folder / f"{name.replace(', ', '_').replace(' ', '-')}.json"
+        if not path.exists():
+            if seed not in worlds:
+                worlds[seed] = Setting(folder, seed)
+            labels, settings = GRID.get(method, (None, None))
+            write_json(path, worlds[seed].before() if key is None else worlds[seed].run(settings[key], labels))
+        runs[seed][name] = json.loads(path.read_text())
+        shown = runs[seed][name]["test"]
+        print(seed, name, *(f"{m} {shown[m]:.3f}" for m in MEASURES if m in shown), flush=True)
     return runs
 
 

@@ -325,6 +325,8 @@ def _report(args: DiagnoseArguments, answers: Mapping[str, Answers], inputs: Inp
     described = {"reference": args.reference or before.metadata.get("model"), "model": model, "seed": args.seed}
     command = repair_command(results, model, after.metadata)
     title = f"{Path(model).name} before and after alignment"
+    if preferences is not None:
+        described |= {f"pairs/{name}": getattr(args, name) for name in ("beta", "loss_type", "label_smoothing")}
     results = {**described, **results}
     alignment = None if meter is None else meter.report()
     if alignment is not None:

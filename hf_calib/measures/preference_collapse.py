@@ -185,8 +185,9 @@ def pair_report(
 
     Args:
         preference_probabilities (array-like of shape `(N,)`):
-            Probability, by the model, that the chosen answer is the better one; `sigmoid(beta * margin)` for DPO. As
-            in TRL's `rewards/accuracies`, a tie (1/2) counts as wrong.
+            Probability, by the model, that the chosen answer is the better one; see
+            [`~hf_calib.inference.preference_scores.preference_probabilities`]. As in TRL's `rewards/accuracies`, a tie
+            (1/2) counts as wrong.
         target_probabilities (array-like of shape `(N,)`, *optional*):
             Probability that annotators prefer the chosen answer. Adds `tce`.
         n_bins (`int`, *optional*, defaults to `10`):

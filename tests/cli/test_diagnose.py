@@ -82,6 +82,7 @@ def test_pairs_are_read_as_the_loss_of_the_training_says(report, folder, tmp_pat
         assert main(call(folder, *arguments, *flags, "--output_dir", str(tmp_path / place))) == 0
         results = json.loads((tmp_path / place / "results.json").read_text())
         assert results["pairs/confidence"] == pytest.approx(expected["ipo"], abs=1e-5)
+        assert results["pairs/beta"] == 0.3 and "ipo" in results["pairs/loss_type"]
     record.unlink()
 
 
