@@ -26,6 +26,9 @@ from .unified import MAX_OPTIONS, OPTIONAL_FEATURES, REQUIRED_FEATURES, TARGET_T
 
 logger = logging.getLogger(__name__)
 
+# Texts that questions may refer to.
+CONTEXT_COLUMNS = ("article", "context", "passage", "paragraph", "story")
+
 
 def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], source: str, labelled: bool) -> Adapter:
     if callable(adapter):
@@ -35,19 +38,17 @@ def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], sou
     found = find_adapter(columns, ADAPTERS if adapter == "auto" else [adapter], labelled)
     if found is not None:
         return found
-    rename = "name columns by `columns` (--columns question=...,answer=...)"
     if adapter != "auto":
         missing = _missing(ADAPTERS[adapter], columns, labelled)
         raise ValueError(
-            f"{source}: adapter '{adapter}' misses column(s) {', '.join(missing)} among {', '.join(columns)}; "
-            f"{rename}, or choose another adapter"
+            f"{source}: adapter '{adapter}' misses column(s) {', '.join(missing)} among {', '.join(columns)}; name "
+            "them by `columns` (--columns question=...,answer=...), or choose another adapter"
         )
-    name, nearest = min(ADAPTERS.items(), key=lambda entry: len(_missing(entry[1], columns, labelled)))
-    absent = _missing(nearest, columns, labelled)
+    near = [(name, _missing(entry, columns, labelled)) for name, entry in ADAPTERS.items() if len(entry.columns) > 2]
+    almost = "".join(f"; for the layout '{name}', {absent[0]} is missing" for name, absent in near if len(absent) == 1)
     raise ValueError(
-        f"{source}: no known layout has the columns {', '.join(columns)}; the nearest, '{name}', has "
-        f"{', '.join(nearest.columns)}, of which {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing; "
-        f"{rename}, or in Python pass a function from a row to question, choices, answer as `adapter`"
+        f"{source}: the columns {', '.join(columns)} are of no known layout{almost}; a question has question, choices "
+        "(or A, B, ...) and answer: name them by `columns` (--columns question=...,answer=...)"
     )
 
 
@@ -123,8 +124,8 @@ def adapt_questions(
     Args:
         dataset (`Dataset`):
             Questions in the unified columns, in those of a spreadsheet (`question`, `A`, `B`, ..., `answer`), or in
-            those of MMLU, MMLU-Pro, ARC, OpenBookQA, CommonsenseQA, MedMCQA, SciQ, HellaSwag, WinoGrande or TruthfulQA
-            (MC1). The case of the names does not matter. Other columns are dropped.
+            those of a benchmark in [`~hf_calib.data.layouts.ADAPTERS`]. The case of the names does not matter. Other
+            columns are dropped.
         adapter (`str` or `Callable`, *optional*, defaults to `"auto"`):
             A name in [`~hf_calib.data.layouts.ADAPTERS`], `"auto"` to recognise the layout by its columns, or a
             function from a row to a dict with `question`, `choices`, `answer`, and optionally `target_probabilities`.
@@ -174,6 +175,10 @@ def adapt_questions(
             return dataset
     names = dataset.column_names if isinstance(dataset, Dataset) else dataset.columns
     chosen = _choose_adapter(adapter, names, source, labelled)
+    if unread := [name for name in names if name.strip().lower() in CONTEXT_COLUMNS and name not in chosen.columns]:
+        logger.warning(
+            f"{source}: the column '{unread[0]}' is not read; if questions need it, put its text into the questions"
+        )
     valid = _valid_rows(dataset, chosen, source, labelled, drop_invalid, answers_from)
     features = dict(REQUIRED_FEATURES)
     for column, feature in OPTIONAL_FEATURES.items():

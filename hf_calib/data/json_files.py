@@ -31,13 +31,7 @@ def parse_json(text: str) -> Any:
         [`json.JSONDecodeError`]: for text that is not JSON.
         `ValueError`: for an object with the same key twice.
     """
-    return json.loads(
-        text,
-        parse_float=WrittenFloat,
-        parse_int=_integer,
-        parse_constant=lambda name: None if name == "NaN" else float(name),
-        object_pairs_hook=_object,
-    )
+    return _DECODER.decode(text)
 
 
 def _integer(text: str) -> int | WrittenFloat:
@@ -50,6 +44,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice in one object")
     return found
+
+
+_DECODER = json.JSONDecoder(
+    parse_float=WrittenFloat,
+    parse_int=_integer,
+    parse_constant=lambda name: None if name == "NaN" else float(name),
+    object_pairs_hook=_object,
+)
 
 
 def read_json(path: str | Path) -> TextRecords:
@@ -71,16 +73,18 @@ def read_json(path: str | Path) -> TextRecords:
     try:
         content = parse_json(text)
     except json.JSONDecodeError as error:
-        if not _is_lines(text):
+        if _is_lines(text):
+            return _read_lines(path, text)
+        if error.msg != "Extra data":
             raise _broken(path, error, error.lineno, text) from None
-        return _read_lines(path, text)
+        content = _read_objects(path, text)
     except ValueError as error:  # a repeated key
         if _is_lines(text):
             return _read_lines(path, text)
         raise FileError(path, str(error)) from None
     rows = _rows(content)
     if rows is None:
-        raise FileError(path, "expected one object a line, a list of objects, or an object of columns")
+        raise FileError(path, "expected one object a line, one list of objects, or an object of columns")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise FileError(path, f"row {number} is {_kind(row)}, not an object with named columns")
@@ -121,9 +125,24 @@ def _read_lines(path: str | Path, text: str) -> TextRecords:
     return TextRecords(rows, _columns(rows), lines)
 
 
+def _read_objects(path: str | Path, text: str) -> list:
+    """Read objects of several lines each, one after the other."""
+    rows, place = [], 0
+    while place < len(text):
+        try:
+            row, place = _DECODER.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise _broken(path, error, error.lineno, text) from None
+        rows.append(row)
+        place += len(text[place:]) - len(text[place:].lstrip())
+    return rows
+
+
 def _broken(path: str | Path, error: json.JSONDecodeError, line: int, text: str) -> FileError:
-    cut = " (the text ends here: is the file complete?)" if error.pos >= len(text.rstrip()) else ""
-    return FileError(path, f"not JSON: {error.msg}{cut}", line, error.colno)
+    hint = " (the text ends here: is the file complete?)" if error.pos >= len(text.rstrip()) else ""
+    if text[error.pos : error.pos + 1] == "'":
+        hint = " (a literal of Python; write it by `json.dump`)"
+    return FileError(path, f"not JSON: {error.msg}{hint}", line, error.colno)
 
 
 def _rows(content: Any) -> list | None:
@@ -132,6 +151,8 @@ def _rows(content: Any) -> list | None:
     if not isinstance(content, dict):
         return None
     nested = [value for value in content.values() if isinstance(value, list) and value]
+    if len(nested) > 1 and all(isinstance(row, dict) for value in nested for row in value):
+        return None  # e.g. {"train": [...], "test": [...]}
     if len(nested) == 1 and all(isinstance(row, dict) for row in nested[0]) and not _is_row(content):
         return nested[0]  # e.g. {"version": 1, "data": [...]}
     values = list(content.values())

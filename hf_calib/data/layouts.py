@@ -76,6 +76,8 @@ def options_of(value: Any, column: str = "choices") -> tuple[list[Any], list[str
         texts = [_only(option, _TEXT_KEYS, column) for option in value]
         labels = [_only(option, _LABEL_KEYS, column) for option in value]
     elif isinstance(value, list):
+        while value and value[-1] is None:  # lists padded to the same length
+            value = value[:-1]
         return value, None
     else:
         raise InvalidRow(column, f"it must be a list of texts, not {type(value).__name__}")
@@ -146,6 +148,18 @@ def _sciq(row: Row) -> Row:
     """Convert a row of SciQ, which has the right answer in a column of its own."""
     texts = [row["correct_answer"], row["distractor1"], row["distractor2"], row["distractor3"]]
     return _mixed(row["question"], texts, 0)
+
+
+def _gpqa(row: Row) -> Row:
+    """Convert a row of GPQA, which has the right answer in a column of its own."""
+    texts = [_text(row[name]).strip() for name in _GPQA_COLUMNS[1:]]
+    return _mixed(row["Question"], texts, 0)
+
+
+def _race(row: Row) -> Row:
+    """Convert a row of RACE: the question is about the article."""
+    adapted = _options(row, "options")
+    return {**adapted, "question": f"{row['article']}\n\n{row['question']}"}
 
 
 def _mmlu_pro(row: Row) -> Row:
@@ -233,10 +247,12 @@ class Adapter:
 
 
 _LETTERS = tuple(string.ascii_uppercase)
+_GPQA_COLUMNS = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _OPTION_COLUMNS = ("opa", "opb", "opc", "opd")
 ADAPTERS: dict[str, Adapter] = {
     "unified": Adapter(("question", "choices", "answer"), _unified, more=("target_probabilities",)),
     "mmlu": Adapter(("question", "subject", "choices", "answer"), _unified, more=("target_probabilities",)),
+    "race": Adapter(("article", "question", "options", "answer"), _race),
     "mmlu_pro": Adapter(
         ("question", "options", "answer"), _mmlu_pro, subject_column="category", more=("question_id",)
     ),
@@ -256,6 +272,12 @@ ADAPTERS: dict[str, Adapter] = {
         "subject_name",
     ),
     "sciq": Adapter(("question", "correct_answer", "distractor1", "distractor2", "distractor3"), _sciq),
+    "gpqa": Adapter(_GPQA_COLUMNS, _gpqa, "Correct Answer", "High-level domain"),
+    "piqa": Adapter(
+        ("goal", "sol1", "sol2", "label"),
+        partial(_columns, option_columns=("sol1", "sol2"), answer_column="label", question="goal"),
+        "label",
+    ),
     "truthful_qa": Adapter(("question", "mc1_targets"), _truthful_qa),
     "hellaswag": Adapter(("ctx", "endings", "label"), _hellaswag, "label", more=("activity_label",)),
     "winogrande": Adapter(("sentence", "option1", "option2", "answer"), _winogrande),

@@ -74,6 +74,7 @@ def written(rows):
         "packed.jsonl.gz": gzip.compress(lines.encode()),
         "letters.jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in lists).encode(),
         "list.json": json.dumps(lists, indent=2).encode(),
+        "pretty.jsonl": "\n".join(json.dumps(row, indent=1) for row in lists).encode(),
         "nested.json": json.dumps({"version": 2, "data": lists}).encode(),
         "columns.json": json.dumps(columns).encode(),
         "pandas.json": pd.DataFrame(lists).to_json().encode(),
@@ -209,7 +210,9 @@ REFUSED = {
         b'{"question": "q", "choices": {"A": "x", "A": "y"}, "answer": "A"}\n' * 2, r"line 1: the key 'A' is there twice"
     ),
     "list.jsonl": (b'{"question": "q"}\n["x", "y"]\n', r"line 2: a list, not an object"),
-    "text.json": (b'"question"', "expected one object a line, a list of objects"),
+    "text.json": (b'"question"', "expected one object a line, one list of objects"),
+    "splits.json": (b'{"train": [{"question": "q"}], "test": [{"question": "r"}]}', "expected .* one list of objects"),
+    "python.json": (b"[{'question': 'q'}]", "line 1, column 3: not JSON: .*a literal of Python; write it by `json.dump`"),
     "none.json": (b"[]", "there are no rows"),
     "cut.csv.gz": (gzip.compress(TABLE.encode())[:-9], "the gzip archive is damaged or incomplete"),
 }  # fmt: skip
