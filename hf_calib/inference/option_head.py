@@ -12,7 +12,7 @@ import math
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutput
 
 from ..losses.text_divergence import anchor_divergence
+from .packing import branch_attention_mask, unpack_batch
 
 
 if TYPE_CHECKING:
@@ -42,48 +43,6 @@ ANCHOR_INPUTS = ("text_positions", "text_tokens", "text_log_probabilities")
 
 # Number of positions whose vocabulary logits exist at one time: 256 x 128k float32 values are 128 MiB.
 _CHUNK_SIZE = 256
-
-
-def branch_attention_mask(
-    attention_mask: torch.Tensor, option_segments: torch.Tensor, implementation: str | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """
-    Build the attention mask under which every branch attends to the prompt and to itself.
-
-    Args:
-        attention_mask (`torch.Tensor` of shape `(batch, length)`):
-            1 for tokens, 0 for padding.
-        option_segments (`torch.Tensor` of shape `(batch, length)`):
-            0 for the prompt, and a different number for each branch.
-        implementation (`str`):
-            Attention implementation of the model: `"sdpa"` (a boolean mask) or `"eager"` (an additive one).
-        dtype (`torch.dtype`):
-            Type of the additive mask.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, 1, length, length)`.
-
-    Raises:
-        `ValueError`: for an attention implementation that does not accept such a mask.
-    """
-    length = attention_mask.size(1)
-    query, key = option_segments[:, :, None], option_segments[:, None, :]
-    visible = ((key == 0) | (key == query)) & attention_mask[:, None, :].bool()
-    visible &= torch.ones(length, length, dtype=torch.bool, device=visible.device).tril()
-    # A padding token attends to itself: a softmax over nothing is NaN.
-    visible |= torch.eye(length, dtype=torch.bool, device=visible.device)
-    visible = visible[:, None]
-    if implementation == "sdpa":
-        return visible
-    if implementation == "eager":
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-            ~visible, torch.finfo(dtype).min
-        )
-    raise ValueError(
-        "Options of several tokens are scored under a branch mask, which attn_implementation="
-        f"{implementation!r} does not accept. Load the model with attn_implementation='sdpa' or 'eager', or use "
-        "scoring='letter'."
-    )
 
 
 def _same(logits: torch.Tensor) -> torch.Tensor:
@@ -283,6 +242,10 @@ class OptionHead:
     anchors of generic texts in the batch, the divergence from them, summed over the positions, as `loss`. Calls
     without option columns are unchanged, and so are generation and saving.
 
+    While the attribute `packed` is `True`, the options of a question share its sequence. Set it to `False` for a model
+    that does not support this (see [`~hf_calib.inference.packing`]): then every option of several tokens is a sequence
+    of its own, in a second pass through the backbone.
+
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A causal language model.
@@ -303,6 +266,7 @@ class OptionHead:
         self.option_normalization = option_normalization
         self.gather = gather
         self.transform = logit_transform(self.model.config)
+        self.packed = True
         self._option_logits = None
         self._extend_forward()
 
@@ -321,16 +285,19 @@ class OptionHead:
             batch = {name: tensor for name, tensor in batch.items() if tensor is not None}
             if "option_positions" not in batch:
                 return original(*args, **kwargs)
-            mask = kwargs["attention_mask"]
-            if (segments := batch.get("option_segments")) is not None:
+            mask, segments = kwargs["attention_mask"], batch.get("option_segments")
+            packed = head.packed or segments is None
+            if packed and segments is not None:
                 mask = branch_attention_mask(mask, segments, self.config._attn_implementation, self.dtype)
-            with head._last_hidden_state(mask) as kept:
-                if options_only:
+            elif not packed:
+                kwargs["attention_mask"] = mask = mask * (segments <= 1)  # without the branches
+            outputs, kept = None, []
+            with head._last_hidden_state(mask, kept):
+                if not options_only:
+                    outputs = original(*args, **kwargs)
+                elif packed or anchors[0] is not None:
                     kwargs.pop("labels", None)
                     self.base_model(*args, **{**kwargs, "use_cache": False})
-                    outputs = None
-                else:
-                    outputs = original(*args, **kwargs)
             options = HeadOptions(
                 head.option_normalization,
                 head.transform,
@@ -339,7 +306,10 @@ class OptionHead:
                 # Only beside the dense gradient of a loss over the vocabulary.
                 sparse_gradient=not options_only and kwargs.get("labels") is not None,
             )
-            option_logits = score_options(self.get_output_embeddings(), kept[-1], batch, options)
+            if packed:
+                option_logits = score_options(self.get_output_embeddings(), kept[-1], batch, options)
+            else:
+                option_logits = head._score_unpacked(kwargs["input_ids"], batch, options)
             if options_only:
                 loss = None if anchors[0] is None else head._anchor_divergence(kept[-1], *anchors)
                 return CausalLMOutput(loss=loss, logits=option_logits)
@@ -349,6 +319,17 @@ class OptionHead:
         # `generate` checks its arguments against this signature.
         forward.__wrapped__ = getattr(original, "__wrapped__", type(self.model).forward)
         self.model.forward = types.MethodType(forward, self.model)
+
+    def _score_unpacked(self, input_ids, batch, options: HeadOptions) -> torch.Tensor:
+        """Compute the option logits with one sequence for each option."""
+        inputs, places = unpack_batch(input_ids, batch)
+        hidden_states = self.model.base_model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+        ).last_hidden_state
+        options = replace(options, over_vocabulary=True)  # as in a packed sequence
+        scores = score_options(self.model.get_output_embeddings(), hidden_states, inputs, options)[: len(places[0]), 0]
+        option_logits = scores.new_full(batch["option_mask"].shape, -torch.inf)
+        return option_logits.index_put(places, scores)
 
     def _anchor_divergence(self, hidden_states, positions, tokens, targets) -> torch.Tensor:
         """Sum of the divergences from the anchors of generic texts; 0 for a batch without texts."""
@@ -364,13 +345,13 @@ class OptionHead:
         return over_chunks(divergences, lm_head, states, tokens[valid], targets[valid]).sum()
 
     @contextmanager
-    def _last_hidden_state(self, attention_mask: torch.Tensor):
+    def _last_hidden_state(self, attention_mask: torch.Tensor, kept: list[torch.Tensor]):
         """
-        Collect the last hidden states of the backbone, which gets `attention_mask` in place of its own.
+        Append the last hidden states of the backbone, which gets `attention_mask` in place of its own, to `kept`.
 
-        Only the backbone gets it: a load-balancing loss over experts needs the plain mask.
+        Only the backbone gets the mask: a load-balancing loss over experts needs the plain mask.
         """
-        kept, backbone = [], self.model.base_model
+        backbone = self.model.base_model
         handles = [
             backbone.register_forward_pre_hook(
                 lambda module, args, kwargs: (args, {**kwargs, "attention_mask": attention_mask}), with_kwargs=True
@@ -378,7 +359,7 @@ class OptionHead:
             backbone.register_forward_hook(lambda module, args, outputs: kept.append(outputs.last_hidden_state)),
         ]
         try:
-            yield kept
+            yield
         finally:
             for handle in handles:
                 handle.remove()

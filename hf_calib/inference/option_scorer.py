@@ -19,7 +19,14 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import DynamicCache
 
 from .encoding import collate_options
-from .option_head import HeadOptions, branch_attention_mask, logit_transform, score_options, unwrap_causal_lm
+from .option_head import HeadOptions, logit_transform, score_options, unwrap_causal_lm
+from .packing import (
+    architecture_obstacle,
+    branch_attention_mask,
+    compared_questions,
+    difference_of_scores,
+    single_options,
+)
 
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ class OptionScorer:
         self.options = HeadOptions(option_normalization, transform, over_vocabulary=True)
         # Padding is masked, so any token can pad.
         self.pad_token_id = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-        self.branches = True
+        self.branches, self.obstacle = True, None  # whether options are packed, and why not
         self._prefix, self._prefix_length = None, 0
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
@@ -66,7 +73,7 @@ class OptionScorer:
         """
         if self.branches:
             return self._forward(features)
-        single = [option for feature in features for option in _single_options(feature)]
+        single = [option for feature in features for option in single_options(feature)]
         scores = []
         for start in range(0, len(single), len(features)):
             scores += self._forward(single[start : start + len(features)])
@@ -103,7 +110,8 @@ class OptionScorer:
         Read the tokens with which all these questions begin once, and reuse their keys and values for each question.
 
         Such tokens are a system message, the opening of a chat template, or worked examples. Nothing is reused if the
-        model's cache holds something else than keys and values, or gives other scores for the shortest question.
+        model's cache holds something else than keys and values, or gives other scores for the shortest or the longest
+        question.
 
         Args:
             features (`Sequence[Mapping]`):
@@ -115,33 +123,36 @@ class OptionScorer:
         length = min(common, *(min(feature["option_positions"]) for feature in features))
         if length < MIN_PREFIX or len(features) < 2:
             return
-        shortest = [min(features, key=lambda feature: len(feature["input_ids"]))]
-        expected = self(shortest)[0]
+        lengths = [len(feature["input_ids"]) for feature in features]
+        compared = [features[int(np.argmin(lengths))], features[int(np.argmax(lengths))]]
+        score = self._token_scores if self.branches else self._token_scores_alone
         prefix = torch.tensor([features[0]["input_ids"][:length]], device=self.model.device)
         try:
             cache = self.model.base_model(input_ids=prefix, use_cache=True).past_key_values
             if type(cache) is not DynamicCache or any(cache.is_sliding):
                 return
             self._prefix, self._prefix_length = cache, length
-            same = np.allclose(self(shortest)[0], expected, **self._tolerance, equal_nan=True)
-        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
-            same = False
-        if not same:
+            difference = difference_of_scores(
+                self.model, compared, score, lambda feature: self._without_prefix(score, feature)
+            )
+        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+            difference = str(error)
+        if difference is not None:
             self._prefix, self._prefix_length = None, 0
 
-    @property
-    def _tolerance(self) -> dict[str, float]:
-        """Tolerance for one log-likelihood computed in two ways, as arguments of `np.allclose`."""
-        exact = self.model.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
-        return {"rtol": 1e-3, "atol": 1e-3} if exact else {"rtol": 0.05, "atol": 0.1}
+    def _without_prefix(self, score, feature: Mapping[str, Any]) -> np.ndarray:
+        length, self._prefix_length = self._prefix_length, 0
+        try:
+            return score(feature)
+        finally:
+            self._prefix_length = length
 
     def check_branches(self, features: Sequence[Mapping[str, Any]]) -> None:
         """
-        Check that the model follows the branch mask, and score options one by one if it does not.
+        Check that the model scores packed options as it does options alone; otherwise score them one by one.
 
-        The last option of several tokens of the longest question is scored among all options and alone. The option
-        with the most foreign tokens before it differs most if the mask is ignored, as by a recurrent model, or by an
-        attention window shorter than the question.
+        The architecture must allow it, and some questions, the longest among them, are scored in both ways in the
+        dtype in use. See [`~hf_calib.inference.packing`].
 
         Args:
             features (`Sequence[Mapping]`):
@@ -150,42 +161,33 @@ class OptionScorer:
         branched = [feature for feature in features if any(feature["option_segments"])]
         if not branched:
             return
-        longest = max(branched, key=lambda feature: len(feature["input_ids"]))
-        alone = _single_options(longest)
-        # For training, the right option is encoded first.
-        places = zip(longest["option_positions"], longest["option_index"], strict=True)
-        _, last = max(place for place in places if len(alone[place[1]]["option_tokens"]) > 1)
-        expected = self._forward([alone[last]])[0][0]
-        try:
-            packed = self._forward([longest])[0][last]
-            self.branches = bool(np.allclose(packed, expected, **self._tolerance, equal_nan=True))
-            reason = f"log-likelihood {packed:.2f} instead of {expected:.2f}"
-        except (RuntimeError, TypeError, ValueError) as error:
-            self.branches, reason = False, str(error)
+        self.obstacle = architecture_obstacle(self.model, branched)
+        if self.obstacle is None:
+            compared = compared_questions(branched)
+            try:
+                self.obstacle = difference_of_scores(
+                    self.model, compared, self._token_scores, self._token_scores_alone
+                )
+            except (RuntimeError, TypeError, ValueError) as error:
+                self.obstacle = str(error)
+        self.branches = self.obstacle is None
         if not self.branches:
             logger.warning(
-                f"{type(self.model).__name__} does not follow a branch attention mask ({reason}); options are scored "
-                "one by one, which takes several times as long"
+                f"{type(self.model).__name__} does not follow a branch attention mask ({self.obstacle}); options are "
+                "scored one by one, which takes several times as long"
             )
 
+    def _token_scores(self, feature: Mapping[str, Any]) -> np.ndarray:
+        """Log-likelihood of each option token of a question, in the order of `option_tokens`."""
+        count = len(feature["option_tokens"])
+        return self._forward([{**feature, "option_index": list(range(count)), "num_options": count}])[0]
 
-def _single_options(feature: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Split an encoded question into one plain sequence for each option."""
-    context = feature["input_ids"][: min(feature["option_positions"]) + 1]
-    options = [[] for _ in range(feature["num_options"])]
-    for token, k in zip(feature["option_tokens"], feature["option_index"], strict=True):
-        options[k].append(token)
-    return [
-        {
-            "input_ids": context + tokens[:-1],
-            "option_positions": list(range(len(context) - 1, len(context) - 1 + len(tokens))),
-            "option_tokens": tokens,
-            "option_index": [0] * len(tokens),
-            "num_options": 1,
-            "option_label": 0,
-        }
-        for tokens in options
-    ]
+    def _token_scores_alone(self, feature: Mapping[str, Any]) -> np.ndarray:
+        """The same, from one sequence for each option."""
+        scores = np.empty(len(feature["option_tokens"]), dtype=np.float32)
+        for k, single in enumerate(single_options(feature)):
+            scores[np.flatnonzero(np.array(feature["option_index"]) == k)] = self._token_scores(single)
+        return scores
 
 
 def pad_rows(rows: Sequence[Sequence[float]], width: int, value: float) -> np.ndarray:

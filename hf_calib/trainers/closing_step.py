@@ -154,6 +154,7 @@ class ClosingStepMixin:
         self._closing_kinds = self._closing_kinds[kept]
         self._closing_encoded = Dataset.from_list(features)
         self._widen_batches(self._closing_encoded)
+        self._check_branches([self._closing_encoded])
         vars(self.data_collator).update(self._option_shape)
 
     def _closing_logits(self, rows: np.ndarray | None = None) -> np.ndarray:

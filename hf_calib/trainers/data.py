@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..data.questions import adapt_questions
@@ -121,6 +124,19 @@ def report_too_long(given: Dataset, prepared: Dataset, max_length: int | None, n
             f"{left_out} of {len(given)} {name} are left out, because their prompts fill max_length={max_length}; "
             f"{cut} others reach it, and what is longer is cut."
         )
+
+
+def longest_questions(encoded: Dataset, count: int = 8) -> list[dict[str, Any]]:
+    """The longest encoded questions, and as many others, spread over all lengths. Rows of text have no options."""
+    if "num_options" not in encoded.column_names:
+        return []
+    table = encoded.select_columns(["input_ids", "num_options"]).with_format("arrow")[:]
+    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+    has_options = pc.fill_null(pc.greater(table["num_options"], 0), False).to_numpy()
+    rows = np.flatnonzero(has_options)
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    chosen = {*rows[:count].tolist(), *rows[:: max(1, len(rows) // count)].tolist()}
+    return [encoded[row] for row in sorted(chosen)]
 
 
 def split_rows(dataset: Dataset) -> tuple[Dataset, Dataset | None]:

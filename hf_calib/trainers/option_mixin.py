@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -12,14 +13,17 @@ from trl.trainer.utils import global_then_local_main_first, maybe_gather_lm_head
 from ..inference.encoding import IGNORE_INDEX, OPTION_COLUMNS, OptionEncoder
 from ..inference.option_head import OptionHead, unwrap_causal_lm
 from ..inference.option_scorer import OptionScorer
+from ..inference.packing import architecture_obstacle
 from ..losses.em_ece_loss import em_ece_loss
 from ..losses.option_losses import option_cross_entropy
 from ..losses.released_code import ReleasedCodeLoss
-from .data import encode_questions
+from .data import encode_questions, longest_questions
 from .e_step import EMTrainerMixin
 from .reference import REFERENCE_COLUMN
 from .text_anchor import TEXT_COLUMNS
 
+
+logger = logging.getLogger(__name__)
 
 QUESTION_INDEX = "question_index"  # number of a question of the M-step, -1 in other rows
 
@@ -53,6 +57,7 @@ class OptionTrainingMixin(EMTrainerMixin):
         """Call this before any data set is encoded."""
         # Updated while the data sets are encoded, so that every batch has the same columns on every process.
         self._option_shape = {"max_options": 0, "branched": False}
+        self._branches_checked = False
 
     def _encode(
         self, questions: Dataset, name: str, args, max_length: int | None, branches: bool, likelihood: str | None
@@ -62,6 +67,8 @@ class OptionTrainingMixin(EMTrainerMixin):
             encoded = encode_questions(questions, encoder, branches, likelihood, name, args.dataset_num_proc)
         if branches:
             self._widen_batches(encoded)
+            if self._branches_checked:  # a data set that came after the constructor
+                self._check_branches([encoded])
         return encoded
 
     def _widen_batches(self, encoded: Dataset) -> None:
@@ -74,23 +81,26 @@ class OptionTrainingMixin(EMTrainerMixin):
         self.option_head = OptionHead(self.model, self.args.option_normalization, gather=maybe_gather_lm_head_ctx)
 
     def _check_branches(self, datasets: list[Dataset | None]) -> None:
-        """Raise a `ValueError` if the architecture does not score options of several tokens in one forward pass."""
-        if not self._option_shape["branched"] or is_deepspeed_zero3_enabled():
-            return  # under ZeRO-3 the parameters are partitioned already, and only the engine gathers them
-        rows = [
-            row for dataset in datasets if dataset is not None for row in dataset.select(range(min(len(dataset), 32)))
-        ]
-        features = [row for row in rows if row.get("num_options")]
-        scorer = OptionScorer(self.model, self._tokenizer, self.args.option_normalization)
-        training = self.model.training
-        self.model.eval()
-        scorer.check_branches(features)
-        self.model.train(training)
-        if not scorer.branches:
-            raise ValueError(
-                f"{type(unwrap_causal_lm(self.model)).__name__} does not score options of several tokens in one pass. "
-                "Load it with attn_implementation='sdpa' or 'eager', or train with scoring='letter'."
-            )
+        """Score options of several tokens in sequences of their own where the model does not support packed ones."""
+        checked, self._branches_checked = self._branches_checked, True
+        if not (self._option_shape["branched"] and self.option_head.packed):
+            return
+        features = [row for dataset in datasets if dataset is not None for row in longest_questions(dataset)]
+        features = [row for row in features if any(row["option_segments"])]
+        if not features:
+            return
+        if is_deepspeed_zero3_enabled() or (checked and self.is_fsdp_enabled):  # partitioned: it cannot be run here
+            obstacle = architecture_obstacle(unwrap_causal_lm(self.model), features)
+        else:
+            scorer = OptionScorer(self.model, self._tokenizer, self.args.option_normalization)
+            training = self.model.training
+            self.model.eval()
+            scorer.check_branches(features)
+            self.model.train(training)
+            obstacle = scorer.obstacle
+        if obstacle is not None:
+            self.option_head.packed = False
+            logger.warning(f"In training too, every option of several tokens takes a sequence of its own: {obstacle}.")
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

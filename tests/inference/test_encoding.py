@@ -10,7 +10,8 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from hf_calib.data.questions import PromptFormat
 from hf_calib.inference.encoding import IGNORE_INDEX, OptionEncoder, QuestionTooLongError, collate_options
-from hf_calib.inference.option_head import OptionHead, branch_attention_mask, logit_transform
+from hf_calib.inference.option_head import OptionHead, logit_transform
+from hf_calib.inference.packing import branch_attention_mask
 
 
 QUESTIONS = [

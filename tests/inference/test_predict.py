@@ -55,8 +55,8 @@ def test_letters_equal_the_full_logits(tiny_tokenizers, tiny_llama, name):
     model = tiny_llama(tokenizer)
     counter = Counter(model)
     predictions = predict_options(model, tokenizer, questions, batch_size=3, progress=False)
-    # Three passes more find out whether what all prompts begin with can be read once.
-    assert counter.questions in (len(questions), len(questions) + 3)
+    # Five passes more find out whether what all prompts begin with can be read once.
+    assert counter.questions in (len(questions), len(questions) + 5)
     assert_matches(predictions, model, tokenizer, questions, PromptFormat())
     assert predictions.ids.tolist() == questions["id"][:] and predictions.labels.tolist() == questions["answer"][:]
     np.testing.assert_allclose(predictions.probabilities.sum(1), 1, atol=1e-6)
@@ -295,7 +295,7 @@ def test_shared_prefix_is_read_once(scoring, tiny_tokenizers, tiny_llama):
         model, tokenizer, questions.select([0]), prompt_format=prompt_format, progress=False
     ).option_logits[0]
     np.testing.assert_allclose(predictions.option_logits[0, : len(alone)], alone, rtol=1e-4)
-    prefix = min(lengths)  # by itself; then one question to see that nothing is lost, then all of them
+    prefix = min(lengths)  # by itself; then two questions in both ways, then all of them
     encoder = OptionEncoder(tokenizer, prompt_format)
     longest = max(len(encoder.encode(row)["input_ids"]) for row in questions)
-    assert prefix >= shared and max(lengths[lengths.index(prefix) + 2 :]) == longest - prefix
+    assert prefix >= shared and max(lengths[lengths.index(prefix) + 5 :]) == longest - prefix

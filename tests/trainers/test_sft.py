@@ -9,7 +9,15 @@ from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
 from runs import SFT_RUN, StopAt, assert_same, logged, weights
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback, MambaConfig, MambaForCausalLM
+from transformers import (
+    EarlyStoppingCallback,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 from trl import SFTConfig, SFTTrainer
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
@@ -292,11 +300,31 @@ def test_a_model_that_diverged_is_said_so(world_model, questions, tmp_path):
         trainer.e_step()
 
 
-def test_an_architecture_that_ignores_branches_is_refused(tiny_tokenizers, shared_data, tmp_path):
+@pytest.mark.parametrize("kind", ["mamba", "mpt", "gemma2"])
+def test_options_get_sequences_of_their_own_where_packing_fails(tiny_tokenizers, shared_data, tmp_path, kind, caplog):
     tokenizer = tiny_tokenizers["qwen"]
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4, "pad_token_id": tokenizer.pad_token_id}
-    MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "mamba")
-    tokenizer.save_pretrained(tmp_path / "mamba")
-    dataset = load_questions(shared_data / "arc_easy_train.parquet", limit=10, seed=0)
-    with pytest.raises(ValueError, match="MambaForCausalLM does not score.*scoring='letter'"):
-        make_trainer(str(tmp_path / "mamba"), dataset, tmp_path / "out")
+    size = {"vocab_size": len(tokenizer), "initializer_range": 0.3}
+    llama = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = {
+        "mamba": lambda: MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, **size)),
+        "mpt": lambda: MptForCausalLM(MptConfig(d_model=32, n_heads=4, n_layers=2, **size)),
+        "gemma2": lambda: Gemma2ForCausalLM(
+            Gemma2Config(**llama, num_key_value_heads=2, head_dim=16, sliding_window=16, pad_token_id=0, **size)
+        ),
+    }[kind]()
+    model.save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    dataset = load_questions(shared_data / "arc_easy_train.parquet", limit=24, seed=0)
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "eval_dataset": dataset.select(range(12))}
+    trainer = make_trainer(str(tmp_path / kind), dataset, tmp_path / "out", em_holdout=8, **settings)
+    assert not trainer.option_head.packed
+    assert caplog.text.count("takes a sequence of its own") == 1
+    trainer.train()
+    assert any("em_ece" in entry for entry in trainer.state.log_history)
+    found = trainer.evaluate()
+    asked = {"prompt_format": trainer.args.prompt_format(), "progress": False}
+    scored = predict_options(trainer.model, tokenizer, dataset.select(range(12)), **asked)
+    expected = calibration_report(scored.probabilities, scored.labels)
+    assert found["eval_ece"] == pytest.approx(expected["ece"], abs=1e-4)
+    assert found["eval_nll"] == pytest.approx(expected["nll"], abs=1e-3)
