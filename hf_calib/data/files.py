@@ -18,6 +18,8 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import HFValidationError
 
 from .csv_files import CsvTable, read_csv
 from .json_files import read_json
@@ -94,7 +96,7 @@ def load_records(
         loaded = load_from_disk(str(local))
     else:
         source = str(local if local.is_dir() else path)
-        builder = load_dataset_builder(source, name, revision=revision)
+        builder = _builder(source, name, revision)
         if (files := _text_files(builder)) is not None:
             return _load_text(files, source, split)
         builder.download_and_prepare()
@@ -102,6 +104,23 @@ def load_records(
     if isinstance(loaded, DatasetDict):
         loaded = loaded[_only_split(list(loaded), path, split)]
     return loaded
+
+
+def _builder(path: str, name: str | None, revision: str | None) -> DatasetBuilder:
+    """Builder of a folder or a data set on the Hub. Without a connection, one of the files that were read before."""
+    try:
+        return load_dataset_builder(path, name, revision=revision)
+    except OSError:
+        # The cache of datasets holds no text files, which are read here.
+        if Path(path).is_dir():
+            raise
+        try:
+            files = snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True)
+        except (OSError, HFValidationError):
+            files = None
+        if files is None or not any(file_kind(file) for file in Path(files).rglob("*")):
+            raise
+        return load_dataset_builder(files, name)
 
 
 def _only_split(names: Sequence[str], path: str | Path, split: str | None) -> str:

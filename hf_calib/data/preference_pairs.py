@@ -106,8 +106,8 @@ def pair_fault(row: Mapping[str, Any]) -> str | None:
         if not _text(row[name]).strip():
             return f"the completion in column {name!r} is empty"
     probability = row.get(PREFERENCE_COLUMN, 1.0)
-    if probability is None or not 0 <= probability <= 1:
-        return f"the preference probability {probability} is not in [0, 1]"
+    if isinstance(probability, (str, bool)) or probability is None or not 0 <= probability <= 1:
+        return f"the preference probability {probability!r} is not in [0, 1]"
     return None
 
 
@@ -154,6 +154,10 @@ def drop_invalid_pairs(pairs: Dataset, name: str) -> Dataset:
     if not {"chosen", "rejected"} <= set(pairs.column_names):
         return pairs  # `check_pairs` raises
     kept = pairs.filter(lambda row: pair_fault(row) is None, desc="Checking pairs")
+    if len(pairs) and not len(kept):
+        raise ValueError(
+            f"{name}: none of {len(pairs)} rows is a valid preference pair; row 0: {pair_fault(pairs[0])}"
+        )
     if len(kept) < len(pairs):
         logger.warning(f"{name}: left out {len(pairs) - len(kept)} of {len(pairs)} rows as invalid preference pairs")
     return kept

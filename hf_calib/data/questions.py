@@ -93,11 +93,12 @@ def load_questions(
 
 def _warn_of_repeated_ids(questions: Dataset, source: str) -> None:
     """Warn of an id that several different questions have."""
-    counts = Counter(questions["id"])
-    if len(counts) == len(questions):
+    ids = questions["id"][:]
+    counts = Counter(ids)
+    if len(counts) == len(ids):
         return
     texts = {}
-    for name, question in zip(questions["id"], questions["question"], strict=True):
+    for name, question in zip(ids, questions["question"][:], strict=True):
         if counts[name] > 1 and texts.setdefault(name, question) != question:
             repeated = sum(count > 1 for count in counts.values())
             logger.warning(

@@ -45,11 +45,16 @@ def training_rows(rows: Dataset | TextRecords, path: str | Path) -> Dataset:
             values = rows[name][:]
             if any(_is_messages(value) for value in values):
                 parsed = [_messages(value, name, path, number) for number, value in enumerate(values)]
-                rows = rows.remove_columns(name).add_column(name, parsed)
+                rows = _with_column(rows, name, parsed)
     if rows.features.get(PREFERENCE_COLUMN) == Value("string"):
         numbers = [_number(value, path, number) for number, value in enumerate(rows[PREFERENCE_COLUMN])]
-        rows = rows.remove_columns(PREFERENCE_COLUMN).add_column(PREFERENCE_COLUMN, numbers)
+        rows = _with_column(rows, PREFERENCE_COLUMN, numbers)
     return rows
+
+
+def _with_column(rows: Dataset, name: str, values: list) -> Dataset:
+    """Replace a column, perhaps the only one."""
+    return rows.rename_column(name, f"{name} as text").add_column(name, values).remove_columns(f"{name} as text")
 
 
 def _is_messages(value: str | None) -> bool:

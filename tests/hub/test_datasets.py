@@ -11,6 +11,8 @@ from loopback import read
 
 from hf_calib import calibration_report
 from hf_calib.cli.main import main
+from hf_calib.data import files
+from hf_calib.data.questions import load_questions
 from hf_calib.hub.prediction_dataset import as_dataset
 from hf_calib.hub.saved_predictions import from_dataset, load_predictions
 from hf_calib.inference.predictions import OptionPredictions
@@ -91,3 +93,26 @@ def test_the_metric_is_loaded_by_name(hub, api, tmp_path, capsys):
     api.upload_file(path_or_fileobj=b"other", path_in_repo="app.py", repo_id="lab/ece_regime", repo_type="space")
     assert main(["push", "--what", "metric", "--repo_id", "lab/ece_regime"]) == 2
     assert "lab/ece_regime is taken: it holds app.py and no ece_regime.py" in capsys.readouterr().err
+
+
+def test_text_files_on_the_hub_are_read_as_text(api, tmp_path, monkeypatch):
+    rows = "question,A,B,answer,subject\nIs it?,007,NA,B,None\n"
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "test.csv").write_text(rows)
+    (folder / "train.csv").write_text(rows + "Was it?,1.50,null,A,x\n")
+    api.create_repo("alice/texts", repo_type="dataset")
+    api.upload_folder(repo_id="alice/texts", repo_type="dataset", folder_path=folder)
+    expected = [["007", "NA"], ["1.50", "null"]]
+    assert load_questions("alice/texts", split="train")["choices"][:] == expected
+    assert load_questions("alice/texts", split="test")["subject"][:] == ["None"]
+    with pytest.raises(ValueError, match="choose `split` among train, test|choose `split` among test, train"):
+        load_questions("alice/texts", split="validation")
+
+    def offline(path, *more, original=files.load_dataset_builder, **options):
+        if path == "alice/texts":
+            raise ConnectionError("no connection")
+        return original(path, *more, **options)
+
+    monkeypatch.setattr(files, "load_dataset_builder", offline)
+    assert load_questions("alice/texts", split="train")["choices"][:] == expected
