@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 
@@ -119,6 +121,32 @@ def run_page(page: str) -> None:
         exec(compile(block, page, "exec"), names)
 
 
+def write_files_of_other_tools(folder: Path) -> None:
+    """The files that the guide on predictions names, of 40 questions each."""
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet(np.ones(4), size=40), rng.integers(4, size=40)
+    samples, batch = [], []
+    for row, options in enumerate(probabilities):
+        arguments = {f"gen_args_{k}": {"arg_0": "?", "arg_1": f" {letter}"} for k, letter in enumerate("ABCD")}
+        responses = [[str(np.log(p)), "False"] for p in options]
+        common = {"doc_id": row, "target": str(labels[row]), "filter": "none"}
+        samples.append({**common, "arguments": arguments, "filtered_resps": responses})
+        top = [{"token": letter, "logprob": float(np.log(p))} for letter, p in zip("ABCD", options, strict=True)]
+        content = [{"token": "A", "logprob": top[0]["logprob"], "top_logprobs": top}]
+        body = {"object": "chat.completion", "choices": [{"logprobs": {"content": content}}]}
+        batch.append({"custom_id": f"q{row}", "response": {"body": body}})
+    for name, rows in (("samples_arc_easy", samples), ("samples_openbookqa", samples), ("batch_output", batch)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = pd.DataFrame({f"p_{k}": probabilities[:, k] for k in range(4)}).assign(label=labels)
+    table.to_csv(folder / "predictions.csv", index=False)
+    pd.DataFrame({"id": [f"q{row}" for row in range(40)], "label": labels}).to_csv(folder / "answers.csv", index=False)
+    yes = probabilities[:, 0]
+    scores = pd.DataFrame({"p_yes": yes, "p_no": 1 - yes, "gold": np.where(labels < 2, "yes", "no")})
+    scores.to_csv(folder / "scores.csv", index=False)
+    confidences = pd.DataFrame({"confidence": probabilities.max(1), "correct": probabilities.argmax(1) == labels})
+    confidences.to_csv(folder / "confidences.csv", index=False)
+
+
 @pytest.fixture(scope="module")
 def models_and_files(tmp_path_factory, tiny_tokenizers, tiny_llama):
     """A folder in which the models and files that the pages name exist."""
@@ -135,6 +163,7 @@ def models_and_files(tmp_path_factory, tiny_tokenizers, tiny_llama):
         for i in range(32)
     ]
     Dataset.from_list(pairs).to_parquet(folder / "pairs.parquet")
+    write_files_of_other_tools(folder)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder
 

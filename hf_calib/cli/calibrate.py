@@ -50,7 +50,10 @@ class CalibrateArguments(MeasuringArguments):
     """Arguments of `hf-calib calibrate`."""
 
     predictions: str = field(
-        metadata={"help": "Saved predictions to fit on: OUTPUT_DIR of evaluate, or predictions.npz."}
+        metadata={
+            "help": "Saved predictions to fit on: OUTPUT_DIR of evaluate or measure, predictions.npz, or a file of "
+            "another tool that `hf-calib measure` reads."
+        }
     )
     apply_to: str | None = field(
         default=None,

@@ -69,7 +69,11 @@ class DiagnoseArguments(PredictionArguments):
         default=None, metadata={"help": "Saved predictions of the model before alignment, instead of --reference."}
     )
     predictions: str | None = field(
-        default=None, metadata={"help": "Saved predictions of the aligned model, instead of --model."}
+        default=None,
+        metadata={
+            "help": "Saved predictions of the aligned model, instead of --model: as of evaluate, or a file of another "
+            "tool that `hf-calib measure` reads."
+        },
     )
     output_dir: str = field(default="diagnosis", metadata={"help": "Folder of the report."})
     pairs: str | None = field(default=None, metadata={"help": "Preference pairs in the format of TRL's DPOTrainer."})

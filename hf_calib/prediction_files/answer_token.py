@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from string import ascii_uppercase
 from typing import Any
 
@@ -15,13 +16,14 @@ _ANNOUNCED = re.compile(r"(answer|option|choice)\W*(is|:)?\W*$", re.IGNORECASE)
 _SMALLEST = 1e-9  # what is left for missing options is never 0
 
 
-def option_names(num_options: int, given: Sequence[str] = ()) -> list[str]:
+@lru_cache
+def option_names(num_options: int, given: tuple[str, ...] = ()) -> tuple[str, ...]:
     """What the model writes for each option: the names given, or the letters from A."""
     if given:
-        return list(given)
+        return given
     if num_options > len(ascii_uppercase):
         raise ValueError(f"{num_options} options have no letters: name them with --option_labels")
-    return list(ascii_uppercase[:num_options])
+    return tuple(ascii_uppercase[:num_options])
 
 
 def answer_position(tokens: Sequence[str], names: Sequence[str]) -> int:
@@ -40,13 +42,14 @@ def answer_position(tokens: Sequence[str], names: Sequence[str]) -> int:
     Raises:
         `ValueError`: no token, or more than one, can be the answer.
     """
+    if len(tokens) == 1:  # an option or not, it is the answer
+        return 0
     known = set(names)
     places = [place for place, token in enumerate(tokens) if token.strip(_SPACES).strip(_AROUND) in known]
     if not places:
-        # The answer may be no option, while options are among the likeliest tokens of a single-token answer.
         written = [place for place, token in enumerate(tokens) if token.strip(_SPACES)]
-        if len(written) == 1 or len(tokens) == 1:
-            return written[0] if written else 0
+        if len(written) == 1:
+            return written[0]
         raise ValueError(f"none of the tokens written is one of the options {', '.join(names)}")
     if len(places) == 1:
         return places[0]

@@ -15,6 +15,10 @@ from .source import Source
 
 TITLE = "chat completions with log-probabilities (batch output of OpenAI or vLLM, jsonl)"
 
+_NO_COUNT = (
+    "how many options a question has is not in the file: add --num_options 4 (letters A to D), --option_labels "
+    "yes,no, or the column choices in --labels"
+)
 _OBJECTS = ("chat.completion", "text_completion", "response")
 
 
@@ -44,7 +48,7 @@ def read(source: Source, options: ReadOptions, labels: GoldLabels | None = None)
     Raises:
         `ValueError`: a request failed, has no log-probabilities, or the number of options is not known.
     """
-    none, models = 0, set()
+    none, models, given = 0, set(), options.written_options
 
     def question(row: dict[str, Any]) -> Question:
         nonlocal none
@@ -52,7 +56,10 @@ def read(source: Source, options: ReadOptions, labels: GoldLabels | None = None)
         models.add(body.get("model"))
         name = str(row.get("custom_id") or row.get("key") or body.get("id") or "")
         count = labels.num_options(name) if labels is not None else None
-        names = option_names(count or _num_options(row, options), options.written_options)
+        count = count or len(given) or options.num_options
+        if count is None:
+            raise ValueError(_NO_COUNT)
+        names = option_names(count, given)
         positions = _positions(body)
         place = answer_position([position["token"] for position in positions], names)
         scores = option_scores(likeliest_tokens(positions[place]), names)
@@ -73,15 +80,6 @@ def read(source: Source, options: ReadOptions, labels: GoldLabels | None = None)
             "request, custom_id) and label"
         )
     return predictions
-
-
-def _num_options(row: Mapping[str, Any], options: ReadOptions) -> int:
-    if found := len(options.written_options) or options.num_options or len(row.get("choices_text", ())):
-        return found
-    raise ValueError(
-        "how many options a question has is not in the file: add --num_options 4 (letters A to D), --option_labels "
-        "yes,no, or the column choices in --labels"
-    )
 
 
 def _body(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,12 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(map(str, names[:most])) + more
 
 
-def to_index(label: Any, num_options: int, answers_from: int | None = None) -> int:
+def to_index(label: Hashable, num_options: int, answers_from: int | None = None) -> int:
     """
     Index of the right option.
 
     Args:
-        label (`Any`):
+        label (`Hashable`):
             Its number or its letter.
         num_options (`int`):
             Number of options of the question.
@@ -82,8 +83,13 @@ def to_index(label: Any, num_options: int, answers_from: int | None = None) -> i
     Raises:
         `ValueError`: the label is none of the options.
     """
+    return _place(label, type(label), num_options, answers_from or 0)
+
+
+@lru_cache(4096)
+def _place(label: Hashable, kind: type, num_options: int, answers_from: int) -> int:
     answer = _parse(label, "label", [""] * num_options)
-    return UNKNOWN if answer is None else answer.index(answers_from or 0, False, "label")
+    return UNKNOWN if answer is None else answer.index(answers_from, False, "label")
 
 
 def _parse(label: Any, column: str, choices: Sequence[str], labels: list[str] | None = None) -> Answer | None:

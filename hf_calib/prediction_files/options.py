@@ -71,6 +71,6 @@ class ReadOptions:
             raise ValueError(f"option_labels {self.option_labels!r} must name at least two options, e.g. A,B,C,D")
 
     @property
-    def written_options(self) -> list[str]:
+    def written_options(self) -> tuple[str, ...]:
         """What the model writes for each option; empty if it is not given."""
-        return [name.strip() for name in (self.option_labels or "").split(",") if name.strip()]
+        return tuple(name.strip() for name in (self.option_labels or "").split(",") if name.strip())

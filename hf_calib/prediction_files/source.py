@@ -161,7 +161,13 @@ class Source:
         """
         size = self.path.stat().st_size
         with tqdm(
-            total=size, unit="B", unit_scale=True, desc=f"reading {self.path.name}", disable=size < _LARGE, leave=False
+            total=size,
+            mininterval=1,
+            unit="B",
+            unit_scale=True,
+            desc=f"reading {self.path.name}",
+            disable=size < _LARGE,
+            leave=False,
         ) as bar:
             if self.kind == "jsonl":
                 yield from self._lines(bar)
