@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -17,16 +18,18 @@ from .source import Source
 
 TITLE = "details_*.parquet of lighteval (--save-details)"
 
-
 _COLUMNS = (
     "doc.id", "doc.choices", "doc.gold_index", "model_response.logprobs", "model_response.unconditioned_logprobs",
     "model_response.output_tokens",
 )  # fmt: skip
+_OLDER_COLUMNS = ("choices", "gold_index", "predictions", "cont_tokens")
 
 
 def recognises(source: Source) -> bool:
-    """Whether the columns are those of lighteval's details."""
-    return source.kind == "parquet" and {"doc", "model_response", "metric"} <= set(source.fields)
+    """Whether the columns are those of lighteval's details, of newer or older versions."""
+    fields = set(source.fields)
+    newer, older = {"doc", "model_response", "metric"}, {"full_prompt", "choices", "gold_index", "predictions"}
+    return source.kind == "parquet" and (newer <= fields or older <= fields)
 
 
 def read(source: Source, options: ReadOptions) -> OptionPredictions:
@@ -37,10 +40,11 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
         `ValueError`: a task without log-likelihoods of options.
     """
     normalization, several = options.option_normalization or "sum", 0
+    newer = "doc" in source.fields
 
     def question(row: dict[str, Any]) -> Question:
         nonlocal several
-        doc, response = row["doc"], row["model_response"]
+        doc, response = (row["doc"], row["model_response"]) if newer else _older(row)
         count, found = len(doc["choices"]), response["logprobs"] or []
         if len(found) not in (count, 2 * count) or count < 2:
             raise ValueError(f"{len(found)} log-likelihoods for {count} options: only multiple-choice tasks have them")
@@ -54,7 +58,8 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
         # The id is empty in details of some versions.
         return Question(str(doc.get("id") or ""), scores, label)
 
-    predictions = collect(source, options, question, _COLUMNS, option_normalization=normalization)
+    columns = _COLUMNS if newer else [name for name in _OLDER_COLUMNS if name in source.fields]
+    predictions = collect(source, options, question, columns, option_normalization=normalization)
     if len(set(predictions.ids.tolist())) < len(predictions):
         predictions.ids = np.arange(len(predictions)).astype(np.str_)
     predictions.metadata["task"] = re.sub(r"^details_|_\d{4}-\d\d-\d\d.*$|\.parquet$", "", source.path.name)
@@ -63,3 +68,11 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
             f"{several} questions have several right options: the likeliest of them is taken as the right one"
         ]
     return predictions
+
+
+def _older(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Question and response of older versions, which write lists as text, and log-likelihoods with a flag."""
+    values = {name: ast.literal_eval(each) if isinstance(each, str) else each for name, each in row.items()}
+    found = [each[0] if isinstance(each, (list, tuple)) else each for each in values["predictions"]]
+    question = {"choices": values["choices"], "gold_index": values["gold_index"]}
+    return question, {"logprobs": found, "output_tokens": values.get("cont_tokens")}

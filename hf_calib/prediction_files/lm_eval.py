@@ -95,7 +95,7 @@ class _Samples:
             else arguments
         )
         count, unconditional = len(sums), None
-        if "acc_mutual_info" in row or (count > 2 and not pairs[-1][0]):
+        if "acc_mutual_info" in row or (count % 2 == 0 and pairs[0][0] and not pairs[-1][0]):
             count //= 2
             sums, unconditional = sums[:count], sums[count:]
         if count < 2:

@@ -89,6 +89,10 @@ def test_joint_method_without_likeliest_tokens_gives_confidences(tmp_path):
 def test_what_cannot_be_measured(tmp_path):
     with pytest.raises(ValueError, match="the method is 'generation': only multiple choice"):
         read_predictions(state(tmp_path / "s.json", "generation", []))
+    echoless = separate("id1", 0, "original", [-2.0])
+    echoless["result"]["completions"][0]["tokens"][-1]["text"] = " Paris"
+    with pytest.raises(ValueError, match="instance id1: the tokens do not end with the reference 'Rome'"):
+        read_predictions(state(tmp_path / "s.json", "multiple_choice_separate_original", [echoless]))
     failed = {**joint("id1", "A", log(0.5)), "result": {"success": False, "error": "rate limit"}}
     requests = [joint("id0", "A", -exp(1)), failed]
     with pytest.raises(ValueError, match=r"instance id1: the request failed \(rate limit\)"):

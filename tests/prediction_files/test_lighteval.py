@@ -68,3 +68,17 @@ def test_several_right_options_and_generated_texts(tmp_path):
     assert "1 questions have several right options" in predictions.metadata["notes"][0]
     with pytest.raises(ValueError, match="row 1: 0 log-likelihoods for 3 options: only multiple-choice"):
         read_predictions(write(tmp_path, logprobs=[[], []]))
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_details_of_older_versions(tmp_path, as_text):
+    rows = []
+    for row in range(2):
+        pairs = [(value, False) for value in SUMS[row]] if as_text else SUMS[row]
+        values = {"choices": CHOICES[row], "gold_index": [row], "predictions": pairs, "cont_tokens": TOKENS[row]}
+        rows.append({"full_prompt": "?", **{name: str(each) if as_text else each for name, each in values.items()}})
+    path = tmp_path / "details_harness|arc|0_2024-01-31T00-00-00.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    predictions = read_predictions(path, ReadOptions(option_normalization="mean"))
+    np.testing.assert_allclose(predictions.option_logits, np.array(SUMS) / np.array([[1, 1, 2], [2, 1, 1]]))
+    assert predictions.labels.tolist() == [0, 1] and predictions.ids.tolist() == ["0", "1"]

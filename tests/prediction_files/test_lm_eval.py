@@ -99,6 +99,18 @@ def test_mutual_information_has_a_second_half(tmp_path):
         read(tmp_path, plain, option_normalization="mutual_information")
 
 
+def test_empty_prompts_are_no_second_half(tmp_path):
+    samples = []
+    for row in range(4):
+        each = sample(row, "0", options=["a", "b", "c"])
+        for pair in each["arguments"].values():
+            pair["arg_0"] = ""
+        each["arguments"]["gen_args_3"] = {"arg_0": "", "arg_1": " d"}
+        each["filtered_resps"].append(["-7.0", "False"])
+        samples.append(each)
+    assert read(tmp_path, samples).num_options.tolist() == [4] * 4
+
+
 def test_several_filters_are_chosen_from(tmp_path):
     samples = [sample(row, str(LABELS[row]), filter=name) for name in ("first", "last") for row in range(4)]
     with pytest.raises(ValueError, match="the filters first, last: choose with --filter first"):
