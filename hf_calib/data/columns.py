@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from .text_files import TextRecords
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -31,12 +35,12 @@ class ColumnArguments:
     columns: str | None = field(
         default=None,
         metadata={
-            "help": "Columns of the questions with other names, e.g. question=Prompt,A=Option1,B=Option2,answer=Gold."
+            "help": "Columns of the questions with other names, as in question=Prompt,A=First,B=Second,answer=Gold."
         },
     )
     answers_from: int | None = field(
         default=None,
-        metadata={"help": "Number of the first option, 0 or 1, where answers are numbers (default: 0)."},
+        metadata={"help": "Number of the first option, 0 or 1, where answers are numbers (default: 0, if it occurs)."},
     )
 
     @property
@@ -81,12 +85,17 @@ def parse_columns(columns: str | Mapping[str, str]) -> dict[str, str]:
     return dict(columns)
 
 
+def _similar(column: str, present: list[str]) -> list[str]:
+    lowered = {name.lower(): name for name in present}
+    return [lowered[name] for name in difflib.get_close_matches(column.lower(), lowered, 1)]
+
+
 def rename_columns(dataset: Dataset | TextRecords, columns: Mapping[str, str], source: str) -> Dataset | TextRecords:
     """
     Rename the columns of a data set.
 
-    A name that the data set has already needs no column of its own, and a data set of a known layout that has none of
-    the columns stays as it is, so that data sets of different layouts can be read together.
+    Data sets of different layouts can be read together: a data set of a known layout that has none of the columns, and
+    none with a similar name, stays as it is, with a warning.
 
     Args:
         dataset (`Dataset` or [`~hf_calib.data.text_files.TextRecords`]):
@@ -101,17 +110,15 @@ def rename_columns(dataset: Dataset | TextRecords, columns: Mapping[str, str], s
     """
     records = isinstance(dataset, TextRecords)
     present = dataset.columns if records else dataset.column_names
-    new_names = {}
-    if find_adapter(present, labelled=False) and not columns_as_known(present, columns.values()):
-        return dataset
-    for name, column in columns.items():
-        found = columns_as_known(present, [column]).get(column)
-        if found is not None:
-            new_names[found] = name
-        elif not columns_as_known(present, [name]):
-            near = difflib.get_close_matches(column, present, 1)
+    found = columns_as_known(present, columns.values())
+    new_names = {found[column]: name for name, column in columns.items() if column in found}
+    if absent := [column for column in columns.values() if column not in found]:
+        near = [close for column in absent for close in _similar(column, present)]
+        if found or near or not find_adapter(present, labelled=False):
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{source}: no column {column!r} among {', '.join(present)}{hint}")
+            raise ValueError(f"{source}: no column {absent[0]!r} among {', '.join(present)}{hint}")
+        logger.warning(f"{source} has none of the columns {', '.join(absent)}; it is read by its own names")
+        return dataset
     # A column that has the name already makes way for the one that is named.
     replaced = {name.lower() for name in new_names.values()}
     dropped = [column for column in present if column not in new_names and column.strip().lower() in replaced]

@@ -214,7 +214,10 @@ class OptionPredictions:
         # A question may be repeated within a part.
         counts = Counter(name for part in parts for name in set(part.ids.tolist()))
         if twice := [name for name, count in counts.items() if count > 1]:
-            raise ValueError(f"question {twice[0]!r} was predicted twice")
+            raise ValueError(
+                f"question {twice[0]!r} was predicted twice; if ids start again in the data, give every question "
+                "an id of its own"
+            )
         width = max(part.option_logits.shape[1] for part in parts)
 
         def joined(name: str) -> np.ndarray:

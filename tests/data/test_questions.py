@@ -190,7 +190,7 @@ def test_cmmlu_has_an_index_column(tmp_path):
     assert load_questions(tmp_path / "anatomy.csv")["answer"][:] == [3]
 
 
-def test_columns_have_any_name_and_case(tmp_path):
+def test_columns_have_any_name_and_case(tmp_path, caplog):
     (tmp_path / "q.csv").write_text("ID,Prompt,First,Second,Gold\nx1,Is it?,yes,no,B\n")
     columns = "id=Id, question=prompt,A=First,B=Second,answer=Gold"
     parsed = dict(pair.strip().split("=") for pair in columns.split(","))
@@ -200,9 +200,13 @@ def test_columns_have_any_name_and_case(tmp_path):
     dataset = Dataset.from_list([{"Prompt": "Is it?", "Choices": ["yes", "no"], "gold": 1, "question": "other"}])
     (row,) = adapt_questions(dataset, columns="question=Prompt,answer=gold")
     assert row["question"] == "Is it?" and row["answer"] == 1
-    # a name that is there needs no other column
+    # a data set of a known layout may be read beside
     named = Dataset.from_list([QUESTION])
     assert adapt_questions(named, columns="question=prompt,answer=Gold")["answer"][:] == [1]
+    assert "none of the columns prompt, Gold; it is read by its own names" in caplog.text
+    for columns in ("answer=Glod", "question=question,answer=right"):
+        with pytest.raises(ValueError, match=f"no column '{columns.split('=')[-1]}'"):
+            adapt_questions(Dataset.from_list([{**QUESTION, "gold": 2}]), columns=columns)
     dataset = Dataset.from_list([{"question": "q", "Answer": 0, "ANSWER": 1, "choices": ["x", "y"]}])
     with pytest.raises(ValueError, match="'Answer', 'ANSWER' differ only in case"):
         adapt_questions(dataset)
