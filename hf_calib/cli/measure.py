@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .arguments import MeasuringArguments
-from .parser import CommandParser
+from .reading import FilesParser, ReadingArguments
 
 
 _EXAMPLES = """\
@@ -61,13 +60,9 @@ writes to OUTPUT_DIR, if it is given, what `hf-calib evaluate` writes:
 
 
 @dataclass
-class MeasureArguments(MeasuringArguments):
+class MeasureArguments(ReadingArguments, MeasuringArguments):
     """Arguments of `hf-calib measure`."""
 
-    labels: str | None = field(
-        default=None,
-        metadata={"help": "File with the right options, joined by id: columns id and label, optionally choices."},
-    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of results, predictions and diagram (default: only print)."}
     )
@@ -81,84 +76,16 @@ class MeasureArguments(MeasuringArguments):
     critical_accuracy: float | None = field(
         default=None, metadata={"help": "Critical accuracy in (0, 1), if it is known. It decides the regime."}
     )
-    format: str | None = field(
-        default=None, metadata={"help": "Format of the files, see below (default: recognised by content)."}
-    )
-    filter: str | None = field(
-        default=None, metadata={"help": "Filter of lm-evaluation-harness, where a file holds several."}
-    )
-    columns: str | None = field(
-        default=None, metadata={"help": "Names of columns: ROLE=COLUMN,..., several for one role as ROLE=A,B,C."}
-    )
-    option_normalization: str | None = field(
-        default=None,
-        metadata={
-            "help": "Score of an option: sum or mean of its tokens' log-likelihoods, sum over characters or bytes, or "
-            "sum less that without the question (default: by which the tool computes its accuracy).",
-            "choices": ["sum", "mean", "characters", "bytes", "mutual_information"],
-        },
-    )
-    option_labels: str | None = field(
-        default=None, metadata={"help": "What the model writes for each option, e.g. yes,no (default: A,B,...)."}
-    )
-    num_options: int | None = field(default=None, metadata={"help": "Number of options, where the file has it not."})
-    answers_from: int | None = field(
-        default=None, metadata={"help": "Number of the first option where right options are numbers: 0 or 1."}
-    )
-    drop_invalid: bool = field(
-        default=False, metadata={"help": "Leave out unreadable rows and questions without a right option; count them."}
-    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.critical_accuracy is not None and not 0 < self.critical_accuracy < 1:
             raise ValueError(f"critical_accuracy must lie in (0, 1), got {self.critical_accuracy}.")
 
-    @property
-    def reading(self) -> dict[str, Any]:
-        """Options of [`~hf_calib.prediction_files.options.ReadOptions`]."""
-        names = ("labels", "format", "filter", "option_normalization", "option_labels", "num_options", "answers_from")
-        given = {name: getattr(self, name) for name in (*names, "drop_invalid")}
-        return {**given, "columns": parse_roles(self.columns or "")}
-
-
-def parse_roles(text: str) -> dict[str, str]:
-    """
-    Parse `probabilities=p_yes,p_no,label=gold`: a part without `=` is a further column of the role before it.
-
-    Raises:
-        `ValueError`: the text does not begin with a role, or names a role twice.
-    """
-    roles: dict[str, str] = {}
-    role = None
-    for part in next(csv.reader([text], skipinitialspace=True), []):
-        name, sign, column = (piece.strip() for piece in part.partition("="))
-        if sign:
-            if name in roles:
-                raise ValueError(f"--columns names the role {name} twice")
-            role = name
-            roles[role] = column
-        elif role is None:
-            raise ValueError(f"--columns {text!r} must be ROLE=COLUMN,..., as in label=gold,probabilities=p_yes,p_no")
-        else:
-            roles[role] += f",{name}"
-    return roles
-
-
-class _MeasureParser(CommandParser):
-    """Parser with the files as positional arguments, before or behind the others."""
-
-    def instances(self, argv: Sequence[str]) -> Sequence[Any]:
-        args, positional = self.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
-        self.files = positional.files
-        return [args]
-
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the call; the result reads, measures, prints and writes."""
-    parser = _MeasureParser("measure", MeasureArguments, "FILE [FILE ...]", _EXAMPLES)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="Predictions, in one of the formats below.")
-    parser.group_arguments()
+    parser = FilesParser("measure", MeasureArguments, "FILE [FILE ...]", _EXAMPLES)
     (args,) = parser.parse(argv)
     from ..evaluation.tables import check_output_dir
     from ..hub.saved_predictions import load_option_predictions, load_predictions

@@ -9,7 +9,7 @@ from samples import make, slow_ece
 
 from hf_calib import load_predictions
 from hf_calib.cli.main import main
-from hf_calib.cli.measure import parse_roles
+from hf_calib.cli.reading import parse_roles
 from hf_calib.evaluation.evaluate import evaluate_confidences, evaluate_probabilities
 from hf_calib.inference.predictions import OptionPredictions
 

@@ -1,0 +1,131 @@
+"""Thresholds with a guarantee, and the sequential test, against scipy, slow versions and simulations."""
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.stats import binomtest
+
+from hf_calib.measures.sequential_test import accuracy_evidence
+from hf_calib.measures.threshold import (
+    accuracy_threshold,
+    accuracy_thresholds,
+    clopper_pearson,
+    least_questions,
+    start_sizes,
+)
+
+
+@pytest.mark.parametrize("hits, counts", [(0, 7), (7, 7), (3, 7), (480, 500)])
+def test_clopper_pearson(hits, counts):
+    assert clopper_pearson(hits, counts) == pytest.approx(tuple(binomtest(hits, counts).proportion_ci(0.95)))
+
+
+@pytest.mark.parametrize("target, level", [(0.5, 0.95), (0.9, 0.95), (0.99, 0.9), (0.3, 0.5)])
+def test_least_questions(target, level):
+    needed = least_questions(target, level)
+    assert target**needed <= 1 - level + 1e-9 < target ** (needed - 1) + 1e-9
+    right = np.ones(needed)
+    assert accuracy_threshold(right, right, target, level).threshold == 0  # every question is answered
+    if needed > 1:
+        with pytest.raises(ValueError, match=f"{needed - 1} questions; .* needs at least {needed}"):
+            accuracy_threshold(right[1:], right[1:], target, level)
+
+
+def slow_threshold(confidences, correct, target, alpha):
+    """The fallback procedure, one threshold after the other."""
+    n, passed_on, answer = len(correct), 0.0, np.inf
+    starts = start_sizes(n, target, alpha)
+    values, used = sorted(set(confidences), reverse=True), 0
+    for value, lower in zip(values, [*values[1:], None], strict=True):
+        above = confidences >= value
+        while used < len(starts) and starts[used] <= above.sum():
+            passed_on, used = passed_on + alpha / len(starts), used + 1
+        if binomtest(int(correct[above].sum()), int(above.sum()), target, "greater").pvalue <= passed_on:
+            answer = 0.0 if lower is None else np.nextafter(lower, np.inf)
+        else:
+            passed_on = 0.0
+    return answer
+
+
+@pytest.mark.parametrize("digits", [1, 2, 9])
+@pytest.mark.parametrize("n", [60, 400])
+def test_threshold_is_the_fallback_procedure(n, digits):
+    rng = np.random.default_rng(n + digits)
+    found = []
+    for _ in range(12):
+        confidences = rng.beta(3, 1, n).round(digits)
+        correct = rng.random(n) < confidences ** rng.uniform(0.1, 1.5)
+        result = accuracy_threshold(confidences, correct, 0.8)
+        assert result.threshold == slow_threshold(confidences, correct, 0.8, 0.05)
+        answered = confidences >= result.threshold
+        assert result.n_answered == answered.sum() and result.found == answered.any()
+        if result.found:
+            assert result.accuracy == correct[answered].mean() > 0.8
+        found.append(result.found)
+    assert any(found)
+
+
+def test_starts_do_not_depend_on_the_data():
+    assert start_sizes(29, 0.9, 0.05) == [29]
+    sizes = start_sizes(10_000, 0.9, 0.05)
+    assert len(sizes) == 5 and sizes[-1] == 10_000 and sizes == sorted(sizes)
+
+
+def test_questions_needed_would_be_enough():
+    """A model right in 92% of its answers: 200 questions do not show 90%, the stated number about does."""
+    confidences, correct = np.ones(200), np.arange(200) % 25 >= 2
+    result = accuracy_threshold(confidences, correct, 0.9)
+    assert not result.found and result.coverage == 0 and np.isnan(result.accuracy)
+    more = 25 * round(1.3 * result.questions_needed / 25)
+    assert 200 < result.questions_needed and accuracy_threshold(np.ones(more), np.arange(more) % 25 >= 2, 0.9).found
+    assert accuracy_threshold(confidences, np.arange(200) % 2, 0.9).questions_needed is None
+
+
+def test_groups_share_the_level():
+    rng = np.random.default_rng(0)
+    confidences = rng.random(3000)
+    correct, groups = rng.random(3000) < confidences**0.2, np.array(["a", "b", "c"], dtype="<U5")[np.arange(3000) % 3]
+    groups[:20] = "small"
+    together = accuracy_thresholds(confidences, correct, groups, 0.9)
+    for name in "abc":
+        rows = groups == name
+        assert together[name] == accuracy_threshold(confidences[rows], correct[rows], 0.9, 1 - 0.05 / 4)
+    assert not together["small"].found and together["small"].questions_needed == least_questions(0.9, 1 - 0.05 / 4)
+    with pytest.raises(ValueError, match="largest of 3000 groups has 1 questions"):
+        accuracy_thresholds(confidences, correct, np.arange(3000), 0.9)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"target_accuracy": 1.0}, r"`target_accuracy` must lie in \(0, 1\), got 1.0"),
+        ({"level": 0}, "`level` must lie in"),
+        ({"correct": [0.5] * 50}, "`correct` row 0"),
+    ],
+)
+def test_bad_input(changes, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy_threshold(**{"confidences": np.ones(50), "correct": np.ones(50), "target_accuracy": 0.9, **changes})
+
+
+def test_evidence_is_the_mean_likelihood_ratio():
+    correct = np.array([1, 0, 0, 1, 0, 1, 1])
+    values = []
+    for n in range(1, 8):
+        right, wrong = correct[:n].sum(), n - correct[:n].sum()
+        mean = quad(lambda p, r=right, w=wrong: p**r * (1 - p) ** w, 0, 0.7)[0] / 0.7
+        values.append(mean / (0.7**right * 0.3**wrong))
+    found = accuracy_evidence(correct, 0.7)
+    assert found == pytest.approx((values[-1], max(1, *values)))
+    assert accuracy_evidence([], 0.7) == (1, 1)
+    assert (
+        accuracy_evidence(np.zeros(100_000), 0.9).largest > 1e100
+        and accuracy_evidence(np.ones(100_000), 0.9).e_value == 0
+    )
+
+
+def test_evidence_seldom_grows_at_the_target_and_does_below():
+    rng = np.random.default_rng(1)
+    false = np.mean([accuracy_evidence(rng.random(500) < 0.8, 0.8).largest >= 20 for _ in range(1000)])
+    true = np.mean([accuracy_evidence(rng.random(500) < 0.65, 0.8).largest >= 20 for _ in range(100)])
+    assert false <= 0.05 and true > 0.95
