@@ -61,6 +61,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     def average() -> None:
         from ..evaluation.tables import write_json
         from ..hub.publish import PREDICTIONS, TRAINING_RECORD
+        from ..hub.recipe import published_record
 
         # Files of an earlier average are of other models.
         for name in ("adapter_config.json", "adapter_model.safetensors", TRAINING_RECORD):
@@ -68,7 +69,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         shutil.rmtree(output_dir / "held_out", ignore_errors=True)
         average_models(models, output_dir, args.trust_remote_code)
         if record is not None:
-            write_json(output_dir / TRAINING_RECORD, record)
+            write_json(output_dir / TRAINING_RECORD, published_record(record))
         print(f"mean of {len(models)} models: {output_dir}")
         path = output_dir / "held_out" / PREDICTIONS
         if held_out is None:

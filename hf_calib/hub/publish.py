@@ -25,6 +25,7 @@ from ..plots import group_diagram, regime_plane, reliability_grid, save_figure
 from ..posthoc import PostHocCalibrator
 from .card import CARD, FIGURES, RECIPE, RESULTS, CalibrationCard, inherit
 from .markup import BEGIN
+from .recipe import published_record
 from .repository import Repository, explained
 from .saved_predictions import load_option_predictions
 
@@ -181,7 +182,7 @@ def write_publication(folder: str | Path, contents: Contents) -> list[str]:
     Returns:
         `list[str]`: the files to publish, relative to the folder.
     """
-    evaluation, before, training = contents.evaluation, contents.before, contents.training
+    evaluation, before, training = contents.evaluation, contents.before, published_record(contents.training)
     folder = check_output_dir(folder)
     files = model_files(folder)
     results = _results(contents.repo_id, evaluation, before, training)
@@ -213,7 +214,8 @@ def write_publication(folder: str | Path, contents: Contents) -> list[str]:
         files.append(PREDICTIONS)
     if contents.alignment is not None:
         results["alignment"] = contents.alignment.to_dict()
-    results["inherited"] = inherit(contents.base_model or (training or {}).get("base_model"))
+    training = training or {}
+    results["inherited"] = inherit(contents.base_model or training.get("base_model")) or training.get("inherited", {})
     write_json(folder / RESULTS, results)
     write_card(folder, contents.existing_card)  # reads results.json back: the card depends on nothing else
     return [*files, RESULTS, CARD]
@@ -258,10 +260,9 @@ def _results(
     if before is not None:
         results["before"] = {**before.results, **_named(before.results)}
     if training:
-        results["training"] = {
-            **{key: value for key, value in training.items() if key != "base_model"},
-            **({"base_model": training["base_model"]} if is_hub_id(training.get("base_model")) else {}),
-        }
+        shown = {key: value for key, value in training.items() if value is not None}
+        shown.pop("inherited", None)  # it is beside the training
+        results["training"] = shown
     return results
 
 

@@ -1,18 +1,25 @@
-"""The recipe of a training as it is published: all arguments that were given, without secrets."""
+"""The recipe and the record of a training as they are published: without secrets and local paths."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..evaluation.protocol import is_hub_id
+from .card import inherit
+
 
 # Arguments that may contain a secret.
 _SECRETS = ("hub_token", "env")
+# Endings of files, which no repository on the Hub has.
+_FILES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".gz", ".yaml", ".yml", ".jinja", ".npz")
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,66 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def without_secrets(path: str | Path) -> str:
-    """Return the text of a recipe without the arguments that may contain a token."""
+    """Return the text of a recipe without the arguments that may contain a token, with names for local paths."""
     content = read_recipe(path)
-    if not any(name in content for name in _SECRETS):
-        return Path(path).read_text(encoding="utf-8")
-    return _dump({name: value for name, value in content.items() if name not in _SECRETS})
+    shown = with_names({name: value for name, value in content.items() if name not in _SECRETS})
+    return Path(path).read_text(encoding="utf-8") if shown == content else _dump(shown)
+
+
+def with_names(value: Any) -> Any:
+    """
+    Replace local paths by the names of their files, and keep names on the Hub.
+
+    Args:
+        value:
+            A text, or lists and dictionaries of texts. What is no text stays as it is.
+    """
+    if isinstance(value, dict):
+        return {name: with_names(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_names(each) for each in value]
+    return Path(value).name or value if isinstance(value, str) and _is_local(value) else value
+
+
+def _command_with_names(command: str) -> str:
+    """Replace local paths in command lines, as [`with_names`] does."""
+    lines = []
+    for line in command.splitlines():
+        words = [word.partition("=") if word.startswith("--") else ("", "", word) for word in shlex.split(line)]
+        lines.append(shlex.join("".join([flag, sign, with_names(value)]) for flag, sign, value in words))
+    return "\n".join(lines)
+
+
+def _recipe_with_names(recipe: str) -> str:
+    """Replace local paths in a recipe in YAML, as [`with_names`] does."""
+    return _dump(with_names(yaml.safe_load(recipe)))
+
+
+def published_record(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """
+    Training record with names in place of local paths.
+
+    A base model in a local folder becomes `None`, with what its card says of license and language in `inherited`.
+    """
+    if record is None:
+        return None
+    record, base_model = dict(record), record.get("base_model")
+    if base_model and not is_hub_id(base_model):
+        record |= {"base_model": None, "inherited": inherit(base_model)}
+    for key, shown in (("command", _command_with_names), ("recipe", _recipe_with_names)):
+        if record.get(key):
+            record[key] = shown(record[key])
+    return record
+
+
+def _is_local(text: str) -> bool:
+    """Whether a text is a path with a folder, rather than a name on the Hub, an address, a prompt or a template."""
+    if "/" not in text.lstrip("/") or "://" in text or re.search(r"[\n{]", text):
+        return False
+    if Path(text).exists():
+        return True
+    named = not re.search(r"\s", text) and text.startswith(("/", "~", "./", "../"))
+    return named or Path(text).suffix in _FILES
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -116,7 +116,7 @@ class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
         questions = split_rows(train_dataset)[0] if self._closing_options else None
         self._init_options()
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, perhaps "train"
-        self._name = "RCFT" if args.calibration_weight else "CFT"  # in TRL's model card
+        self._name = args.objective.upper()  # in TRL's model card
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._add_option_head()
         self._num_questions = None  # in an optimizer step: labelled, of the M-step, and all

@@ -28,6 +28,7 @@ from ..hub.publish import (
     publish,
     write_publication,
 )
+from ..hub.recipe import published_record
 from ..trainers.callbacks import divides_weights
 
 
@@ -286,4 +287,4 @@ def describe(trainer: Trainer, record: Mapping[str, Any]) -> None:
     card = card.replace("[None](https://huggingface.co/None)", Path(record["base_model"]).name)
     card = card.replace('model="None"', f'model="{name}"')
     (folder / CARD).write_text(card, encoding="utf-8")
-    write_json(folder / TRAINING_RECORD, record)
+    write_json(folder / TRAINING_RECORD, published_record(record))

@@ -79,7 +79,7 @@ def test_every_label_is_answered_by_the_model_that_was_not_trained_on_it(folds, 
     ]
     assert record["settings"]["LoRA rank"] == record["settings"]["LoRA alpha"] == 6 and "recipe" not in record
     assert record["command"].count("hf-calib train") == 3 and "--em_fold 2" in record["command"]
-    assert record["command"].endswith(f"hf-calib average --models {' '.join(map(str, folds))}")
+    assert record["command"].endswith(f"hf-calib average --models {' '.join(fold.name for fold in folds)}")
     # The calibrator's labels are those of the training, and the model is one that the other commands take.
     out = tmp_path / "calibration"
     call = ["calibrate", "--predictions", str(tmp_path / "held_out"), "--method", "temperature", "--n_bootstrap", "20"]

@@ -5,7 +5,7 @@ import yaml
 
 from hf_calib.cli.train import _read_recipe, _recipe_parser
 from hf_calib.evaluation.protocol import is_hub_id
-from hf_calib.hub.recipe import Recipe, without_secrets
+from hf_calib.hub.recipe import Recipe, published_record, without_secrets
 
 
 def recipe_of(argv):
@@ -48,6 +48,45 @@ def test_a_recipes_configuration_goes_with_its_data(tmp_path):
     assert yaml.safe_load(recipe_of(argv).effective()) == {"dataset_name": ["d/e"]}
     argv += ["--dataset_config", "f"]
     assert yaml.safe_load(recipe_of(argv).effective()) == {"dataset_name": ["d/e"], "dataset_config": "f"}
+
+
+def test_local_paths_become_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\nbase_model: a/parent\n---\n")
+    recipe = {
+        "model_name_or_path": str(tmp_path / "base"),
+        "dataset_name": ["allenai/ai2_arc:ARC-Easy", "~/secret/questions.csv", "data/more.parquet", "./here"],
+        "prompt_template": "{question}/{options}",
+        "system_prompt": "/no_think Answer A/B.",
+        "eval_dataset_name": "/mnt/alice/my questions/x.csv",
+        "hub_model_id": "alice/model.v2",
+        "model_init_kwargs": {"offload_folder": "/mnt/alice/offload"},
+        "learning_rate": 1e-4,
+    }
+    command = (
+        f"hf-calib train --config {tmp_path}/rcft.yaml --output_dir=/mnt/alice/out --dataset_name 'a/b' 'my data/x'"
+    )
+    record = {"base_model": str(tmp_path / "base"), "command": f"{command}\nhf-calib average --models ./one", "n": 1}
+    published = published_record({**record, "recipe": yaml.safe_dump(recipe)})
+    assert published["command"] == (
+        "hf-calib train --config rcft.yaml --output_dir=out --dataset_name a/b 'my data/x'\nhf-calib average --models one"
+    )
+    assert yaml.safe_load(published["recipe"]) == {
+        **recipe,
+        "model_name_or_path": "base",
+        "dataset_name": ["allenai/ai2_arc:ARC-Easy", "questions.csv", "more.parquet", "here"],
+        "eval_dataset_name": "x.csv",
+        "model_init_kwargs": {"offload_folder": "offload"},
+    }
+    assert published["base_model"] is None
+    assert published["inherited"] == {"license": "mit", "base_model": "a/parent"}
+    assert published_record(published) == published
+    assert published_record({"base_model": "alice/model"}) == {"base_model": "alice/model"}
+    (tmp_path / "own.yaml").write_text("# mine\ndataset_name: /mnt/alice/x.parquet\nhub_token: hf_x\n")
+    assert without_secrets(tmp_path / "own.yaml") == "dataset_name: x.parquet\n"
+    (tmp_path / "own.yaml").write_text("# mine\ndataset_name: a/b\n")
+    assert without_secrets(tmp_path / "own.yaml").startswith("# mine")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,18 @@ def test_a_recipe_takes_questions_without_answers(start, files, world_model, tmp
     assert "unlabelled_dataset_name is for trainer: calibrated_sft, not dpo" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("objective", ["cft", "rcft"])
+def test_card_and_record_name_the_method_and_no_local_path(objective, start, files, world_model, tmp_path):
+    call = ["train", "--config", str(recipe_path("quickstart/rcft.yaml")), "--dataset_name", files["questions"]]
+    assert main([*call, "--objective", objective, "--closing_step", "false", *start]) == 0
+    card, text = ((tmp_path / "out" / name).read_text() for name in ("README.md", "training.json"))
+    assert f"trained with {objective.upper()}." in card
+    assert str(tmp_path) not in card + text and world_model not in card + text
+    record = json.loads(text)
+    assert record["base_model"] is None and yaml.safe_load(record["recipe"])["dataset_name"] == ["questions.parquet"]
+    assert record["command"].endswith("--model_name_or_path model") and "30 labelled questions of questions" in text
+
+
 @pytest.mark.parametrize("name", ["rcft", "dpo_calibrated"])
 def test_what_was_held_out_is_there_to_calibrate_on(name, start, files, tmp_path, capsys):
     """The answers of the trained model, as `evaluate` would give them, to questions that no gradient has seen."""
