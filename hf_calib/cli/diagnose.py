@@ -211,7 +211,6 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 def _inputs(args: DiagnoseArguments) -> Inputs:
     """Load and check questions, pairs, prompts and texts, with the tokenizers of all models."""
     from ..data.preference_pairs import load_pairs
-    from ..data.texts import load_prompts, load_texts
     from ..evaluation.alignment import AlignmentMeter
     from ..inference.model_loading import check_same_vocabulary, load_tokenizer
     from ..losses.preference_links import preference_link
@@ -232,9 +231,11 @@ def _inputs(args: DiagnoseArguments) -> Inputs:
         inputs.meter = AlignmentMeter(
             tokenizers[args.model],
             inputs.pairs,
-            load_prompts(args.prompts, args.prompts_limit, args.seed) if args.prompts else None,
-            load_texts(args.texts, args.texts_limit, args.seed) if args.texts else None,
+            args.prompts,
+            args.texts,
             max_new_tokens=args.max_new_tokens,
+            prompts_limit=args.prompts_limit,
+            texts_limit=args.texts_limit,
             batch_size=args.batch_size,
             max_length=args.max_length,
             n_bootstrap=args.n_bootstrap,

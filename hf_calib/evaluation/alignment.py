@@ -44,6 +44,8 @@ class AlignmentOptions:
     Args:
         max_new_tokens (`int`, *optional*, defaults to `128`):
             Largest number of tokens that a model writes after a prompt.
+        prompts_limit (`int`, *optional*), texts_limit (`int`, *optional*):
+            Largest number of prompts and of texts, drawn by `seed`. By default all.
         batch_size (`int`, *optional*, defaults to `8`):
             Texts or pairs in a forward pass.
         max_length (`int`, *optional*):
@@ -52,20 +54,22 @@ class AlignmentOptions:
         n_bootstrap (`int`, *optional*, defaults to `1000`):
             Number of draws behind every interval.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the sampled texts and of the intervals.
+            Seed of all draws.
 
     Raises:
         `ValueError`: if a number is below 1.
     """
 
     max_new_tokens: int = 128
+    prompts_limit: int | None = None
+    texts_limit: int | None = None
     batch_size: int = 8
     max_length: int | None = None
     n_bootstrap: int = 1000
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "batch_size", "max_length", "n_bootstrap"):
+        for name in ("max_new_tokens", "prompts_limit", "texts_limit", "batch_size", "max_length", "n_bootstrap"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
 
@@ -175,8 +179,8 @@ class AlignmentMeter:
         self.pairs = None if pairs is None else load_pairs(pairs)
         if self.pairs is not None and not isinstance(self.pairs[0]["prompt"], str):
             _check_chat_template(tokenizer, "pairs")
-        self.prompts, self._num_prompts = _prompt_ids(tokenizer, prompts)
-        self.texts = None if texts is None else load_texts(texts)
+        self.prompts, self._num_prompts, self._prompts_kind = _prompt_ids(tokenizer, prompts, self.options)
+        self.texts = None if texts is None else load_texts(texts, self.options.texts_limit, self.options.seed)
         rows = None if self.pairs is None else self.pairs.to_list()
         sizes = [self.options.max_new_tokens, self.options.max_length, self.options.seed]
         self.data_digest = digest(json.dumps([self.prompts, self.texts, rows, sizes], default=str))
@@ -243,6 +247,7 @@ class AlignmentMeter:
             models=models,
             margin_kind=None if self.pairs is None else found.margin_kind,
             perplexity_texts="generated" if windows is None else "given",
+            prompts_kind=self._prompts_kind,
             n_pairs=num_pairs,
             n_pairs_left_out=len(self.pairs or ()) - num_pairs,
             n_prompts=len(self.prompts),
@@ -299,19 +304,20 @@ class AlignmentMeter:
         return np.bincount(text, _gathered(own, len(windows)))
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Any) -> tuple[list[list[int]], int]:
-    """Token ids of the prompts, and how many prompts there are, some of which may be left out."""
-    rows = load_prompts(prompts)
+def _prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Any, options: AlignmentOptions
+) -> tuple[list[list[int]], int, str]:
+    """Token ids of the prompts; how many prompts there are, some of which may be left out; and their kind."""
+    rows = load_prompts(prompts, options.prompts_limit, options.seed)
     if any(not isinstance(row, str) for row in rows):
         _check_chat_template(tokenizer, "prompts")
-    encoded = encode_prompts(tokenizer, rows)
+    encoded, kind = encode_prompts(tokenizer, rows), "given"
     if prompts is None:
         known = [ids for ids in encoded if tokenizer.unk_token_id not in ids]
         if known:
-            return known, len(encoded)
-        logger.warning("The tokenizer knows the words of none of the package's prompts: the texts have no prompt.")
-        encoded = [[] for _ in encoded]
-    return [ids or [first_token(tokenizer)] for ids in encoded], len(encoded)
+            return known, len(encoded), "package"
+        encoded, kind = [[] for _ in encoded], "none"
+    return [ids or [first_token(tokenizer)] for ids in encoded], len(encoded), kind
 
 
 def _check_chat_template(tokenizer: PreTrainedTokenizerBase, unit: str) -> None:

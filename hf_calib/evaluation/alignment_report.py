@@ -31,6 +31,11 @@ MEASURES = {
     "length": ("Mean number of tokens that the model writes.", "{:.1f}"),
     "end_rate": ("Share of its texts that end before the limit of tokens.", "{:.3f}"),
 }
+PROMPTS = {
+    "given": "{:,} given prompts",
+    "package": "{:,} chat prompts of the package",
+    "none": "{:,} empty prompts, because the tokenizer does not know the words of the package's",
+}
 MARGINS = {"implicit_reward": "implicit reward against the reference", "log_ratio": "log-ratio"}
 # Text counts as unchanged up to this divergence, in nats a token, and this relative change of the perplexity.
 SAME_KL, SAME_PERPLEXITY = 0.05, 0.03
@@ -50,6 +55,9 @@ class AlignmentReport:
             of 1. `"log_ratio"`: that of the log-likelihoods, where there is no reference.
         perplexity_texts (`str`, *optional*, defaults to `"generated"`):
             What the perplexity is of: `"given"` texts, or those that the aligned model `"generated"`.
+        prompts_kind (`str`, *optional*, defaults to `"given"`):
+            What the texts are sampled on: `"given"` prompts, the chat prompts of the `"package"`, or `"none"`, only
+            the token that begins a text, where the tokenizer has unknown tokens in all prompts of the package.
         n_pairs (`int`), n_prompts (`int`), n_texts (`int`), n_tokens (`int`):
             Number of pairs, prompts, given texts, and tokens that the aligned model wrote.
         n_pairs_left_out (`int`), n_prompts_left_out (`int`):
@@ -74,6 +82,7 @@ class AlignmentReport:
     models: dict[str, dict[str, Estimate]]
     margin_kind: str | None = None
     perplexity_texts: str = "generated"
+    prompts_kind: str = "given"
     n_pairs: int = 0
     n_pairs_left_out: int = 0
     n_prompts: int = 0
@@ -125,8 +134,9 @@ class AlignmentReport:
         for name, value in settings.items():
             if not isinstance(value, kinds[name]):
                 raise ValueError(f"alignment: {name} is {value!r}, not {kinds[name].__name__}")
-        if settings.get("margin_kind") not in (None, *MARGINS):
-            raise ValueError(f"alignment: margin_kind is {settings['margin_kind']!r}, not one of {', '.join(MARGINS)}")
+        for name, known in (("margin_kind", MARGINS), ("prompts_kind", PROMPTS)):
+            if settings.get(name) not in (None, *known):
+                raise ValueError(f"alignment: {name} is {settings[name]!r}, not one of {', '.join(known)}")
         for key, value in flat.items():
             name, _, measure = key.rpartition("/")
             if measure == "weights":
@@ -216,8 +226,9 @@ class AlignmentReport:
     def method(self) -> str:
         """How the numbers were measured, in sentences."""
         parts = [
-            f"KL and agreement: {self.n_tokens:,} tokens that the aligned model sampled on {self.n_prompts:,} "
-            f"prompts, at most {self.max_new_tokens} a text; length and end_rate: each model's own texts on them."
+            f"KL and agreement: {self.n_tokens:,} tokens, at most {self.max_new_tokens} a text, that the aligned "
+            f"model sampled on {PROMPTS[self.prompts_kind].format(self.n_prompts)}. length and end_rate: each "
+            "model's own texts on them."
         ]
         if self.n_pairs:
             parts.append(f"Pairs: {self.n_pairs:,}; the margin is the {MARGINS[self.margin_kind]}.")

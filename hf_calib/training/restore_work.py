@@ -14,7 +14,6 @@ from datasets import Dataset
 from .. import __version__
 from ..data.layouts import digest
 from ..data.preference_pairs import load_pairs
-from ..data.texts import load_prompts, load_texts
 from ..evaluation.alignment import AlignmentMeter
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import check_output_dir
@@ -247,14 +246,21 @@ def _check_reference(options: RestoreOptions, tokenizer: PreTrainedTokenizerBase
 
 def _alignment_meter(options: RestoreOptions, tokenizer: PreTrainedTokenizerBase) -> AlignmentMeter:
     """The measurement of the alignment; raises a `ValueError` for wrong pairs, prompts or texts."""
-    drawn, pairs, texts = {"seed": options.seed}, None, None
+    pairs = None
     if options.pairs:
-        pairs = load_pairs(options.pairs, limit=MOST_PAIRS, drop_invalid=options.drop_invalid, **drawn)
-    if options.texts:
-        texts = load_texts(options.texts, MOST_TEXTS, **drawn)
-    prompts = load_prompts(options.prompts, MOST_PROMPTS, **drawn) if options.prompts else None
-    sizes = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": options.batch_size, "max_length": options.max_length}
-    return AlignmentMeter(tokenizer, pairs, prompts, texts, **sizes, **drawn)
+        pairs = load_pairs(options.pairs, limit=MOST_PAIRS, seed=options.seed, drop_invalid=options.drop_invalid)
+    return AlignmentMeter(
+        tokenizer,
+        pairs,
+        options.prompts,
+        options.texts,
+        max_new_tokens=MAX_NEW_TOKENS,
+        prompts_limit=MOST_PROMPTS,
+        texts_limit=MOST_TEXTS,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
 
 
 def _refuse_divided_weights() -> None:

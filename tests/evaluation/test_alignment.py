@@ -31,7 +31,7 @@ def models(tokenizer, tiny_llama):
     reference, aligned, repaired = (tiny_llama(tokenizer, seed=seed) for seed in (0, 1, 1))
     with torch.no_grad():
         for ours, theirs in zip(repaired.parameters(), reference.parameters(), strict=True):
-            ours.lerp_(theirs, 0.3)
+            ours.lerp_(theirs, 0.1)
     return {"reference": reference, "aligned": aligned, "repaired": repaired}
 
 
@@ -50,8 +50,8 @@ def pairs(tokenizer, models):
     """Pairs, of which the aligned model prefers most, compared with the reference."""
     answers = ["blue", "green", "carbon dioxide", "oxygen", "Jupiter", "Mars", "cold", "hot", "A", "B", "C", "D"]
     rows = []
-    for i in range(24):
-        prompt, sides = PROMPTS[i % len(PROMPTS)], [answers[i % 12], answers[(5 * i + 7) % 12]]
+    for i in range(12):
+        prompt, sides = PROMPTS[i % len(PROMPTS)], [answers[i % 12], answers[(7 * i + 5) % 12]]
         margins = [log_likelihood(models["aligned"], tokenizer, prompt, side) for side in sides]
         margins = [
             m - log_likelihood(models["reference"], tokenizer, prompt, s) for m, s in zip(margins, sides, strict=True)
@@ -107,7 +107,7 @@ def test_preferences_pair_by_pair(report, with_reference, tokenizer, models, pai
     else:
         assert report.margin_kind == "log_ratio" and "reference" not in report.models
         assert np.isnan(retention.value) == (report.models["aligned"]["margin"].low <= 0)
-    assert report.n_pairs == 24 and report.n_pairs_left_out == 0
+    assert report.n_pairs == 12 and report.n_pairs_left_out == 0
 
 
 def test_texts_token_by_token(report, tokenizer, models):
@@ -255,15 +255,15 @@ def test_long_prompts_and_pairs_are_left_out_and_counted(tokenizer, models, pair
     assert "1 pairs were left out" in report.method() and "1 prompts were left out" in report.method()
 
 
-def test_prompts_of_the_package(tokenizer, tiny_tokenizers, tiny_llama, models, caplog):
+def test_prompts_of_the_package(tokenizer, tiny_tokenizers, tiny_llama):
     assert len(load_prompts()) == len(set(load_prompts())) == 64
     meter = AlignmentMeter(tokenizer)
     assert len(meter.prompts) == 64 and tokenizer.decode(meter.prompts[0]).startswith(
         "<|im_start|>user\nExplain in two"
     )
     words = tiny_tokenizers["word_level"]  # knows none of them
-    report = alignment_report(tiny_llama(words), words, **FAST)
-    assert report.n_prompts == 64 and "no prompt" in caplog.text
+    report = alignment_report(tiny_llama(words), words, **FAST, prompts_limit=8)
+    assert report.n_prompts == 8 and "sampled on 8 empty prompts" in report.method()
 
 
 # Files and errors
