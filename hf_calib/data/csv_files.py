@@ -50,7 +50,7 @@ class CsvTable:
         if header is None:
             header, cells, lines = [name.strip() for name in cells[0]], cells[1:], lines[1:]
         if not cells:
-            raise FileError(self.name, f"there is a header ({', '.join(header)}) but no row below it")
+            raise FileError(self.name, f"there is a header ({_shown(header)}) but no row below it")
         if twice := [name for place, name in enumerate(header) if name and name in header[:place]]:
             raise FileError(self.name, "two columns have this name; rename one", self.lines[0], twice[0])
         named = [place for place, name in enumerate(header) if name]
@@ -94,6 +94,8 @@ def read_csv(path: str | Path, delimiter: str | None = None) -> CsvTable:
             best = parsing
     if (fault := best.fault(path)) is not None:
         raise fault
+    if not best.rows:
+        raise FileError(path, "all cells are empty")
     return CsvTable(path, best.cells(mark), best.lines)
 
 

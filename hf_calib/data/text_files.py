@@ -40,7 +40,7 @@ class FileError(ValueError):
         where = str(file) + ("" if line is None else f", line {line}")
         if column is not None:
             where += f", column {column if isinstance(column, int) else repr(column)}"
-        super().__init__(f"{where}: {problem}")
+        super().__init__(f"{where}: {problem}".replace("\n", "\\n").replace("\r", "\\r"))
 
 
 @dataclass

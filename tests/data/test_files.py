@@ -186,6 +186,7 @@ REFUSED = {
     "chinese.csv": ("question,A,B,answer\n中国的首都在哪里,北京,上海,A\n".encode("gbk"), r"line 2, column 1: .* not UTF-8"),
     "empty.csv": (b"", "the file is empty"),
     "blank.jsonl": (b"\n \n", "the file is empty"),
+    "separators.csv": (b",,,\n,,,\n", "all cells are empty"),
     "header.csv": (b"question,A,B,answer\n", r"there is a header \(question, A, B, answer\) but no row"),
     "comma.csv": ((TABLE + "Yes, it is,x,y,B\n").encode(), r"line 7, column 'question': 5 cells, .* before ' it is'"),
     "short.csv": ((TABLE + "q6,x\n").encode(), r"line 7, column 'B': 2 cells, .*broken off"),
