@@ -24,6 +24,8 @@ from hf_calib.regime.classify import classify_confidences, classify_regime
 
 
 ALPHA = 0.05
+# 1 - E[target probability of the label]: what a known label adds to ACC - T
+NOT_EXPECTED = 1 - float((questions(1_000_000, np.random.default_rng(0))[0] ** 2).sum(axis=1).mean())
 
 
 def known_number(n, rng, distance):
@@ -63,7 +65,7 @@ def below_expected(n, rng, distance):
 def above_expected(n, rng, distance):
     """The model guesses, except for some labels that it knows."""
     target, labels = questions(n, rng)
-    known = rng.random(n) < distance / (1 - 1 / OPTIONS)
+    known = rng.random(n) < distance / NOT_EXPECTED
     prediction = np.where(known, labels, rng.integers(0, OPTIONS, n))
     return classify_regime(knowing(prediction, 1.0, rng), labels, target)
 

@@ -80,7 +80,8 @@ def diagnose(
     if aligned.subjects is not None and len(set(aligned.subjects.tolist())) > 1:
         evaluated["groups"] = aligned.subjects
     before = evaluation_results(reference, **evaluated)
-    kept = ("n", "accuracy", "confidence", "cw_ece", "nll", "brier", "auroc", "ece_p_value")
+    kept = {"n", "accuracy", "confidence", "cw_ece", "ece_p_value"}
+    kept |= {f"{key}{end}" for key in ("nll", "brier", "auroc") for end in ("", "_low", "_high")}
     results = evaluation_results(aligned, reference, **evaluated)
     results |= {f"reference/{key}": value for key, value in before.items() if key in kept or key.startswith("group/")}
     results |= collapse.collapse_report(

@@ -29,8 +29,9 @@ _COLUMNS = {
     "noise floor": "{ece_noise_floor:.3f}",
     "cw-ECE": "{cw_ece:.3f}",
     "TCE": "{tce:.3f}",
-    "NLL": "{nll:.3f}",
-    "Brier": "{brier:.3f}",
+    "NLL [95%]": "{nll:.3f} [{nll_low:.3f}, {nll_high:.3f}]",
+    "Brier [95%]": "{brier:.3f} [{brier_low:.3f}, {brier_high:.3f}]",
+    "AUROC [95%]": "{auroc:.3f} [{auroc_low:.3f}, {auroc_high:.3f}]",
     "regime": "{regime}",
 }
 
@@ -125,7 +126,15 @@ def _without_nan(content: Any) -> Any:
 
 
 def _cells(results: Mapping[str, Any]) -> list[str]:
-    return ["–" if _missing(template, results) else template.format(**results) for template in _COLUMNS.values()]
+    return [_cell(template, results) for template in _COLUMNS.values()]
+
+
+def _cell(template: str, results: Mapping[str, Any]) -> str:
+    """Fill a cell; without the interval where the results have none, and with a dash without a value."""
+    for part in (template, template.partition(" [")[0]):
+        if not _missing(part, results):
+            return part.format(**results)
+    return "–"
 
 
 def _missing(template: str, results: Mapping[str, Any]) -> bool:

@@ -35,8 +35,14 @@ METRICS = {
     "cw_ece": "Classwise calibration error (cw-ECE)",
     "tce": "Target calibration error",
     "nll": "Negative log-likelihood of the right option",
+    "nll_low": "Negative log-likelihood, lower end of the 95% interval",
+    "nll_high": "Negative log-likelihood, upper end of the 95% interval",
     "brier": "Brier score",
+    "brier_low": "Brier score, lower end of the 95% interval",
+    "brier_high": "Brier score, upper end of the 95% interval",
     "auroc": "AUROC of the confidence",
+    "auroc_low": "AUROC, lower end of the 95% interval",
+    "auroc_high": "AUROC, upper end of the 95% interval",
 }
 _TASK = {"task_type": "multiple-choice", "task_name": "Multiple choice"}
 _SOURCE = "results.json of hf_calib"

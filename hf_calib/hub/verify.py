@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Measures that are means over questions: the standard error of their mean is known.
 _MEANS = ("accuracy", "confidence", "nll", "brier")
 _TITLES = {"ece": "conf-ECE", "cw_ece": "cw-ECE", "tce": "TCE", "nll": "NLL", "brier": "Brier", "auroc": "AUROC"}
+_TITLES |= {f"{key}_{end}": f"{title} {end}" for key, title in _TITLES.items() for end in ("low", "high")}
 
 
 @dataclass(frozen=True)

@@ -310,9 +310,14 @@ def calibration_report(
         - `accuracy`, `confidence` and `overconfidence` (confidence less accuracy);
         - `ece` with `ece_low` and `ece_high` (95% interval), `ece_noise_floor`, `ece_noise_floor_p95`, `ece_p_value`;
         - `ece_equal_mass`, `ece_sweep`, `debiased_ece`, `smooth_ece`, `mce`, `cw_ece`;
-        - `auroc` (NaN if all or no predictions are right) and `aurc`;
-        - `nll`, `brier`, `brier_calibration`, `brier_refinement`;
+        - `auroc` (NaN if all or no predictions are right) and `aurc`, each with its 95% interval: `auroc_low`,
+          `auroc_high`, `aurc_low`, `aurc_high`;
+        - `nll` and `brier`, each with its 95% interval (`nll_low`, ...), `brier_calibration`, `brier_refinement`;
         - with a target `tce` and `critical_accuracy`, the mean confidence of the target.
+
+        The 95% intervals cover in simulation (docs/results/coverage.md): `ece` 93 to 98% for each kind of model with
+        ten equal-width bins, and as little as 80% with 15 equal-mass bins; `nll`, `brier`, `auroc` and `aurc` 92 to 97%
+        for each kind from 100 rows on.
 
     Raises:
         TypeError: An array has the wrong type, or an option is unknown.
@@ -349,8 +354,8 @@ def confidence_report(confidences, correct, sample_weight=None, **options) -> di
             `n_bins`, `binning`, `n_bootstrap` and `seed`, see [`~hf_calib.measures.options.MeasureOptions`].
 
     Returns:
-        `dict[str, float]`: the keys of [`calibration_report`] but `cw_ece`, `nll`, `brier`, `brier_calibration` and
-        `brier_refinement`.
+        `dict[str, float]`: the keys of [`calibration_report`] but `cw_ece`, `nll` and `brier` with their intervals,
+        `brier_calibration` and `brier_refinement`.
 
     Raises:
         TypeError: An option is unknown.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from .binning import OptionBins
 from .checked import check_examples
 from .chunks import Rows, iterate_rows
+from .score_intervals import MeanSums
 from .selective import TieGroups
 
 
@@ -32,32 +34,35 @@ class ScoreSums:
     """Accumulate the Brier score and the log-likelihood, chunk by chunk."""
 
     def __init__(self):
-        self.sums = np.zeros(3)  # weights, squared errors, negative log-likelihoods
+        self._brier, self._likelihood = MeanSums(), MeanSums()
 
     def add(self, rows: Rows) -> None:
         """Add checked predictions."""
         picked = rows.picked
         # sum_k (q_k - y_k)^2 = sum_k q_k^2 - 2 q_y + 1
         squares = np.einsum("kn,kn->n", rows.columns, rows.columns) - 2 * picked + 1
-        losses = -np.log(np.maximum(picked, _SMALLEST_PROBABILITY))
-        if rows.weights is None:
-            self.sums += len(picked), squares.sum(), losses.sum()
-        else:
-            self.sums += rows.weights.sum(), squares @ rows.weights, losses @ rows.weights
+        self._brier.add(squares, rows.weights)
+        self._likelihood.add(-np.log(np.maximum(picked, _SMALLEST_PROBABILITY)), rows.weights)
 
     def merge(self, other: ScoreSums) -> None:
         """Add the sums of another accumulator."""
-        self.sums += other.sums
+        self._brier.merge(other._brier)
+        self._likelihood.merge(other._likelihood)
 
     @property
     def brier(self) -> float:
         """Brier score over all options."""
-        return float(self.sums[1] / self.sums[0])
+        return self._brier.mean
 
     @property
     def negative_log_likelihood(self) -> float:
         """Mean negative log-likelihood, in nats."""
-        return float(self.sums[2] / self.sums[0])
+        return self._likelihood.mean
+
+    def estimates(self) -> dict[str, float]:
+        """Return both scores with their 95% intervals: `nll`, `nll_low`, `nll_high`, `brier`, ..."""
+        likelihood = self._likelihood.estimate(0.0, -log(_SMALLEST_PROBABILITY))
+        return likelihood.named("nll") | self._brier.estimate(0.0, 2.0).named("brier")
 
 
 def _scores(probabilities, labels, sample_weight) -> ScoreSums:

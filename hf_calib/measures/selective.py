@@ -65,12 +65,15 @@ class TieGroups(NamedTuple):
 
     def auroc(self) -> float:
         """Compute the AUROC, see [`~hf_calib.measures.proper_scores.confidence_auroc`]."""
-        wrong = self.weights - self.hits
-        below = np.cumsum(wrong)
-        right, total_wrong = self.hits.sum(), below[-1]
-        if right == 0 or total_wrong == 0:
+        right, total = self.hits.sum(), self.weights.sum()
+        if right == 0 or right == total:
             return float("nan")
-        return float(self.hits @ (below - wrong / 2) / (right * total_wrong))
+        return float(self.hits @ self.placements()[0] / (right * (total - right)))
+
+    def placements(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weight of the wrong predictions below each group, and of the right ones above it; ties count half."""
+        wrong = self.weights - self.hits
+        return np.cumsum(wrong) - wrong / 2, self.hits.sum() - np.cumsum(self.hits) + self.hits / 2
 
     def aurc(self) -> float:
         """Compute the AURC, see [`~hf_calib.measures.proper_scores.aurc`]."""

@@ -9,6 +9,7 @@ from .chunks import Rows, iterate_outcomes, iterate_rows
 from .noise_floor import CellTable, floor_of_cells, interval_of_cells
 from .options import MeasureOptions
 from .proper_scores import ScoreSums, split_brier
+from .score_intervals import aurc_estimate, auroc_estimate
 from .selective import FineTable, TieGroups
 from .validation import as_outcomes, as_weights
 
@@ -104,10 +105,11 @@ class ConfidenceSums:
         floor = floor_of_cells(cells, options)
         low, high = interval_of_cells(cells, floor, options)
         weight = cells.weights.sum()
+        n_effective = float(weight**2 / cells.squares.sum())
         accuracy, confidence = float(cells.weights[:, 1].sum() / weight), float(cells.confidence_sums.sum() / weight)
         return {
             "n": cells.n,
-            "n_effective": float(weight**2 / cells.squares.sum()),
+            "n_effective": n_effective,
             "accuracy": accuracy,
             "confidence": confidence,
             "overconfidence": confidence - accuracy,
@@ -122,8 +124,8 @@ class ConfidenceSums:
             "debiased_ece": max(0.0, bins.error - cells.bias),
             "smooth_ece": self.smooth.error(),
             "mce": bins.largest_gap,
-            "auroc": groups.auroc(),
-            "aurc": groups.aurc(),
+            **auroc_estimate(groups, n_effective).named("auroc"),
+            **aurc_estimate(groups, n_effective).named("aurc"),
         }
 
 
@@ -154,8 +156,7 @@ class OptionSums:
         brier = split_brier(self.scores, self.bins)
         return {
             "cw_ece": self.bins.error,
-            "nll": self.scores.negative_log_likelihood,
-            "brier": self.scores.brier,
+            **self.scores.estimates(),
             "brier_calibration": brier.calibration,
             "brier_refinement": brier.refinement,
         }

@@ -39,7 +39,7 @@ MEASURES = {
         "ece_noise_floor": ("Noise floor", "ECE of a perfectly calibrated model on as many questions"),
         "ece_p_value": ("p-value", "probability that a perfectly calibrated model has at least this ECE"),
     },
-    "Quality of the predictions": {
+    "Quality of the predictions": {  # each with its 95% interval
         "auroc": ("AUROC", "how well confidence separates right from wrong answers; 0.5: not at all, 1: perfectly"),
         "aurc": ("AURC", "error rate if the least confident answers are left out; lower is better"),
         "nll": ("Log-likelihood (negative)", "in nats; lower is better"),

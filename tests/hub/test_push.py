@@ -194,4 +194,4 @@ def test_calibrator_by_subject_is_published_and_verified(hub, example, capsys):
     assert main(example.call("alice/subjects", "--calibrator", str(example.folder / "by-subject"))) == 0
     assert load_calibrator("alice/subjects").subjects == fitted.subjects
     assert main(["verify", "alice/subjects", "--dataset", str(example.folder / "test.parquet")]) == 0
-    assert "All 22 figures hold." in capsys.readouterr().out
+    assert "All 34 figures hold." in capsys.readouterr().out

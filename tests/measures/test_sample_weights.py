@@ -101,7 +101,8 @@ def test_whole_weights_repeat_rows():
     options = {"n_bootstrap": 20}
     report = calibration_report(probabilities, labels, target, sample_weight=weights, **options)
     repeated = calibration_report(*(np.repeat(x, weights, axis=0) for x in (probabilities, labels, target)), **options)
-    means = set(report) - {"n", "ece_low", "ece_high", "ece_noise_floor", "ece_noise_floor_p95", "ece_p_value"}
+    means = set(report) - {"n", "ece_noise_floor", "ece_noise_floor_p95", "ece_p_value"}
+    means = {key for key in means if not key.endswith(("_low", "_high"))}
     # what knows how many examples there are differs: three rows tell more than one of weight 3
     for key in means - {"n_effective", "debiased_ece", "ece_sweep", "aurc"}:
         assert report[key] == pytest.approx(repeated[key], abs=1e-9), key
