@@ -316,8 +316,8 @@ def calibration_report(
         - with a target `tce` and `critical_accuracy`, the mean confidence of the target.
 
         The 95% intervals cover in simulation (docs/results/coverage.md): `ece` 93 to 98% for each kind of model with
-        ten equal-width bins, and as little as 80% with 15 equal-mass bins; `nll`, `brier`, `auroc` and `aurc` 92 to 97%
-        for each kind from 100 rows on.
+        ten equal-width bins, and as little as 80% with 15 equal-mass bins; `nll`, `brier`, `auroc` and `aurc` 92 to
+        97% for each kind from 100 rows on.
 
     Raises:
         TypeError: An array has the wrong type, or an option is unknown.
