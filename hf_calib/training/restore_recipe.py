@@ -27,7 +27,8 @@ PROMPT_FIELDS = tuple(field.name for field in fields(PromptArguments))
 # Arguments of a recipe that `restore` sets itself.
 _OWN = {
     "model_name_or_path", "model_revision", "output_dir", "resume_from_checkpoint", "trainer", "seed",
-    "trust_remote_code", "attn_implementation", "push_to_hub", "reference_model_name_or_path", *PROMPT_FIELDS,
+    "trust_remote_code", "attn_implementation", "push_to_hub", "reference_model_name_or_path", "columns",
+    "answers_from", *PROMPT_FIELDS,
 }  # fmt: skip
 _DATA = ("dataset", "limit", "split", "eval_", "collapse_", "hub_")
 

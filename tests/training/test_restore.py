@@ -221,5 +221,6 @@ def test_the_default_recipe_is_one_that_train_takes(kind, tmp_path):
 def test_a_recipe_overrides_the_training_and_not_the_data(options, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     content = {"learning_rate": 3e-4, "scoring": "text", "dataset_name": "other", "limit": 3, "em_refresh": 7}
+    content |= {"columns": "answer=Gold", "answers_from": 1}
     recipe.write_text(yaml.safe_dump(content))
     assert read_config(options(config=str(recipe))) == {"learning_rate": 3e-4, "em_refresh": 7}
