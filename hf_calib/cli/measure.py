@@ -120,9 +120,8 @@ def _show(results: dict[str, Any], args: MeasureArguments) -> None:
     from ..evaluation.measure import NEEDS_PROBABILITIES
     from ..evaluation.tables import print_groups, print_table
 
-    source = results["predictions_format"] or "predictions"
     scored = f", option scores: {results['option_normalization']}" if results["option_normalization"] else ""
-    print(f"{source}, {len(results['files']) or 1} file(s){scored}")
+    print(f"{results['predictions_format']}, {len(results['files']) or 1} file(s){scored}")
     print_table([{"stage": results["model"] or results["dataset"] or "predictions", **results}])
     if "n_groups" in results:
         print_groups(results)

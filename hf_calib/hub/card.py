@@ -125,8 +125,8 @@ class CalibrationCard:
 
     @property
     def from_files(self) -> bool:
-        """Whether the predictions were read from files of another tool, so that the prompt is not known."""
-        return self.results.get("predictions_format") not in (None, "hf_calib")
+        """Whether the predictions were read from files that do not state the prompt, such as those of other tools."""
+        return self.results.get("predictions_format") is not None and self.results.get("scoring") is None
 
     def eval_results(self) -> list[EvalResult]:
         """Make the entries of the model-index: metric types and values are keys and values of results.json."""

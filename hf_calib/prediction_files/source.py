@@ -8,17 +8,21 @@ import gzip
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..data.csv_files import CsvTable, read_csv
 
 
+_DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid)
 _LARGE = 50_000_000  # bytes: larger files show a progress bar
 _LARGE_CSV = 10_000_000  # bytes
 _HEAD = 1 << 20
@@ -51,12 +55,18 @@ class Source:
         if not magic:
             raise ValueError(f"{path}: the file is empty")
         self._gzipped = magic[:2] == b"\x1f\x8b"
+        try:
+            self._open(magic)
+        except _DAMAGED as error:
+            raise ValueError(f"{path}: the file is damaged or incomplete ({error})") from None
+
+    def _open(self, magic: bytes) -> None:
+        """Find the kind of the file, and its fields."""
         if magic == b"PK\x03\x04":
-            self.fields = zipfile.ZipFile(self.path).namelist()
+            with zipfile.ZipFile(self.path) as archive:
+                self.fields = archive.namelist()
             self.kind = "npz" if self.fields and self.fields[0].endswith(".npy") else "zip"
         elif magic == b"PAR1":
-            import pyarrow.parquet as pq
-
             self.kind, self.fields = "parquet", list(pq.read_schema(self.path).names)
         else:
             self.kind = self._text_kind()
@@ -169,19 +179,22 @@ class Source:
             disable=size < _LARGE,
             leave=False,
         ) as bar:
-            if self.kind == "jsonl":
-                yield from self._lines(bar)
-            elif self.kind == "zip":
-                yield from self._members(bar)
-            elif self.kind == "parquet":
-                import pyarrow.parquet as pq
+            try:
+                yield from self._rows(bar, columns)
+            except _DAMAGED as error:
+                raise ValueError(f"{self.path}: the file is damaged or incomplete ({error})") from None
 
-                with pq.ParquetFile(self.path) as file:
-                    batches = file.iter_batches(batch_size=1000, columns=columns)
-                    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-            else:
-                rows = self.content if isinstance(self.content, list) else [self.content]
-                yield from enumerate(rows, 1)
+    def _rows(self, bar: tqdm, columns: Sequence[str] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+        if self.kind == "jsonl":
+            yield from self._lines(bar)
+        elif self.kind == "zip":
+            yield from self._members(bar)
+        elif self.kind == "parquet":
+            with pq.ParquetFile(self.path) as file:
+                batches = file.iter_batches(batch_size=1000, columns=columns)
+                yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        else:
+            yield from enumerate(self.content if isinstance(self.content, list) else [self.content], 1)
 
     def _lines(self, bar: tqdm) -> Iterator[tuple[int, dict[str, Any]]]:
         pending = 0
@@ -229,8 +242,6 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """Read a member of a zip file, also one that is compressed with Zstandard."""
     if member.compress_type != _ZSTANDARD:
         return archive.read(member)
-    import pyarrow as pa
-
     file = archive.fp
     file.seek(member.header_offset)
     header = file.read(30)

@@ -141,7 +141,7 @@ def test_push_writes_a_card_that_names_the_files(files, tmp_path):
     assert measure(samples, "--output_dir", out) == 0
     assert main(["push", "--evaluation", str(out), "--dry_run", "true"]) == 0
     card = (out / "README.md").read_text().replace("\\", "")
-    assert "made outside hf_calib and read from samples_task0" in card and "hf-calib evaluate" not in card
+    assert "read from samples_task0" in card and "hf-calib evaluate" not in card
     assert str(tmp_path) not in card
 
 

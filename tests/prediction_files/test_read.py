@@ -1,0 +1,70 @@
+"""What all formats share: damaged files, several files, and that neither torch nor transformers is needed."""
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_calib.prediction_files.read import read_predictions
+
+
+TABLE = pd.DataFrame({"id": range(200), "p_0": 0.75, "p_1": 0.25, "label": 0})
+
+
+def eval_file() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("header.json", json.dumps({"eval": {}}))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.parquet", TABLE.to_parquet()),
+        ("a.jsonl.gz", gzip.compress(TABLE.to_json(orient="records", lines=True).encode())),
+        ("a.csv.gz", gzip.compress(TABLE.to_csv(index=False).encode())),
+        ("a.eval", eval_file()),
+    ],
+)
+def test_half_a_file_is_one_clear_line(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{name}.*(damaged|incomplete)"):
+        read_predictions(path)
+
+
+def test_several_files(tmp_path):
+    for name in ("one.csv", "two.csv"):
+        TABLE.to_csv(tmp_path / name, index=False)
+    both = read_predictions([tmp_path / "one.csv", tmp_path / "two.csv"])
+    assert len(both) == 400 and both.ids[200] == "two/0" and both.subjects[0] == "one"
+    pd.DataFrame({"confidence": [0.5], "correct": [1]}).to_csv(tmp_path / "three.csv", index=False)
+    with pytest.raises(ValueError, match="some files hold probabilities of all options and others confidences"):
+        read_predictions([tmp_path / "one.csv", tmp_path / "three.csv"])
+    confidences = read_predictions([tmp_path / "three.csv"] * 2)
+    np.testing.assert_array_equal(confidences.confidences, [0.5, 0.5])
+
+
+def test_neither_torch_nor_transformers_is_needed(tmp_path):
+    TABLE.to_csv(tmp_path / "a.csv", index=False)
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+from hf_calib import load_predictions
+from hf_calib.evaluation.measure import measure_predictions
+print(measure_predictions(load_predictions(sys.argv[1]), n_bootstrap=10)["ece"])
+"""
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "a.csv"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) == pytest.approx(0.25)
