@@ -21,22 +21,27 @@ class ClosingOptions:
         learning_rate (`float`, *optional*):
             Its learning rate. Defaults to that of the training, but at most 3e-4: adapters lose accuracy above it.
         text_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the divergence on generic texts, in nats a token; at least 0.
+            Weight of the divergence on texts, in nats a token; at least 0.
         num_texts (`int`, *optional*, defaults to `64`):
             Number of generic texts, which the model before training samples; 0 for none.
+        num_continuations (`int`, *optional*, defaults to `0`):
+            Number of texts that this model writes after an answer of its own to a question, for a model that is to
+            write something after its answer. The answer itself is not kept.
     """
 
     steps: float = 0.5
     learning_rate: float | None = None
     text_weight: float = 1.0
     num_texts: int = 64
+    num_continuations: int = 0
 
     def __post_init__(self):
         if not 0 < self.steps < math.inf:
             raise ValueError(f"closing_step: steps must be above 0, got {self.steps}.")
-        if not (0 <= self.text_weight < math.inf and self.num_texts >= 0):
+        if not (0 <= self.text_weight < math.inf and min(self.num_texts, self.num_continuations) >= 0):
             raise ValueError(
-                f"closing_step: text_weight={self.text_weight} and num_texts={self.num_texts} must be at least 0."
+                f"closing_step: text_weight={self.text_weight}, num_texts={self.num_texts} and "
+                f"num_continuations={self.num_continuations} must be at least 0."
             )
 
     @classmethod

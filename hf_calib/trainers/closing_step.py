@@ -33,7 +33,7 @@ from ..data.recombine import recombine_options
 from ..data.unified import OPTIONAL_FEATURES, REQUIRED_FEATURES
 from ..evaluation.no_harm import NoHarm, log_losses
 from ..inference.encoding import IGNORE_INDEX, OptionEncoder, encode_fitting
-from ..inference.generic_texts import evaluation_mode, sample_texts
+from ..inference.generic_texts import continue_prompts, evaluation_mode, sample_texts
 from ..losses.em_ece_loss import em_ece_loss
 from ..posthoc.teacher import AlignedMap, blend
 from .last_checkpoint import last_checkpoint
@@ -135,7 +135,8 @@ class ClosingStepMixin:
         self._encode_closing_questions()
         if begins:
             self._aligned = self._closing_logits()
-            texts = self._anchor_texts() if options.num_texts and options.text_weight else []
+            wanted = options.text_weight and options.num_texts + options.num_continuations
+            texts = self._anchor_texts() if wanted else []
             kept = {"num_recombined": missing, "texts": list(texts)}
             if args.should_save:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -170,14 +171,30 @@ class ClosingStepMixin:
         return np.where(present, np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)), -np.inf)
 
     def _anchor_texts(self) -> Dataset:
-        options, accelerator = self._closing_options, self.accelerator
+        options, accelerator, seed = self._closing_options, self.accelerator, 2 * self.args.seed
+        texts = [[]]
         with unwrap_model_for_generation(self.model_wrapped, accelerator) as model:
-            texts = [sample_texts(model, self._tokenizer, options.num_texts, seed=2 * self.args.seed)]
+            if options.num_texts:
+                texts[0] += sample_texts(model, self._tokenizer, options.num_texts, seed=seed)
+            if options.num_continuations:
+                texts[0] += continue_prompts(model, self._tokenizer, self._answered_questions(), seed=seed)
         if accelerator.num_processes > 1:
             broadcast_object_list(texts)
         with evaluation_mode(self.model_wrapped), self.compute_loss_context_manager():
             pad, batch_size = self._tokenizer.pad_token_id, self.args.per_device_eval_batch_size
             return anchor_texts(self.model_wrapped, texts[0], pad, accelerator.device, batch_size)
+
+    def _answered_questions(self) -> list[list[int]]:
+        """Token ids of questions with an answer that the aligned model would give, drawn by its probabilities."""
+        rng = np.random.default_rng(self.args.seed)
+        prompts = []
+        for row in rng.integers(len(self._closing_encoded), size=self._closing_options.num_continuations).tolist():
+            features, probabilities = self._closing_encoded[row], softmax(self._aligned[row])
+            answer = rng.choice(len(probabilities), p=probabilities)
+            tokens = zip(features["option_tokens"], features["option_index"], strict=True)
+            context = features["input_ids"][: features["option_positions"][0] + 1]
+            prompts.append([*context, *(token for token, option in tokens if option == answer)])
+        return prompts
 
     # The step itself
 

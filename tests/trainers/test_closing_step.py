@@ -150,7 +150,11 @@ def test_when_it_follows(settings, closes):
 @pytest.mark.parametrize(
     ("value", "named"),
     [({"step": 1}, "steps, learning_rate"), ("{", "neither true, false nor JSON"), ({"steps": 0}, "above 0")]
-    + [({"text_weight": float("nan")}, "text_weight=nan"), (3, "got 3")],
+    + [
+        ({"text_weight": float("nan")}, "text_weight=nan"),
+        (3, "got 3"),
+        ({"num_continuations": -1}, "num_continuations=-1"),
+    ],
 )
 def test_wrong_options_are_named(value, named):
     with pytest.raises(ValueError, match=named):
@@ -162,6 +166,24 @@ def test_too_few_questions(world_model, many, tmp_path):
     with pytest.raises(ValueError, match="needs 10 labelled .* there are 24 and 6"):
         make_trainer(world_model, few, tmp_path, closing_step=True)
     assert make_trainer(world_model, few, tmp_path)._closing_options is None  # by default it is left out
+
+
+def test_texts_go_on_after_answers(world_model, many, tmp_path):
+    settings = {"num_train_epochs": 1, "closing_step": {"num_texts": 0, "num_continuations": 60}}
+    trainer = make_trainer(world_model, many, tmp_path, **settings)
+    trainer.train()
+    tokenizer, prefixes = trainer.processing_class, {}
+    for row in many:
+        for option in row["choices"]:
+            prefixes[tuple(tokenizer(f"{row['question']} {option}")["input_ids"])] = (
+                option == row["choices"][row["answer"]]
+            )
+    found = []
+    for anchor in trainer._anchors:
+        start = anchor["text_positions"][0] + 1  # of what follows the answer
+        assert anchor["text_positions"] == list(range(start - 1, len(anchor["input_ids"]) - 1))
+        found.append(prefixes[tuple(anchor["input_ids"][:start])])
+    assert len(found) == 60 and 0.05 < np.mean(found) < 0.95  # answers of an untrained model: right and wrong
 
 
 def test_anchors_are_the_most_probable_tokens(world_model, world):
