@@ -45,6 +45,27 @@ class MeasuringArguments:
 
 
 @dataclass(kw_only=True)
+class RegimeArguments:
+    """Arguments that decide the regime, for classes that inherit from [`MeasuringArguments`], too."""
+
+    reference_predictions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Saved predictions of the model before alignment for the same questions: OUTPUT_DIR of evaluate, "
+            "predictions.npz, or a file that `hf-calib measure` reads. They decide the regime."
+        },
+    )
+    critical_accuracy: float | None = field(
+        default=None, metadata={"help": "Critical accuracy in (0, 1), if it is known. It decides the regime."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.critical_accuracy is not None and not 0 < self.critical_accuracy < 1:
+            raise ValueError(f"critical_accuracy must lie in (0, 1), got {self.critical_accuracy}.")
+
+
+@dataclass(kw_only=True)
 class PredictionArguments(PromptArguments, ColumnArguments, MeasuringArguments):
     """Arguments of the commands that score option questions with a model."""
 

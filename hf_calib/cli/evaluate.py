@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .arguments import PredictionArguments
+from .arguments import PredictionArguments, RegimeArguments
 from .parser import CommandParser
 
 
@@ -39,7 +39,7 @@ writes to OUTPUT_DIR:
 
 
 @dataclass
-class EvaluateArguments(PredictionArguments):
+class EvaluateArguments(RegimeArguments, PredictionArguments):
     """Arguments of `hf-calib evaluate`."""
 
     model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
@@ -47,21 +47,6 @@ class EvaluateArguments(PredictionArguments):
         metadata={"help": "Questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
     )
     output_dir: str = field(default="evaluation", metadata={"help": "Folder of results, predictions and diagram."})
-    reference_predictions: str | None = field(
-        default=None,
-        metadata={
-            "help": "Saved predictions of the model before alignment for the same questions (its OUTPUT_DIR of "
-            "evaluate, or predictions.npz). They decide the regime."
-        },
-    )
-    critical_accuracy: float | None = field(
-        default=None, metadata={"help": "Critical accuracy in (0, 1), if it is known. It decides the regime."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.critical_accuracy is not None and not 0 < self.critical_accuracy < 1:
-            raise ValueError(f"critical_accuracy must lie in (0, 1), got {self.critical_accuracy}.")
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:

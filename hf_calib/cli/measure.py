@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .arguments import MeasuringArguments
+from .arguments import MeasuringArguments, RegimeArguments
 from .reading import FilesParser, ReadingArguments
 
 
@@ -60,27 +60,12 @@ writes to OUTPUT_DIR, if it is given, what `hf-calib evaluate` writes:
 
 
 @dataclass
-class MeasureArguments(ReadingArguments, MeasuringArguments):
+class MeasureArguments(RegimeArguments, ReadingArguments, MeasuringArguments):
     """Arguments of `hf-calib measure`."""
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of results, predictions and diagram (default: only print)."}
     )
-    reference_predictions: str | None = field(
-        default=None,
-        metadata={
-            "help": "Predictions of the model before alignment for the same questions, in any of the formats. They "
-            "decide the regime."
-        },
-    )
-    critical_accuracy: float | None = field(
-        default=None, metadata={"help": "Critical accuracy in (0, 1), if it is known. It decides the regime."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.critical_accuracy is not None and not 0 < self.critical_accuracy < 1:
-            raise ValueError(f"critical_accuracy must lie in (0, 1), got {self.critical_accuracy}.")
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
