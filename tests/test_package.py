@@ -231,7 +231,7 @@ def test_wheel_contains_everything(wheel):
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".yaml", ".md", ".txt", ".j2") and "__pycache__" not in path.parts
     }
-    assert code | carried | {"hf_calib/py.typed"} <= held
+    assert code | carried | {"hf_calib/py.typed", "hf_calib/data/chat_prompts.txt"} <= held
     assert {name.split("/")[0] for name in held} == {"hf_calib", f"hf_calib-{hf_calib.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in held)
 

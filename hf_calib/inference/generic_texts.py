@@ -130,8 +130,7 @@ def sample_texts(
             Largest number of tokens of a text, which otherwise ends with an EOS token. The context length of the model
             may allow fewer.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the instructions and of the sampling. An even and an odd seed share no instruction, so one can
-            serve training and the other the check.
+            Seed of the instructions and of the sampling. An even and an odd seed share no instruction.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of texts that are sampled at the same time. Other batches give other texts.
 

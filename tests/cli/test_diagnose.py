@@ -87,7 +87,10 @@ def test_pairs_are_read_as_the_loss_of_the_training_says(report, folder, tmp_pat
 
 
 def test_two_processes_share_the_work(launch, report, folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the colour of bavo is\nthe food of lila is\nthe song of\n")
     arguments = ["--pairs", str(folder / "pairs.parquet"), "--pairs_limit", "40", "--order_limit", "30"]
+    arguments += ["--repaired", str(folder / "aligned"), "--prompts", str(tmp_path / "prompts.txt")]
+    arguments += ["--max_new_tokens", "5"]
     arguments += ["--prompt_template", "{question} {options}", "--output_dir", str(tmp_path)]
     done = launch("ddp", "hf_calib.cli", *call(folder, *arguments), module=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -97,6 +100,8 @@ def test_two_processes_share_the_work(launch, report, folder, tmp_path):
     # batches of another make-up round otherwise
     assert {key: ours[key] for key in numbers} == pytest.approx(numbers, abs=2e-3)
     assert ours["pairs/n"] == 40
+    assert ours["alignment/n_prompts"] == 3 and ours["alignment/repaired/top1_agreement"] == 1
+    assert ours["alignment/reference/kl_per_token"] > 0
 
 
 def test_predictions_are_enough(report, folder, tmp_path, capsys):
