@@ -45,7 +45,7 @@ def answer_position(tokens: Sequence[str], names: Sequence[str]) -> int:
     if len(tokens) == 1:  # an option or not, it is the answer
         return 0
     known = set(names)
-    places = [place for place, token in enumerate(tokens) if token.strip(_SPACES).strip(_AROUND) in known]
+    places = [place for place, token in enumerate(tokens) if bare(token) in known]
     if not places:
         written = [place for place, token in enumerate(tokens) if token.strip(_SPACES)]
         if len(written) == 1:
@@ -59,6 +59,11 @@ def answer_position(tokens: Sequence[str], names: Sequence[str]) -> int:
     if not _text(tokens[: places[0]]).strip(_SPACES + _AROUND):
         return places[0]
     raise ValueError(f"{len(places)} of the tokens written can be the answer: let the model write the letter alone")
+
+
+def bare(token: str) -> str:
+    """A token without white space, in any spelling, and without brackets and punctuation around it."""
+    return token.strip(_SPACES).strip(_AROUND)
 
 
 def _text(tokens: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.answers import warn_or_raise_without_zero
+from ..data.layouts import InvalidRow
 from ..inference.predictions import OptionPredictions
 from ..measures.validation import as_outcomes, iterate_columns
 from .collect import UNKNOWN, padded
@@ -240,7 +241,12 @@ def _labels(
     if not whole:
         labels = [text or None for text in table.texts(name)]
         named = scores.options if scores and not numbered and max(map(len, scores.options)) > 1 else None
-        return indices(labels, [("",) * count for count in lengths.tolist()], name, source, first, named)
+        choices = [("",) * count for count in lengths.tolist()]
+        try:
+            return indices(labels, choices, name, source, first, named)
+        except InvalidRow as error:
+            row = next(row for row, label in enumerate(labels) if label is not None and repr(label) in str(error))
+            raise ValueError(f"{table.where(row)}, {error}") from None
     labels = numbers.astype(np.int64)
     known = labels != UNKNOWN
     if first is None and known.any() and not (labels[known] == 0).any():

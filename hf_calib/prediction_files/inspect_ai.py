@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..inference.predictions import OptionPredictions
-from .answer_token import answer_position, likeliest_tokens, option_names, option_scores
+from .answer_token import answer_position, bare, likeliest_tokens, option_names, option_scores
 from .collect import Question, collect
 from .labels import to_index
 from .options import ReadOptions
@@ -70,6 +70,7 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
         label = _target(row["target"], len(choices), choices)
         for score in (row.get("scores") or {}).values():
             if score.get("value") in ("C", "I"):
+                _check_order(score.get("answer"), positions[place]["token"], names)
                 disagree += (score["value"] == "C") != (scores[label] == max(scores))
                 break
         epochs.append(row.get("epoch", 1))
@@ -92,6 +93,15 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
     if notes:
         predictions.metadata["notes"] = notes
     return predictions
+
+
+def _check_order(answer: Any, token: str, names: Sequence[str]) -> None:
+    """Check that the answer that was scored is the one that was written: a solver that shuffles changes it."""
+    if answer in names and bare(token) in names and answer != bare(token):
+        raise ValueError(
+            f"the answer scored is {answer} and the one written {bare(token)}: the solver shuffled the options; shuffle "
+            "them in the data set instead (shuffle_choices)"
+        )
 
 
 def _target(target: Any, count: int, choices: list[str]) -> int:

@@ -206,4 +206,7 @@ class GoldLabels:
                 raise ValueError(f"{self.path}: {name!r} has {self.num_options(name)} choices and {count} predictions")
         choices = [self._choices.get(name) or [""] * count for name, count in zip(names, counts, strict=True)]
         labels = list(map(self._labels.get, names))
-        predictions.labels = indices(labels, choices, self._column, str(self.path), self.answers_from)
+        try:
+            predictions.labels = indices(labels, choices, self._column, str(self.path), self.answers_from)
+        except InvalidRow as error:
+            raise ValueError(f"{self.path}, {error}") from None

@@ -177,6 +177,9 @@ def test_labels_are_joined_by_id(tmp_path):
     with pytest.raises(ValueError, match="count from 1; .*--answers_from 1"):
         read(tmp_path, ROWS, path, num_options=4)
     assert read(tmp_path, ROWS, path, num_options=4, answers_from=1).labels.tolist() == [0, 0, 3]
+    path.write_text("id,label\nq-1,A\nq-2,E\nq-3,A\n")
+    with pytest.raises(ValueError, match="answers.csv, column 'label': 'E' is not one of the option labels"):
+        read(tmp_path, ROWS, path, num_options=4)
     path.write_text("name,label\nq-1,A\n")
     with pytest.raises(ValueError, match="labels need the columns id and label; id is missing among name, label"):
         read(tmp_path, ROWS, path, num_options=4)

@@ -133,6 +133,8 @@ def test_confidences_with_predictions_and_labels(tmp_path):
         ("p_0,p_1,label\n.5,.5,1\n.5,.5,2\n", "count from 1; .*--answers_from 1"),
         ("p_0,p_1,label\n.5,.5,0\n.5,.5\n", "line 3.*cells"),
         ("p_0,p_1,label\n", "there is a header .* but no row"),
+        ("p_0,p_1,label\n.5,.5,A\n.5,.5,True\n", "line 3, column 'label': 'True' is not one of the option labels"),
+        ("p_0,p_1,label\n.5,.5,A\n.5,.5,D\n", "line 3, column 'label': 'D' is not one of the option labels A, B"),
         ("p_0,p_1\n.5,.5\n", "there are no right options: give --labels FILE"),
         ("p_0,p_1,label,answer\n.5,.5,0,1\n", "the columns label, answer can all be the label: choose with --columns"),
         ("p_0,p_1,A,B,label\n.5,.5,.5,.5,0\n", "the probabilities can be in p_0, p_1 or in A, B: choose with"),

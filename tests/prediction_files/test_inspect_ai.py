@@ -33,7 +33,7 @@ def sample(row, epoch=1, target="A", **more):
         "choices": ["one", "two", "three", "four"],
         "target": target,
         "output": {"model": "m", "choices": [{"message": {"content": "ANSWER: A"}, "logprobs": {"content": content}}]},
-        "scores": {"choice": {"value": "C", "answer": "A"}},
+        "scores": {"choice": {"value": "C", "answer": "AC"[row]}},
         **more,
     }
 
@@ -95,6 +95,7 @@ def test_epochs_and_scores_that_differ_are_noted(tmp_path):
         ({"error": {"message": "timeout"}}, r"the sample failed \(timeout\)"),
         ({"output": {"choices": [{"logprobs": None}]}}, "evaluate with --logprobs --top-logprobs 20"),
         ({"target": ["A", "B"]}, "2 right options"),
+        ({"scores": {"choice": {"value": "C", "answer": "B"}}}, "the solver shuffled the options"),
     ],
 )
 def test_faulty_samples(tmp_path, change, message):
