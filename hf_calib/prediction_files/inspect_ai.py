@@ -99,8 +99,8 @@ def _check_order(answer: Any, token: str, names: Sequence[str]) -> None:
     """Check that the answer that was scored is the one that was written: a solver that shuffles changes it."""
     if answer in names and bare(token) in names and answer != bare(token):
         raise ValueError(
-            f"the answer scored is {answer} and the one written {bare(token)}: the solver shuffled the options; shuffle "
-            "them in the data set instead (shuffle_choices)"
+            f"the answer scored is {answer} and the one written {bare(token)}: the solver shuffled the options; "
+            "shuffle them in the data set instead (shuffle_choices)"
         )
 
 
