@@ -86,7 +86,8 @@ MEASURES = {
 def run(args: argparse.Namespace) -> dict[int, dict[str, dict]]:
     """Results by seed and name of the run; `"before"` holds the measures before alignment."""
     names = [("before", None)]
-    for method, (_, settings) in GRID.items():
+    for method in args.only:
+        _, settings = GRID[method]
         names += [(method, key) for key in (settings if args.tune else (CHOSEN[method],))]
     worlds, runs = {}, {seed: {} for seed in args.seeds}
     for (method, key), seed in itertools.product(names, args.seeds):
@@ -128,10 +129,11 @@ def tune(runs: dict[int, dict[str, dict]]) -> dict[str, str]:
     chosen, rows = {}, {}
     for method, (_, settings) in GRID.items():
         merits = {}
-        for key in settings:
+        for key in (key for key in settings if f"{method}, {key}" in next(iter(runs.values()))):
             rows[f"{method}, {key}"] = seeds = [of[f"{method}, {key}"]["validation"] for of in runs.values()]
             merits[key] = np.mean([of["pair_ece"] + of["option_ece"] for of in seeds])
-        chosen[method] = min(merits, key=merits.get)
+        if merits:
+            chosen[method] = min(merits, key=merits.get)
     print_table(f"validation, mean over {len(runs)} seeds", rows)
     return chosen
 
@@ -140,17 +142,20 @@ def report(runs: dict[int, dict[str, dict]]) -> dict[str, float]:
     """Print the figures of the chosen settings and their differences; return their means."""
     rows = {BEFORE: [of["before"]["test"] for of in runs.values()]}
     for method, key in CHOSEN.items():
+        if f"{method}, {key}" not in next(iter(runs.values())):
+            continue
         rows[method] = [of[f"{method}, {key}"]["test"] for of in runs.values()]
         if method in WITH_TEMPERATURE:
             rows[f"{method} + temperature"] = [of[f"{method}, {key}"]["test + TS"] for of in runs.values()]
     print_table(f"test, mean over {len(runs)} seeds ± half a 95% t interval", rows)
     changes = {}
-    for method, other in PAIRED:
+    for method, other in (pair for pair in PAIRED if rows.keys() >= set(pair)):
         pairs = zip(rows[method], rows[other], strict=True)
         changes[f"{method} less {other}"] = [{m: a[m] - b[m] for m in MEASURES} for a, b in pairs]
     print_table("differences, seed by seed", changes, "+")
-    floors = {kind: np.mean([of[f"{kind}_ece_noise_floor"] for of in rows[SOFT]]) for kind in ("pair", "option")}
-    print(f"noise floors: pairs {floors['pair']:.3f}, options {floors['option']:.3f}")
+    for kind in ("pair", "option"):
+        floors = [of[f"{kind}_ece_noise_floor"] for of in list(rows.values())[-1]]
+        print(f"noise floor of the ECE, {kind}s: {np.mean(floors):.3f}")
     return {
         f"{name} {m}": float(np.mean([of[m] for of in seeds]))
         for name, seeds in rows.items()
@@ -163,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--tune", action="store_true", help="measure the whole grid and choose the settings")
+    parser.add_argument("--only", nargs="+", choices=GRID, default=list(GRID), metavar="METHOD")
     parser.add_argument("--output_dir", type=Path, default=Path("calibrated-dpo"))
     args = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
