@@ -105,7 +105,7 @@ def test_evaluate_writes_what_it_says(world_dir, capsys):
     out = capsys.readouterr().out
     results = json.loads((world_dir / "evaluation" / "results.json").read_text())
     assert results["n"] == 101 and f"{results['accuracy']:.3f}" in out and "conf-ECE" in out
-    assert results["regime"] in ("calibratable", "non-calibratable", "undetermined")
+    assert results["regime"] in ("calibratable", "non-calibratable", "target-contradicted", "undetermined")
     predictions = OptionPredictions.load(world_dir / "evaluation" / "predictions.npz")
     with np.load(world_dir / "evaluation" / "predictions.npz") as arrays:
         assert {"option_logits", "probabilities", "labels", "ids"} <= set(arrays)
