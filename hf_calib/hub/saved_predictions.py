@@ -42,7 +42,7 @@ def load_predictions(
             Branch, tag or commit on the Hub.
         reading:
             `labels`, `format`, `filter`, `columns`, `option_normalization`, `option_labels`, `num_options`,
-            `answers_from`, `drop_invalid`: see [`~hf_calib.prediction_files.options.ReadOptions`].
+            `answers_from`, `drop_invalid`, `labelled`: see [`~hf_calib.prediction_files.options.ReadOptions`].
 
     Returns:
         [`OptionPredictions`]; [`~hf_calib.prediction_files.confidences.ConfidencePredictions`] of a file with

@@ -217,9 +217,18 @@ def _find(confidences: np.ndarray, correct: np.ndarray, target: float, alpha: fl
     last = _last_rejected(counts, hits, target, alpha)
     if last is None:
         return _described(inf, len(correct), 0, 0, _questions_needed(counts, hits, target, alpha))
-    # The test of the answers above the next lower confidence is about every threshold just above that confidence.
-    threshold = 0.0 if last == len(values) - 1 else float(np.nextafter(values[::-1][last + 1], inf))
+    threshold = 0.0 if last == len(values) - 1 else _just_above(values[-last - 2], values[-last - 1])
     return _described(threshold, len(correct), int(counts[last]), int(hits[last]))
+
+
+def _just_above(lower: float, upper: float) -> float:
+    """
+    Number above `lower`, also after rounding to float32, and at most `upper`.
+
+    The test of the answers above a confidence is about the threshold just above it.
+    """
+    above = float(np.nextafter(np.float32(lower), np.float32(inf)))
+    return above if above <= upper else float(np.nextafter(lower, inf))
 
 
 def _last_rejected(counts: np.ndarray, hits: np.ndarray, target: float, alpha: float) -> int | None:

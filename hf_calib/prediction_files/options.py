@@ -43,6 +43,8 @@ class ReadOptions:
             numbers that seem to count from 1 are an error.
         drop_invalid (`bool`, *optional*, defaults to `False`):
             Leave out rows that cannot be read or have no right option, and count them, instead of stopping.
+        labelled (`bool`, *optional*, defaults to `True`):
+            Whether every question must have a right option.
 
     Raises:
         `ValueError`: a value is outside its range.
@@ -57,6 +59,7 @@ class ReadOptions:
     num_options: int | None = None
     answers_from: int | None = None
     drop_invalid: bool = False
+    labelled: bool = True
 
     def __post_init__(self):
         if self.option_normalization not in (None, *NORMALIZATIONS):

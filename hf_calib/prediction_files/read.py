@@ -154,9 +154,9 @@ def _joined(paths: Sequence[str | Path], parts: list) -> OptionPredictions | Con
 
 
 def _labelled(predictions: OptionPredictions, options: ReadOptions, path: str | Path) -> OptionPredictions:
-    """Check that every question has a right option; with `drop_invalid`, leave out those without."""
+    """Check that every question has a right option, if it must; with `drop_invalid`, leave out those without."""
     known = predictions.labels != UNKNOWN
-    if known.all():
+    if known.all() or not options.labelled:
         return predictions
     missing = int((~known).sum())
     if not known.any():

@@ -56,13 +56,21 @@ def test_threshold_is_the_fallback_procedure(n, digits):
         confidences = rng.beta(3, 1, n).round(digits)
         correct = rng.random(n) < confidences ** rng.uniform(0.1, 1.5)
         result = accuracy_threshold(confidences, correct, 0.8)
-        assert result.threshold == slow_threshold(confidences, correct, 0.8, 0.05)
         answered = confidences >= result.threshold
+        np.testing.assert_array_equal(answered, confidences >= slow_threshold(confidences, correct, 0.8, 0.05))
         assert result.n_answered == answered.sum() and result.found == answered.any()
         if result.found:
             assert result.accuracy == correct[answered].mean() > 0.8
         found.append(result.found)
     assert any(found)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threshold_divides_the_confidences_in_their_own_type(dtype):
+    confidences = np.linspace(0.3, 1, 500).astype(dtype)
+    result = accuracy_threshold(confidences, confidences > 0.6, 0.9)
+    assert (confidences >= result.threshold).sum() == (confidences.astype(np.float64) >= result.threshold).sum()
+    assert (confidences >= result.threshold).sum() == result.n_answered < 500
 
 
 def test_starts_do_not_depend_on_the_data():

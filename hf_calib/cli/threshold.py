@@ -1,0 +1,187 @@
+"""`hf-calib threshold`: a confidence threshold with a guarantee, and its check on new predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .reading import FilesParser, ReadingArguments
+
+
+if TYPE_CHECKING:
+    from ..evaluation.gate import Gate
+    from ..inference.predictions import OptionPredictions
+    from ..measures.threshold import AccuracyThreshold
+    from ..prediction_files.confidences import ConfidencePredictions
+
+_EXAMPLES = """\
+examples:
+  # above which confidence are 90% of the answers right?
+  hf-calib threshold after --target_accuracy 0.9 --output_dir gate
+
+  # the same as a risk; at another level; one threshold for each subject; predictions of another tool
+  hf-calib threshold after/predictions.npz --target_risk 0.1 --output_dir gate
+  hf-calib threshold after --target_accuracy 0.9 --level 0.99 --output_dir gate
+  hf-calib threshold after --target_accuracy 0.9 --by subject --output_dir gate
+  hf-calib threshold samples_arc_easy.jsonl --target_accuracy 0.9 --output_dir gate
+
+  # does it still hold? labelled predictions, oldest first; or predictions without labels
+  hf-calib threshold --check gate/gate.json week_1 week_2 week_3
+  hf-calib threshold --check gate/gate.json new.csv
+
+FILE is an output folder of hf-calib evaluate or measure, its predictions.npz, or a file of any format that `hf-calib
+measure --help` lists. The questions must be a random sample of those to come, and must not have trained or calibrated
+the model.
+
+The guarantee: with probability --level over the sample, the accuracy of the answers above the threshold is at least
+the target. It needs no calibrated confidence. With --by subject all subjects' guarantees hold together.
+
+writes to OUTPUT_DIR:
+  gate.json              threshold, target, level, coverage and accuracy with intervals, fingerprint of the
+                         predictions; the threshold is null where none reaches the target
+  risk_coverage (.png, .svg)
+
+--check with labels: a sequential test of the accuracy. It may be repeated whenever predictions are added at the end.
+--check without labels: a two-sample test for a shift of the confidences. It tests no accuracy.
+
+Exit status: 0 a threshold was found, or the check found nothing; 1 no threshold reaches the target, the guarantee is
+refuted, or the confidences have shifted; 2 the call is wrong.
+"""
+
+
+@dataclass
+class ThresholdArguments(ReadingArguments):
+    """Arguments of `hf-calib threshold`."""
+
+    target_accuracy: float | None = field(
+        default=None, metadata={"help": "Accuracy that the answers must have, in (0, 1)."}
+    )
+    target_risk: float | None = field(
+        default=None, metadata={"help": "The same as an error rate: 1 less the target accuracy."}
+    )
+    level: float = field(default=0.95, metadata={"help": "Probability of the guarantee, in (0, 1)."})
+    by: str | None = field(
+        default=None, metadata={"help": "A threshold for each subject (default: one).", "choices": ["subject"]}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of gate.json and of the plot."})
+    check: str | None = field(
+        default=None, metadata={"help": "A gate.json, or its folder, to check on the predictions."}
+    )
+
+    def __post_init__(self):
+        if self.check is not None:
+            if self.target_accuracy is not None or self.target_risk is not None or self.by is not None:
+                raise ValueError("--check takes target and subjects from the gate: leave out --target_... and --by.")
+            return
+        if (self.target_accuracy is None) == (self.target_risk is None):
+            raise ValueError("give either --target_accuracy or --target_risk.")
+        if self.output_dir is None:
+            raise ValueError("give --output_dir, the folder of gate.json, or --check a gate.")
+        for name in ("target_accuracy", "target_risk", "level"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {value:g}.")
+
+    @property
+    def target(self) -> float:
+        """The target accuracy."""
+        return self.target_accuracy if self.target_risk is None else round(1 - self.target_risk, 12)
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Check the call, read the predictions, and find or check the threshold; the result prints and writes."""
+    usage = "FILE [FILE ...] --target_accuracy P --output_dir DIR"
+    parser = FilesParser("threshold", ThresholdArguments, usage, _EXAMPLES)
+    (args,) = parser.parse(argv)
+    return _prepare_check(args, parser.files) if args.check is not None else _prepare_gate(args, parser.files)
+
+
+def _prepare_gate(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
+    from ..evaluation.gate import FILE, Gate
+    from ..evaluation.tables import check_output_dir
+    from ..hub.saved_predictions import load_predictions
+
+    predictions = load_predictions(files[0] if len(files) == 1 else _paths(files), **args.reading)
+    gate = Gate.fit(predictions, args.target, args.level, args.by == "subject")
+    output_dir = check_output_dir(args.output_dir)
+
+    def write() -> None:
+        gate.save(output_dir / FILE)
+        _draw(gate, predictions, output_dir)
+        for name, threshold in gate.thresholds.items():
+            print(f"{f'{name}: ' if name else ''}{sentence(threshold, gate)}")
+        print(f"gate: {output_dir / FILE}")
+        if not gate.found:
+            raise ValueError(f"no threshold reaches an accuracy of {gate.target_accuracy:.1%}.")
+
+    return write
+
+
+def _paths(files: Sequence[str]) -> list[str]:
+    """Files; those of folders are their predictions.npz."""
+    return [str(Path(name) / "predictions.npz") if Path(name).expanduser().is_dir() else name for name in files]
+
+
+def sentence(threshold: AccuracyThreshold, gate: Gate) -> str:
+    """Say in a sentence what a threshold guarantees, or why there is none."""
+    target = f"{gate.target_accuracy:.4g}"
+    if threshold.found:
+        where = f"where the confidence is at least {threshold.threshold:.4f}" if threshold.threshold else "everything"
+        return (
+            f"Answer {where}: with {gate.level:.4g} probability an accuracy of at least {target} is guaranteed "
+            f"(measured {threshold.accuracy:.3f} [{threshold.accuracy_low:.3f}, {threshold.accuracy_high:.3f}] on "
+            f"{threshold.n_answered:,} answers); {threshold.coverage:.1%} [{threshold.coverage_low:.1%}, "
+            f"{threshold.coverage_high:.1%}] of {threshold.n:,} questions are answered."
+        )
+    if threshold.questions_needed is None:
+        return (
+            f"No threshold reaches an accuracy of {target}: on these {threshold.n:,} questions the answers have it at "
+            "no threshold, so more questions alone would not help."
+        )
+    return (
+        f"No threshold is known to reach an accuracy of {target} on {threshold.n:,} questions: about "
+        f"{threshold.questions_needed:,} would be needed at least."
+    )
+
+
+def _draw(gate: Gate, predictions: OptionPredictions | ConfidencePredictions, output_dir: Path) -> None:
+    from ..evaluation.gate import Answers
+    from ..plots import risk_coverage_diagram, save_figure
+
+    answers = Answers.of(predictions)
+    marked = None if gate.by_subject or not gate.found else gate.thresholds[""].threshold
+    name = str(gate.fingerprint["model"] or "predictions")
+    figure = risk_coverage_diagram(
+        {Path(name).name: (answers.confidences, answers.correct)}, round(1 - gate.target_accuracy, 12), marked
+    )
+    save_figure(figure, output_dir / "risk_coverage")
+
+
+def _prepare_check(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
+    from ..evaluation.gate import Answers, Gate, check_same_model
+    from ..evaluation.gate_check import check_gate
+    from ..evaluation.tables import check_output_dir, write_json
+    from ..hub.saved_predictions import load_predictions
+
+    gate = Gate.load(args.check)
+    parts, compared = [], []
+    for name in files:
+        predictions = load_predictions(name, **args.reading, labelled=False)
+        compared.append(check_same_model(gate, predictions, name))
+        parts.append(Answers.of(predictions))
+    result = check_gate(gate, Answers.joined(parts))
+    output_dir = check_output_dir(args.output_dir) if args.output_dir else None
+
+    def show() -> None:
+        if not all(compared):
+            print("The model is not named in the gate or in the predictions: whether it is the same was not checked.")
+        if output_dir is not None:
+            write_json(output_dir / "check.json", {"kind": result.kind, **result.results})
+        for part in result.sentences if result.holds else result.sentences[:-1]:
+            print(part)
+        if not result.holds:
+            raise ValueError(result.sentences[-1])
+
+    return show

@@ -1,0 +1,276 @@
+"""Gates: a confidence threshold with its guarantee and the predictions that it is of, as a gate.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..inference.predictions import OptionPredictions
+from ..measures.threshold import AccuracyThreshold, accuracy_threshold, accuracy_thresholds
+from ..prediction_files.confidences import ConfidencePredictions
+from .protocol import questions_digest
+from .tables import write_json
+
+
+FILE = "gate.json"
+_KEPT = 500  # most points of the distribution of the confidences in a gate.json
+_COMPARED = {
+    "prompt_format": "prompt format",
+    "option_normalization": "option_normalization",
+    "calibrator": "calibrator",
+}
+
+
+class Answers(NamedTuple):
+    """
+    Confidences of N predictions and whether they are right, as far as it is known.
+
+    Attributes:
+        confidences (`np.ndarray` of shape `(N,)`): Confidence of each prediction.
+        correct (`np.ndarray` of shape `(N,)`): 1 right, 0 wrong, NaN unknown.
+        subjects (`np.ndarray` of shape `(N,)`, *optional*): Subject of each question.
+    """
+
+    confidences: np.ndarray
+    correct: np.ndarray
+    subjects: np.ndarray | None
+
+    @classmethod
+    def of(cls, predictions: OptionPredictions | ConfidencePredictions) -> Answers:
+        """Take the predicted options of predictions."""
+        if isinstance(predictions, ConfidencePredictions):
+            return cls(predictions.confidences, predictions.correct.astype(np.float64), predictions.subjects)
+        probabilities, labels = predictions.outcomes
+        correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+        return cls(
+            probabilities.max(axis=1).astype(np.float64), np.where(labels < 0, np.nan, correct), predictions.subjects
+        )
+
+    @classmethod
+    def joined(cls, parts: Iterable[Answers]) -> Answers:
+        """Concatenate answers; the subjects are kept where all parts have them."""
+        confidences, correct, subjects = zip(*parts, strict=True)
+        known = all(names is not None for names in subjects)
+        return cls(np.concatenate(confidences), np.concatenate(correct), np.concatenate(subjects) if known else None)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Whether the outcome of each prediction is known, `(N,)`."""
+        return ~np.isnan(self.correct)
+
+
+@dataclass
+class Gate:
+    """
+    Thresholds of the confidence with a guarantee on the accuracy of the answers.
+
+    Args:
+        target_accuracy (`float`):
+            Accuracy that is guaranteed.
+        level (`float`):
+            Probability of the guarantee.
+        thresholds (`dict[str, AccuracyThreshold]`):
+            Thresholds by subject, or one of the name `""` for all questions.
+        fingerprint (`dict`):
+            What the predictions are of, see [`predictions_fingerprint`].
+        questions (`str`):
+            Digest of the questions and their answers.
+        confidences (`dict[str, list]`):
+            Distribution of the confidences: `values` and how many confidences are at most each and above the last
+            (`counts`).
+    """
+
+    target_accuracy: float
+    level: float
+    thresholds: dict[str, AccuracyThreshold]
+    fingerprint: dict[str, Any]
+    questions: str
+    confidences: dict[str, list] = field(repr=False)
+
+    @classmethod
+    def fit(
+        cls,
+        predictions: OptionPredictions | ConfidencePredictions,
+        target_accuracy: float,
+        level: float = 0.95,
+        by_subject: bool = False,
+    ) -> Gate:
+        """
+        Find thresholds on labelled predictions.
+
+        Args:
+            predictions ([`OptionPredictions`] or [`~hf_calib.prediction_files.confidences.ConfidencePredictions`]):
+                Predictions with their right options, of questions that did not train or calibrate the model.
+            target_accuracy (`float`):
+                Accuracy in (0, 1) that the answers must have.
+            level (`float`, *optional*, defaults to `0.95`):
+                Probability of the guarantee.
+            by_subject (`bool`, *optional*, defaults to `False`):
+                Whether each subject has a threshold of its own. The guarantees hold together with probability `level`.
+
+        Raises:
+            `ValueError`: labels or subjects are missing, a value is outside its range, or there are fewer questions
+                than any guarantee needs.
+        """
+        answers = Answers.of(predictions)
+        if missing := int((~answers.labelled).sum()):
+            raise ValueError(
+                f"{missing} of {len(predictions)} questions have no right option: a threshold needs labels. Give them "
+                "with --labels FILE, or leave these questions out."
+            )
+        arrays = answers.confidences, answers.correct
+        if by_subject:
+            if answers.subjects is None:
+                raise ValueError("the predictions have no subjects: leave out --by subject.")
+            thresholds = accuracy_thresholds(*arrays, answers.subjects, target_accuracy, level)
+        else:
+            thresholds = {"": accuracy_threshold(*arrays, target_accuracy, level)}
+        return cls(
+            target_accuracy,
+            level,
+            thresholds,
+            predictions_fingerprint(predictions),
+            _questions(predictions),
+            _distribution(answers.confidences),
+        )
+
+    @property
+    def by_subject(self) -> bool:
+        """Whether the thresholds are of subjects."""
+        return "" not in self.thresholds
+
+    @property
+    def found(self) -> bool:
+        """Whether any threshold reaches the target."""
+        return any(threshold.found for threshold in self.thresholds.values())
+
+    def answered(self, answers: Answers) -> np.ndarray:
+        """Whether each question is answered, `(N,)`. Subjects without a threshold are not."""
+        if not self.by_subject:
+            return answers.confidences >= self.thresholds[""].threshold
+        if answers.subjects is None:
+            raise ValueError("the thresholds of the gate are of subjects, and the predictions have none.")
+        least = {name: threshold.threshold for name, threshold in self.thresholds.items()}
+        return answers.confidences >= np.array([least.get(str(name), inf) for name in answers.subjects])
+
+    def save(self, path: str | Path) -> None:
+        """Write the gate as JSON; a threshold that was not found is null."""
+        head = {"target_accuracy": self.target_accuracy, "level": self.level}
+        described = {name: _as_json(threshold) for name, threshold in self.thresholds.items()}
+        body = {"subjects": described} if self.by_subject else described[""]
+        rest = {name: getattr(self, name) for name in ("fingerprint", "questions", "confidences")}
+        write_json(Path(path), {**head, **body, **rest})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Gate:
+        """
+        Read a gate.json, or that of a folder.
+
+        Raises:
+            `ValueError`: the file is no gate.
+        """
+        path = Path(path).expanduser()
+        path = path / FILE if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            described = content["subjects"] if "subjects" in content else {"": content}
+            thresholds = {name: _from_json(entry) for name, entry in described.items()}
+            rest = {
+                name: content[name] for name in ("target_accuracy", "level", "fingerprint", "questions", "confidences")
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path} is no gate of `hf-calib threshold` ({reason}).") from None
+        return cls(thresholds=thresholds, **rest)
+
+
+def _as_json(threshold: AccuracyThreshold) -> dict[str, Any]:
+    return {
+        name: value if value is None or isfinite(value) else None
+        for name, value in asdict(threshold).items()
+        if name != "questions_needed" or not threshold.found
+    }
+
+
+def _from_json(entry: Mapping[str, Any]) -> AccuracyThreshold:
+    names = [each.name for each in fields(AccuracyThreshold) if each.name != "questions_needed"]
+    values = {name: float("nan") if entry[name] is None else entry[name] for name in names}
+    if entry["threshold"] is None:
+        values["threshold"] = inf
+    return AccuracyThreshold(**values, questions_needed=entry.get("questions_needed"))
+
+
+def predictions_fingerprint(predictions: OptionPredictions | ConfidencePredictions) -> dict[str, Any]:
+    """
+    Describe what a gate holds for: model, digest of its weights, prompt format, scores and calibrator.
+
+    What is not known, as with predictions of other tools, is `None`.
+    """
+    metadata = predictions.metadata
+    return {
+        "model": metadata.get("model"),
+        "weights": metadata.get("fingerprint", {}).get("weights"),
+        **{name: metadata.get(name) for name in _COMPARED},
+    }
+
+
+def check_same_model(gate: Gate, predictions: OptionPredictions | ConfidencePredictions, name: str) -> bool:
+    """
+    Check that predictions are of the gate's model, questions of the same form, and other questions.
+
+    Args:
+        gate ([`Gate`]):
+            The gate.
+        predictions ([`OptionPredictions`] or [`~hf_calib.prediction_files.confidences.ConfidencePredictions`]):
+            The predictions.
+        name (`str`):
+            Their name in messages.
+
+    Returns:
+        `bool`: whether the model is known on both sides, so that it was compared.
+
+    Raises:
+        `ValueError`: the predictions are of another model, prompt format or calibrator, or of the questions on which
+            the gate was made.
+    """
+    mine, others = gate.fingerprint, predictions_fingerprint(predictions)
+    key = "weights" if mine.get("weights") and others["weights"] else "model"
+    known = bool(mine.get(key) and others[key])
+    if known and mine[key] != others[key]:
+        same_name = " with other weights" if mine["model"] == others["model"] else ""
+        raise ValueError(
+            f"{name} holds predictions of {others['model']}{same_name}, and the gate is of {mine['model']}: make a "
+            "gate for this model with hf-calib threshold."
+        )
+    for entry, title in _COMPARED.items():
+        known_both = entry == "calibrator" or (mine.get(entry) is not None and others[entry] is not None)
+        if known_both and mine.get(entry) != others[entry]:
+            raise ValueError(
+                f"{name} differs from the gate in its {title}: {others[entry]} instead of {mine.get(entry)}; make "
+                "these predictions as those of the gate were made."
+            )
+    if _questions(predictions) == gate.questions:
+        raise ValueError(f"{name} holds the questions on which the gate was made: check it on new ones.")
+    return known
+
+
+def _questions(predictions: OptionPredictions | ConfidencePredictions) -> str:
+    right = predictions.labels if isinstance(predictions, OptionPredictions) else predictions.correct.astype(int)
+    # Ids may be row numbers, so the confidences tell two files apart.
+    rounded = Answers.of(predictions).confidences.round(4)
+    return questions_digest([f"{name}:{value}" for name, value in zip(predictions.ids, rounded, strict=True)], right)
+
+
+def _distribution(confidences: np.ndarray) -> dict[str, list]:
+    """Distribution function of the confidences at no more than 500 of them."""
+    values, counts = np.unique(confidences, return_counts=True)
+    below = np.cumsum(counts)
+    shares = np.arange(1, _KEPT + 1) / _KEPT * below[-1]
+    kept = np.unique(np.searchsorted(below, shares - 1e-9)) if len(values) > _KEPT else np.arange(len(values))
+    return {"values": values[kept].tolist(), "counts": np.diff(below[kept], prepend=0).tolist()}

@@ -1,0 +1,196 @@
+"""`hf-calib threshold`: gates, their check on new predictions, and calls that are wrong."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_calib import OptionPredictions, accuracy_threshold, accuracy_thresholds, load_predictions
+from hf_calib.cli.main import main
+from hf_calib.evaluation.gate import Gate
+
+
+def threshold(*arguments):
+    return main(["threshold", *map(str, arguments)])
+
+
+def predictions(n=1500, power=0.3, seed=0, labelled=True, **metadata):
+    """Predictions of four options, right with probability confidence ** power, of two subjects."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.3, 1, n)
+    rest = (1 - confidence)[:, None] * rng.dirichlet([5, 5, 5], n)
+    rest = np.minimum(rest, 0.9 * confidence[:, None])
+    probabilities = np.column_stack([1 - rest.sum(axis=1), rest])
+    labels = np.where(rng.random(n) < probabilities[:, 0] ** power, 0, 1) if labelled else np.full(n, -100)
+    ids = np.array([f"{seed}-{row}" for row in range(n)])
+    known = {"model": "org/aligned", "prompt_format": {"scoring": "letter"}, "fingerprint": {"weights": "w1"}}
+    subjects = np.array(["law", "physics"])[np.arange(n) % 2]
+    return OptionPredictions(
+        np.log(probabilities).astype(np.float32), labels, ids, subjects=subjects, metadata={**known, **metadata}
+    )
+
+
+def folder(path, **options):
+    predictions(**options).save(path / "predictions.npz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory):
+    root = tmp_path_factory.mktemp("gate")
+    assert threshold(folder(root / "after"), "--target_accuracy", 0.9, "--output_dir", root / "gate") == 0
+    return root / "gate" / "gate.json"
+
+
+def test_gate_is_the_threshold_of_the_measures(gate, capsys, tmp_path):
+    saved = load_predictions(gate.parents[1] / "after")
+    confidences, correct = saved.probabilities.max(axis=1), saved.probabilities.argmax(axis=1) == saved.labels
+    expected = accuracy_threshold(confidences, correct, 0.9)
+    content = json.loads(gate.read_text())
+    for name in (
+        "threshold",
+        "n",
+        "n_answered",
+        "coverage",
+        "coverage_low",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+    ):
+        assert content[name] == getattr(expected, name)
+    assert content["target_accuracy"] == 0.9 and content["level"] == 0.95
+    assert content["fingerprint"]["model"] == "org/aligned" and content["fingerprint"]["weights"] == "w1"
+    assert (confidences >= content["threshold"]).sum() == content["n_answered"]
+    assert (gate.parent / "risk_coverage.png").stat().st_size > 10_000
+    assert Gate.load(gate.parent).thresholds[""] == expected
+    assert threshold(gate.parents[1] / "after/predictions.npz", "--target_risk", 0.1, "--output_dir", tmp_path) == 0
+    assert json.loads((tmp_path / "gate.json").read_text()) == content
+    assert "an accuracy of at least 0.9 is guaranteed" in capsys.readouterr().out
+
+
+def test_by_subject(tmp_path, capsys):
+    path = folder(tmp_path / "after")
+    assert threshold(path, "--target_accuracy", 0.9, "--by", "subject", "--output_dir", tmp_path) == 0
+    saved = load_predictions(path)
+    correct = saved.probabilities.argmax(axis=1) == saved.labels
+    expected = accuracy_thresholds(saved.probabilities.max(axis=1), correct, saved.subjects, 0.9)
+    content = json.loads((tmp_path / "gate.json").read_text())
+    assert {name: part["threshold"] for name, part in content["subjects"].items()} == {
+        name: part.threshold for name, part in expected.items()
+    }
+    assert Gate.load(tmp_path).thresholds == expected
+    out = capsys.readouterr().out
+    assert "law: Answer where" in out and "physics: Answer where" in out
+    assert threshold("--check", tmp_path, folder(tmp_path / "new", seed=1)) == 0
+    assert threshold("--check", tmp_path, folder(tmp_path / "bad", seed=1, power=3)) == 1
+    assert "refuted for law, physics" in capsys.readouterr().err
+
+
+def test_no_threshold_reaches_the_target(tmp_path, capsys):
+    path = folder(tmp_path / "after", power=1.2, n=300)
+    assert threshold(path, "--target_accuracy", 0.97, "--output_dir", tmp_path) == 1
+    found = capsys.readouterr()
+    assert "no threshold reaches an accuracy of 97.0%" in found.err
+    assert "No threshold" in found.out
+    assert json.loads((tmp_path / "gate.json").read_text())["threshold"] is None
+    assert threshold("--check", tmp_path, folder(tmp_path / "new", seed=1)) == 2
+    assert "the gate has no threshold" in capsys.readouterr().err
+
+
+def test_predictions_of_another_tool(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    confidence = rng.random(600)
+    frame = pd.DataFrame({"confidence": confidence, "correct": (rng.random(600) < confidence**0.2).astype(int)})
+    frame[:400].to_csv(tmp_path / "old.csv", index=False)
+    frame[400:].to_csv(tmp_path / "new.csv", index=False)
+    assert threshold(tmp_path / "old.csv", "--target_accuracy", 0.85, "--output_dir", tmp_path) == 0
+    assert threshold("--check", tmp_path, tmp_path / "new.csv", "--output_dir", tmp_path) == 0
+    assert "whether it is the same was not checked" in capsys.readouterr().out
+    check = json.loads((tmp_path / "check.json").read_text())
+    assert check["kind"] == "accuracy" and check["holds"] and check["n"] == 200
+
+
+def test_check_with_labels(gate, tmp_path, capsys):
+    good = [folder(tmp_path / f"week{seed}", seed=seed, n=300) for seed in (1, 2)]
+    assert threshold("--check", gate, *good) == 0
+    assert "The guarantee is not refuted" in capsys.readouterr().out
+    assert threshold("--check", gate, *good, folder(tmp_path / "week3", seed=3, power=2, n=400)) == 1
+    found = capsys.readouterr()
+    assert "The guarantee is refuted" in found.err and "answers are right" in found.out
+    # Once refuted, later answers do not help.
+    assert threshold("--check", gate, tmp_path / "week3", folder(tmp_path / "week4", seed=4, power=0.01, n=3000)) == 1
+
+
+def test_check_without_labels(gate, tmp_path, capsys):
+    assert threshold("--check", gate, folder(tmp_path / "same", seed=5, labelled=False)) == 0
+    assert "Kolmogorov-Smirnov" in capsys.readouterr().out
+    shifted = predictions(seed=6, labelled=False)
+    shifted.option_logits /= 2
+    shifted.save(tmp_path / "shifted.npz")
+    assert threshold("--check", gate, tmp_path / "shifted.npz") == 1
+    assert "The confidences have shifted" in capsys.readouterr().err
+    frame = pd.DataFrame(predictions(seed=7, labelled=False).probabilities, columns=[f"p_{k}" for k in range(4)])
+    frame.to_csv(tmp_path / "new.csv", index=False)
+    assert threshold("--check", gate, tmp_path / "new.csv") == 0
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ({"fingerprint": {"weights": "w2"}}, "org/aligned with other weights, and the gate is of org/aligned"),
+        ({"fingerprint": {}, "model": "org/other"}, "predictions of org/other, and the gate is of org/aligned"),
+        ({"prompt_format": {"scoring": "text"}}, "differs from the gate in its prompt format"),
+        ({"calibrator": "temperature"}, "differs from the gate in its calibrator: temperature instead of None"),
+    ],
+)
+def test_another_model_than_the_gates(gate, tmp_path, capsys, metadata, message):
+    assert threshold("--check", gate, folder(tmp_path, seed=1, **metadata)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_questions_of_the_gate_are_no_check(gate, capsys):
+    assert threshold("--check", gate, gate.parents[1] / "after") == 2
+    assert "the questions on which the gate was made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--target_accuracy", "1.5"], "target_accuracy must lie in (0, 1), got 1.5"),
+        (["--target_risk", "0"], "target_risk must lie in (0, 1), got 0"),
+        (["--target_accuracy", "0.9", "--level", "1"], "level must lie in (0, 1), got 1"),
+        (["--target_accuracy", "0.9", "--target_risk", "0.1"], "either --target_accuracy or --target_risk"),
+        ([], "either --target_accuracy or --target_risk"),
+        (
+            ["--target_accuracy", "0.999"],
+            "there are 40 questions; a guarantee of an accuracy of 0.999 at level 0.95 needs at least 2995",
+        ),
+        (["--target_accuracy", "0.9", "--check", "gate"], "--check takes target and subjects from the gate"),
+        (["--target_accuracy", "0.99", "--by", "subject"], "the largest of 2 groups has 20 questions"),
+    ],
+)
+def test_wrong_calls(tmp_path, capsys, arguments, message):
+    assert threshold(folder(tmp_path / "after", n=40), "--output_dir", tmp_path / "gate", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "gate/gate.json").exists()
+
+
+def test_predictions_without_labels_or_subjects(tmp_path, capsys):
+    path = folder(tmp_path / "after", labelled=False)
+    assert threshold(path, "--target_accuracy", 0.9, "--output_dir", tmp_path) == 2
+    assert "1500 of 1500 questions have no right option" in capsys.readouterr().err
+    saved = predictions()
+    saved.subjects = None
+    saved.save(tmp_path / "plain.npz")
+    assert (
+        threshold(tmp_path / "plain.npz", "--target_accuracy", 0.9, "--by", "subject", "--output_dir", tmp_path) == 2
+    )
+    assert "the predictions have no subjects" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"threshold": 0.5}', '{"subjects": 3}'])
+def test_no_gate(tmp_path, capsys, content):
+    (tmp_path / "gate.json").write_text(content)
+    assert threshold("--check", tmp_path / "gate.json", folder(tmp_path)) == 2
+    assert "is no gate of `hf-calib threshold`" in capsys.readouterr().err
