@@ -42,7 +42,7 @@ formats, recognised by content:
   chat_completions   chat completions, completions or responses with top_logprobs, one object a line
   mmlu               results csv of the original MMLU evaluation
   columns            csv, json, parquet or npz with the columns
-                       probabilities (a list in each row) or p_0, p_1, ... or A, B, ..., and label
+                       probabilities (a list or an object in each row) or p_0, p_1, ... or A, B, ..., and label
                        (number from 0, letter, or name of a column); or confidence and correct, or
                        confidence, prediction and label; optionally id, subject, target_probabilities
   predictions.npz    and output folders of hf-calib evaluate

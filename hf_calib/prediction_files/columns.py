@@ -161,9 +161,14 @@ def _probabilities(
 ) -> OptionPredictions:
     path = table.source.path
     logits = not scores and roles["option_logits"] is not None
-    flat, lengths = (
-        _spread_values(table, scores) if scores else table.lists(roles["option_logits" if logits else "probabilities"])
-    )
+    listed = roles["option_logits" if logits else "probabilities"]
+    if scores:
+        flat, lengths = _spread_values(table, scores)
+    elif names := table.option_names(listed):
+        scores = OptionColumns(names, names)
+        flat, lengths = table.named(listed, names)
+    else:
+        flat, lengths = table.lists(listed)
     if lengths.min() < 2:
         raise ValueError(
             f"{table.where(int(lengths.argmin()))}: {lengths.min()} option(s): a question has at least two"

@@ -83,6 +83,32 @@ class Table:
                     raise ValueError(f"{self.where(row)}: {name} is {value!r}, not a number") from None
             raise
 
+    def option_names(self, name: str) -> list[str] | None:
+        """Names of the options in a column of objects such as `{"A": 0.7, "B": 0.3}`; `None` for another column."""
+        column = self._columns[name]
+        first = column[0].as_py() if _is_arrow(column) else column[0]
+        if not isinstance(first, dict):
+            return None
+        return sorted({option for value in self.values(name) if isinstance(value, dict) for option in value})
+
+    def named(self, name: str, options: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Numbers of a column of objects in the order of `options`, of which a row may lack the last; see
+        [`Table.lists`].
+
+        Raises:
+            `ValueError`: a row lacks another option, or a value is not a number. File and line are named.
+        """
+        rows = []
+        for row, value in enumerate(self.values(name)):
+            given = {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else {}
+            present = options[: len(given)]
+            if not all(option in given and _is_number(given[option]) for option in present):
+                shown = ", ".join(present)
+                raise ValueError(f"{self.where(row)}: {name} is {str(value)[:60]}, not a number for each of {shown}")
+            rows.append([float(given[option]) for option in present])
+        return flattened(rows)
+
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """
         Numbers of a column of lists: all values, one after the other, and the length of each row.

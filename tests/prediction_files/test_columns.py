@@ -100,6 +100,20 @@ def test_named_columns(tmp_path):
         read_predictions(path, ReadOptions(format="columns", columns={"gold": "truth"}))
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("names", ["ABC", ("maybe", "no", "yes")])
+def test_objects_with_the_probability_of_each_option(tmp_path, names, suffix):
+    objects = [dict(zip(names, row, strict=True)) for row in PROBABILITIES.tolist()]
+    objects[0] = {names[1]: 0.3, names[0]: 0.7}  # in any order; the last options may be missing
+    frame = pd.DataFrame({"probabilities": objects, "label": [names[0], names[2], names[1]]})
+    predictions = read_predictions(write(frame, tmp_path / f"file.{suffix}"))
+    assert predictions.num_options.tolist() == [2, 3, 3] and predictions.labels.tolist() == LABELS
+    np.testing.assert_allclose(predictions.probabilities[0], [0.7, 0.3, 0], rtol=1e-6)
+    frame.at[1, "probabilities"] = {names[0]: 0.5, names[2]: 0.5}
+    with pytest.raises(ValueError, match="(line|row) 2: probabilities is .*, not a number for each of"):
+        read_predictions(write(frame, tmp_path / f"file.{suffix}"))
+
+
 @pytest.mark.parametrize(
     ("header", "outcome"), [("correct", "1,0,true"), ("is_correct", "TRUE,no,1.0"), ("Correct", "right,wrong,yes")]
 )
