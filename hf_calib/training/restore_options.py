@@ -30,7 +30,7 @@ class RestoreOptions(PromptArguments, ColumnArguments):
             Labelled questions to test on. By default a third of `dataset`, at most 1,000.
         pairs (`str`, *optional*), prompts (`str`, *optional*), texts (`str`, *optional*):
             Held-out preference pairs, prompts and texts to measure the alignment on; see
-            [`~hf_calib.evaluation.alignment.alignment_report`]. At most 1,000 pairs, 64 prompts and 200 texts are
+            [`~hf_calib.evaluation.alignment.alignment_report`]. At most 1,000 pairs, 32 prompts and 100 texts are
             used, drawn by `seed`. By default no pairs, the chat prompts of the package, and no texts.
         scoring (`str`, *optional*):
             `"letter"` or `"text"`. By default the one by which the model answers better.
@@ -80,7 +80,7 @@ class RestoreOptions(PromptArguments, ColumnArguments):
         default=None, metadata={"help": "Held-out preference pairs, to measure how much of the alignment is kept."}
     )
     prompts: str | None = field(
-        default=None, metadata={"help": "Prompts for the alignment report (default: 64 chat prompts of the package)."}
+        default=None, metadata={"help": "Prompts for the alignment report (default: chat prompts of the package)."}
     )
     texts: str | None = field(default=None, metadata={"help": "Texts for the perplexity of the alignment report."})
     scoring: str | None = field(

@@ -20,7 +20,7 @@ PROBE = 24  # questions that are timed
 PASSES_OF_A_STEP = {"full": 3, "lora": 4, "lora on CPUs": 8}
 # Steps of the closing step: this share of those of the training, and for full fine-tuning at least this number.
 CLOSING_SHARE, CLOSING_STEPS = 0.5, 150
-TEXT_PASSES = 200  # the texts of the alignment report, for each model, in evaluations of a question
+TEXT_PASSES = 300  # the sampled texts of the alignment report, for each model, in evaluations of a question
 SECONDS_OF_THE_REST = 20.0  # loading, saving, cross-validation, figures
 SCORING_QUESTIONS = 200  # labels on which the two kinds of scoring are compared
 _FEWEST_TEST = 200  # the budget reduces the epochs to 1 before it goes below this number of test questions
@@ -44,7 +44,7 @@ class Plan:
         least_closing (`int`): Least number of questions of the closing step.
         chooses_scoring (`bool`): Whether letters and texts are compared first.
         has_reference (`bool`): Whether the model before alignment is evaluated, too.
-        pairs (`int`, *optional*, defaults to `0`): Number of preference pairs of the alignment report.
+        alignment_rows (`int`, *optional*, defaults to `0`): Number of pairs and given texts of the alignment report.
     """
 
     labels: int
@@ -56,13 +56,13 @@ class Plan:
     least_closing: int
     chooses_scoring: bool
     has_reference: bool
-    pairs: int = 0
+    alignment_rows: int = 0
 
     @property
     def evaluation_seconds(self) -> float:
         """Estimated time of all evaluations."""
         passes = self.labels + 2 * self.test
-        passes += (3 if self.has_reference else 2) * (TEXT_PASSES + self.pairs)
+        passes += (3 if self.has_reference else 2) * (TEXT_PASSES + self.alignment_rows)
         passes += 2 * min(self.labels, SCORING_QUESTIONS) if self.chooses_scoring else 0
         passes += 2 * self.labels + self.test + self.unlabelled if self.has_reference else 0
         return passes * self.seconds_per_question

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # Files of questions in `data/`.
 LABELS, TEST, UNLABELLED = "labels.parquet", "test.parquet", "unlabelled.parquet"
 # Alignment report: most pairs, prompts and texts, and tokens of a text.
-MOST_PAIRS, MOST_PROMPTS, MOST_TEXTS, MAX_NEW_TOKENS = 1000, 64, 200, 64
+MOST_PAIRS, MOST_PROMPTS, MOST_TEXTS, MAX_NEW_TOKENS = 1000, 32, 100, 64
 
 
 class RestoreWork:
@@ -150,8 +150,8 @@ class RestoreWork:
     # Stages
 
     @property
-    def _num_pairs(self) -> int:
-        return len(self.meter.pairs or ())
+    def _alignment_rows(self) -> int:
+        return len(self.meter.pairs or ()) + len(self.meter.texts or ())
 
     def inputs(self, *stages: str, **more) -> dict[str, Any]:
         """Inputs of a stage: the stages that it depends on, and more."""
@@ -186,7 +186,7 @@ class RestoreWork:
             **{name: _identity(options[name]) for name in ("model", "reference")},
             "data": {name: _content(getattr(questions, name)) for name in ("labels", "test", "unlabelled")},
             "config": {name: self.config.get(name) for name in ("num_train_epochs", "use_peft")},
-            "pairs": self._num_pairs if options["budget"] else None,
+            "alignment_rows": self._alignment_rows if options["budget"] else None,
             "version": __version__,
         }
 
@@ -217,7 +217,7 @@ class RestoreWork:
             least_closing=CLOSING_STEPS * BATCH[kind] if kind == "full" else 0,
             chooses_scoring=len(self.scorings) > 1,
             has_reference=options.reference is not None,
-            pairs=self._num_pairs,
+            alignment_rows=self._alignment_rows,
         )
         fitted = fit_budget(plan, options.budget, fixed_epochs=epochs is not None)
         return {"plan": fitted.to_dict(), "dtype": dtype, "num_parameters": num_parameters}
