@@ -1,5 +1,6 @@
 """Prompt formats: how a question becomes a prompt, candidate answers, and the end of an answer."""
 
+import re
 import string
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +17,15 @@ FIELDS = ("question", "options", "subject")
 
 # A placeholder for the answer, to find what a chat template writes around it.
 _PROBE = "0answer0"
+# How models open and close the block in which they think before they answer.
+_THINKING = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+}
 
 
 @dataclass(frozen=True)
@@ -156,21 +166,71 @@ class PromptFormat:
         from jinja2 import TemplateError
 
         try:
-            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            prompt = _apply(tokenizer, messages, add_generation_prompt=True)
         except TemplateError as error:
-            if self.system_prompt is None:
-                raise
-            raise ValueError(
-                f"the chat template refuses the system message ({error}); write it into `prompt_template` instead"
-            ) from error
-        answer = {"role": "assistant", "content": _PROBE}
-        answered = tokenizer.apply_chat_template([*messages, answer], tokenize=False)
-        if not answered.startswith(prompt) or _PROBE not in answered[len(prompt) :]:
-            return prompt, "", tokenizer.eos_token or ""
-        before, suffix = answered[len(prompt) :].split(_PROBE, 1)
-        # Text before the answer, such as an empty thinking block, belongs to the prompt, but a space to the answer.
-        shared = before.rstrip(" ")
-        return prompt + shared, before[len(shared) :], suffix
+            what, instead = "user's turn", "set use_chat_template=False"
+            if self.system_prompt is not None:
+                what, instead = "system message", "write it into `prompt_template` instead"
+            raise ValueError(f"the chat template refuses the {what} ({error}); {instead}") from error
+        try:
+            answered = _apply(tokenizer, [*messages, {"role": "assistant", "content": _PROBE}])
+        except (TemplateError, ValueError):  # there is no telling how it ends an answer
+            answered = ""
+        lead, suffix = "", tokenizer.eos_token or ""
+        if answered.startswith(prompt) and _PROBE in answered[len(prompt) :]:
+            before, suffix = answered[len(prompt) :].split(_PROBE, 1)
+            # Text before the answer, such as an empty thinking block, belongs to the prompt; a space to the answer.
+            shared = before.rstrip(" ")
+            prompt, lead = prompt + shared, before[len(shared) :]
+        closed = _without_thinking(prompt)
+        if closed != prompt and _PROBE in answered:
+            suffix = answered.rpartition(_PROBE)[2]
+        return closed, lead, suffix
+
+
+def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options) -> str:
+    """
+    Apply the chat template to messages, with their contents as texts, or as lists of parts if it wants those.
+
+    Raises:
+        `jinja2.TemplateError`: if the template refuses the messages.
+        `ValueError`: if it leaves one out.
+    """
+    from jinja2 import TemplateError
+
+    refused = None
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    for given in (messages, parts):
+        try:
+            text = tokenizer.apply_chat_template(given, tokenize=False, **options)
+        except (TemplateError, TypeError) as error:
+            refused = refused or error
+            continue
+        left_out = [message["role"] for message in messages if not _is_in(message["content"], text)]
+        if not left_out:
+            return text
+    if refused is not None:
+        raise refused if isinstance(refused, TemplateError) else TemplateError(str(refused))
+    raise ValueError(
+        f"the chat template leaves out the message of the {left_out[0]}: use use_chat_template=False, or write all in "
+        "`prompt_template`"
+    )
+
+
+def _is_in(content: str, text: str) -> bool:
+    """Whether a text has the words of a message, which a template may trim or escape."""
+    if content.strip() in text:
+        return True
+    words = re.findall(r"\w+", content)
+    return all(word in text for word in words)
+
+
+def _without_thinking(prompt: str) -> str:
+    """End a thinking block that the chat template opens: the answer comes after it."""
+    for opening, closing in _THINKING.items():
+        if prompt.rstrip().endswith(opening):
+            return f"{prompt.rstrip()}\n\n{closing}\n\n"
+    return prompt
 
 
 @dataclass(kw_only=True)

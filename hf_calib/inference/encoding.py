@@ -101,7 +101,7 @@ class OptionEncoder:
 
         Raises:
             [`QuestionTooLongError`]: if the prompt and an option are longer than `max_length`.
-            `ValueError`: if letters are not different single tokens.
+            `ValueError`: if letters are not different single tokens, or different options have the same unknown ones.
         """
         prompt, candidates, suffix = self.prompt_format.render(
             self.tokenizer, row["question"], row["choices"], subject=row.get("subject")
@@ -109,6 +109,7 @@ class OptionEncoder:
         context, options = self._tokenize(prompt, candidates)
         if self.prompt_format.scoring == "letter":
             self._check_letters(candidates, options)
+        self._check_unknown(candidates, options)
         answer = row.get("answer")
         completion = []
         if likelihood is not None and answer is not None:
@@ -184,16 +185,29 @@ class OptionEncoder:
                 )
         return context, options
 
+    def _check_unknown(self, candidates: Sequence[str], options: Sequence[list[int]]) -> None:
+        """Raise a `ValueError` for different options that are one to the model: their words are unknown tokens."""
+        unknown, seen = self.tokenizer.unk_token_id, {}
+        for candidate, ids in zip(candidates, options, strict=True):
+            other = seen.setdefault(tuple(ids), candidate)
+            if other != candidate and unknown is not None and unknown in ids:
+                raise ValueError(
+                    f"The options {other!r} and {candidate!r} are the same tokens, "
+                    f"{self.tokenizer.convert_ids_to_tokens(ids)}: this tokenizer does not know their words."
+                )
+
     def _check_letters(self, candidates: Sequence[str], options: Sequence[list[int]]) -> None:
-        if all(len(ids) == 1 for ids in options) and len({ids[0] for ids in options}) == len(options):
+        unknown = self.tokenizer.unk_token_id
+        different = len({tuple(ids) for ids in options}) == len(options)
+        if different and all(len(ids) == 1 and ids[0] != unknown for ids in options):
             return
         shown = ", ".join(
             f"{candidate!r} -> {self.tokenizer.convert_ids_to_tokens(ids)}"
             for candidate, ids in zip(candidates, options, strict=True)
         )
         raise ValueError(
-            "Letter scoring needs every letter to be a different single token after the prompt, but this tokenizer "
-            f"gives {shown}. Use a template with another ending, or scoring='text'."
+            "Letter scoring needs every letter to be a different single token after the prompt, and a known one, but "
+            f"this tokenizer gives {shown}. Use a template with another ending, or scoring='text'."
         )
 
 

@@ -146,3 +146,24 @@ def check_model_name(name_or_path: str) -> None:
             raise OSError(
                 f"there is no folder {name_or_path}, and it is not a valid name of a model on the Hub."
             ) from None
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Number of tokens that a model has embeddings for."""
+    embeddings = model.get_input_embeddings()
+    return getattr(embeddings, "num_embeddings", None) or model.config.get_text_config().vocab_size
+
+
+def check_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, largest: int, what: str) -> None:
+    """
+    Check that a model has an embedding for the largest token id in its input.
+
+    Raises:
+        `ValueError`: if it has none; the message names the token and `what` it is part of, e.g. `"the questions"`.
+    """
+    if largest >= (size := num_embeddings(model)):
+        raise ValueError(
+            f"Token {largest} of {what}, {tokenizer.convert_ids_to_tokens(largest)!r}, has no embedding: the "
+            f"tokenizer knows {len(tokenizer)} tokens, the model {size}. Load the tokenizer of this model, or "
+            "train with `model.resize_token_embeddings(len(tokenizer))`."
+        )

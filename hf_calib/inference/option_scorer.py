@@ -19,6 +19,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import DynamicCache
 
 from .encoding import collate_options
+from .model_loading import check_token_ids, num_embeddings
 from .option_head import HeadOptions, logit_transform, score_options, unwrap_causal_lm
 from .packing import (
     architecture_obstacle,
@@ -55,8 +56,10 @@ class OptionScorer:
         self.model = unwrap_causal_lm(extract_model_from_parallel(model))
         transform = logit_transform(self.model.config)
         self.options = HeadOptions(option_normalization, transform, over_vocabulary=True)
-        # Padding is masked, so any token can pad.
-        self.pad_token_id = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+        self.tokenizer, size = tokenizer, num_embeddings(self.model)
+        # Padding is masked, so any token can pad that has an embedding.
+        pads = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None]
+        self.pad_token_id = next((token for token in pads if token < size), 0)
         self.branches, self.obstacle = True, None  # whether options are packed, and why not
         self._prefix, self._prefix_length = None, 0
 
@@ -146,6 +149,11 @@ class OptionScorer:
             return score(feature)
         finally:
             self._prefix_length = length
+
+    def check_tokens(self, features: Sequence[Mapping[str, Any]]) -> None:
+        """Raise a `ValueError` that names the token if the model has no embedding for a token of the questions."""
+        largest = max(max(*feature["input_ids"], *feature["option_tokens"]) for feature in features)
+        check_token_ids(self.model, self.tokenizer, largest, "the questions")
 
     def check_branches(self, features: Sequence[Mapping[str, Any]]) -> None:
         """

@@ -164,12 +164,14 @@ def score_features(
             Show a progress bar.
 
     Raises:
-        `ValueError`: if a score is not finite. All scores before it are saved.
+        `ValueError`: if a score is not finite; all scores before it are saved. Before the model runs, for a token that
+            it has no embedding for.
     """
     pending = [index for index in range(len(features)) if index not in results.done]
     state = results.state
     share = make_batches(features, pending, batch_size)[state.process_index :: state.num_processes]
     if share:
+        scorer.check_tokens(features)
         scorer.check_branches(features)
         scorer.share_prefix(features)
     hidden = not (progress and state.is_local_main_process)

@@ -91,7 +91,7 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
         row = next(row for row, value in enumerate(probabilities) if np.ndim(value) != 1)
         raise ValueError(f"`{name}` row {row} is {shown(probabilities[row])}, not a row of probabilities.") from None
     if array.dtype.kind in "OUS" and array.ndim == 2:
-        array = _parsed(array, name)
+        array = parsed(array, name)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"`{name}` must be numbers, got dtype {array.dtype}.")
     if array.size == 0:
@@ -112,7 +112,7 @@ def as_matrix(probabilities, name: str = "probabilities") -> tuple[np.ndarray, i
     return array, array.shape[1] if num_options is None else num_options
 
 
-def _parsed(array: np.ndarray, name: str) -> np.ndarray:
+def parsed(array: np.ndarray, name: str) -> np.ndarray:
     """Convert a matrix of objects or strings to numbers. The error names the entry that is not a number."""
     for row, values in enumerate(array.tolist()):
         for column, value in enumerate(values):

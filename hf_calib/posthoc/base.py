@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import softmax
 
-from ..measures.validation import as_labels
+from ..measures.validation import as_labels, as_numbers, parsed
 
 
 _FORMAT_VERSION = 1
@@ -178,7 +178,9 @@ def check_labels(labels, logits: np.ndarray) -> np.ndarray:
 
 def check_option_logits(option_logits) -> np.ndarray:
     """Check option logits and return them as float64 `(N, K)`: no NaN, no `+inf`, at least two options a row."""
-    logits = np.asarray(option_logits, dtype=np.float64)
+    logits = as_numbers(option_logits)
+    logits = parsed(logits, "option_logits") if logits.dtype.kind in "OUS" and logits.ndim == 2 else logits
+    logits = logits.astype(np.float64)
     if logits.size == 0:
         raise ValueError("`option_logits` is empty.")
     if logits.ndim != 2:

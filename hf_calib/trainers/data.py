@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, List
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.questions import adapt_questions
 from ..inference.encoding import OPTION_COLUMNS, OptionEncoder, QuestionTooLongError
+from ..inference.model_loading import check_token_ids
 
 
 logger = logging.getLogger(__name__)
@@ -124,6 +126,21 @@ def report_too_long(given: Dataset, prepared: Dataset, max_length: int | None, n
             f"{left_out} of {len(given)} {name} are left out, because their prompts fill max_length={max_length}; "
             f"{cut} others reach it, and what is longer is cut."
         )
+
+
+def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset | None) -> None:
+    """
+    Check that a model has an embedding for every token of its prepared training set, and for the padding.
+
+    Raises:
+        `ValueError`: that names the largest token.
+    """
+    check_token_ids(model, tokenizer, tokenizer.pad_token_id or 0, "the padding")
+    for name in getattr(dataset, "column_names", None) or ():
+        if isinstance(dataset, Dataset) and name.endswith("_ids") and isinstance(dataset.features[name], List):
+            ids = dataset.select_columns([name]).with_format("arrow")[:][name]
+            largest = pc.max(pc.list_flatten(ids)).as_py()
+            check_token_ids(model, tokenizer, largest or 0, "the training set")
 
 
 def longest_questions(encoded: Dataset, count: int = 8) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from ..losses.em_ece_loss import em_ece_loss
 from ..losses.preference_links import LINKED_LOSSES, loss_of_margin, preference_link
 from ..measures.calibration_error import calibration_report
 from .collators import DataCollatorForCalibratedPreference, DataCollatorForOptions
-from .data import check_has_rows, report_too_long
+from .data import check_has_rows, check_tokens, report_too_long
 from .dpo_config import CalibratedDPOConfig
 from .e_step import hold_out
 from .m_step import MStepMixin
@@ -134,6 +134,7 @@ class CalibratedDPOTrainer(MStepMixin, DPOTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        check_tokens(self.model, self._tokenizer, self.train_dataset)
         self._preference_logits = None
         linked = loss_of_margin(self.loss_types) in LINKED_LOSSES
         self.preference_link = preference_link(self.loss_types, self.label_smoothing) if linked else None

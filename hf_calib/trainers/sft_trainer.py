@@ -13,7 +13,7 @@ from ..losses.em_calibrator import EMCalibrator
 from ..measures.calibration_error import calibration_report
 from .closing_step import ClosingStepMixin
 from .collators import DataCollatorForOptions
-from .data import check_has_rows, report_too_long, split_rows
+from .data import check_has_rows, check_tokens, report_too_long, split_rows
 from .e_step import RELEASED_CODE, hold_out
 from .m_step import MStepMixin
 from .option_mixin import QUESTION_INDEX, OptionTrainingMixin
@@ -118,6 +118,7 @@ class CalibratedSFTTrainer(ClosingStepMixin, MStepMixin, SFTTrainer):
         self._train_prepared = False  # TRL names data sets by the keys of `eval_dataset`, perhaps "train"
         self._name = args.objective.upper()  # in TRL's model card
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        check_tokens(self.model, self._tokenizer, self.train_dataset)
         self._add_option_head()
         self._num_questions = None  # in an optimizer step: labelled, of the M-step, and all
         self._prepare_option_datasets(estep_dataset, unlabelled_dataset)

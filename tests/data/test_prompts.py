@@ -60,6 +60,69 @@ def test_template_that_rejects_system_messages(tiny_tokenizers):
         PromptFormat(system_prompt="Be brief.").render(tokenizer, "Ice is", ["hot", "cold"])
 
 
+TURNS = "{%% for m in messages %%}<s>{{ m.role }}:%s</s>{%% endfor %%}{%% if add_generation_prompt %%}%s{%% endif %%}"
+PARTS = "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
+ASKED = "<s>user:Ice is</s>"
+
+
+@pytest.mark.parametrize(
+    ("content", "generation", "prompt", "suffix"),
+    [
+        # contents as lists of parts (Gemma 3, Idefics): a text has no parts, and would be left out silently
+        (PARTS, "<s>assistant:", ASKED + "<s>assistant:", "</s>"),
+        # a content that is trimmed
+        ("{{ m.content | trim }}", "<s>assistant:", ASKED + "<s>assistant:", "</s>"),
+        # an assistant's turn is refused: its end is not known
+        (
+            "{{ raise_exception('no') if m.role == 'assistant' else m.content }}",
+            "<s>assistant:",
+            ASKED + "<s>assistant:",
+            "<|im_end|>",
+        ),
+        # thinking blocks that the template opens (DeepSeek R1, Qwen3 Thinking, Magistral) are ended
+        ("{{ m.content }}", "<s>assistant:<think>\n", ASKED + "<s>assistant:<think>\n\n</think>\n\n", "</s>"),
+        ("{{ m.content }}", "<s>[THINK]", ASKED + "<s>[THINK]\n\n[/THINK]\n\n", "</s>"),
+        # one that the template ends itself, where it writes an answer
+        (
+            "{% if m.role == 'assistant' %}<think>\n</think>\n{% endif %}{{ m.content }}",
+            "<s>assistant:<think>\n",
+            ASKED + "<s>assistant:<think>\n</think>\n",
+            "</s>",
+        ),
+    ],
+)
+def test_chat_templates_that_want_something_else(tiny_tokenizers, content, generation, prompt, suffix):
+    tokenizer = tiny_tokenizers["qwen"].__class__(
+        tokenizer_object=tiny_tokenizers["qwen"].backend_tokenizer,
+        eos_token="<|im_end|>",
+        chat_template=TURNS % (content, generation),
+    )
+    assert PromptFormat(scoring="text").render(tokenizer, "Ice is", ["hot", "cold"]) == (
+        prompt,
+        ["hot", "cold"],
+        suffix,
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}", "of the system"),
+        ("Hello{% if add_generation_prompt %}.{% endif %}", "leaves out the message of the "),
+        ("{{ raise_exception('never') }}", "refuses the system message .never"),
+    ],
+)
+def test_chat_templates_that_leave_a_message_out(tiny_tokenizers, template, message):
+    tokenizer = tiny_tokenizers["qwen"].__class__(
+        tokenizer_object=tiny_tokenizers["qwen"].backend_tokenizer, chat_template=template
+    )
+    with pytest.raises(ValueError, match=message):
+        PromptFormat(system_prompt="Be brief.").render(tokenizer, "Ice is", ["hot", "cold"])
+    if "never" in template:
+        with pytest.raises(ValueError, match="refuses the user's turn .never"):
+            PromptFormat().render(tokenizer, "Ice is", ["hot", "cold"])
+
+
 def test_custom_templates(tiny_tokenizers):
     tokenizer = tiny_tokenizers["llama"]
     custom = PromptFormat(prompt_template="{subject}: {question} {{pick}}\n{options}\nAnswer: ")

@@ -226,6 +226,20 @@ def test_letters_of_several_tokens_raise():
         OptionEncoder(tokenizer, PromptFormat(scoring="letter")).encode(row)
 
 
+def test_options_of_unknown_words_raise(tiny_tokenizers):
+    tokenizer = tiny_tokenizers["word_level"]
+    encoder = OptionEncoder(tokenizer, PromptFormat("text"))
+    for choices in (["zebra", "yak"], ["the zebra", "the yak"]):
+        with pytest.raises(ValueError, match="'.*zebra' and '.*yak' are the same tokens, .*<unk>"):
+            encoder.encode({"question": "Ice", "choices": choices, "answer": 0})
+    encoder.encode({"question": "Ice", "choices": ["zebra", "hot."], "answer": 0})
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "A": 1, "C": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    with pytest.raises(ValueError, match="' B' -> .*<unk>"):  # alone it differs from the other letters
+        OptionEncoder(tokenizer, PromptFormat()).encode({"question": "?", "choices": ["x", "y", "z"], "answer": 0})
+
+
 def test_long_questions_raise(tiny_tokenizers):
     tokenizer = tiny_tokenizers["gpt2"]
     with pytest.raises(QuestionTooLongError, match="'b'.*max_length is 10"):

@@ -1,3 +1,4 @@
+import copy
 import os
 from functools import partial
 
@@ -246,6 +247,21 @@ def test_invalid_calls_raise_before_the_model_runs(tiny_tokenizers, tiny_llama, 
         assert counter.questions == 0
     with pytest.raises(ValueError, match="no adapter fits the columns id, query"):
         predict_options(model, tokenizer, questions.rename_column("question", "query"))
+
+
+def test_a_tokenizer_that_is_larger_than_the_embeddings(tiny_tokenizers, tiny_llama):
+    tokenizer, questions = copy.deepcopy(tiny_tokenizers["gpt2"]), make_questions(4)
+    model = tiny_llama(tokenizer)
+    expected = predict_options(model, tokenizer, questions, scoring="text", batch_size=4, progress=False)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # padding is masked, so another token can pad
+    found = predict_options(model, tokenizer, questions, scoring="text", batch_size=4, progress=False)
+    np.testing.assert_array_equal(found.option_logits, expected.option_logits)
+    tokenizer.add_tokens(["carbon dioxide"])
+    rows = Dataset.from_list([{"question": "Air", "choices": ["carbon dioxide", "ice"], "answer": 0}])
+    counter = Counter(model)
+    with pytest.raises(ValueError, match="401 of the questions, 'carbon dioxide', .* 402 tokens, the model 400"):
+        predict_options(model, tokenizer, rows, scoring="text", progress=False)
+    assert counter.questions == 0
 
 
 def test_batches_hold_every_question_once_and_about_as_many_tokens():

@@ -1,5 +1,6 @@
 """CFT and RCFT with the real trainer on the synthetic world."""
 
+import copy
 import json
 
 import numpy as np
@@ -290,6 +291,23 @@ def test_wrong_data_are_named(world_model, questions, tmp_path):
         make_trainer(world_model, [1], tmp_path)
     with pytest.raises(ValueError, match="data_collator"):
         CalibratedSFTTrainer(world_model, train_dataset=questions, data_collator=lambda rows: rows)
+
+
+def test_a_tokenizer_that_is_larger_than_the_embeddings(tiny_tokenizers, tiny_llama, questions, tmp_path):
+    tokenizer = copy.deepcopy(tiny_tokenizers["qwen"])
+    tiny_llama(tokenizer).save_pretrained(tmp_path / "model")
+    rows = Dataset.from_list([{"question": f"{i} is", "choices": ["zebra", "ice"], "answer": 0} for i in range(12)])
+    for added, message in (
+        ({"tokens": ["zebra"]}, "of the training set, 'zebra'"),
+        ({"pad": "[PAD]"}, "of the padding"),
+    ):
+        larger = copy.deepcopy(tokenizer)
+        larger.add_tokens(added.get("tokens", []))
+        if "pad" in added:
+            larger.add_special_tokens({"pad_token": added["pad"]})
+        larger.save_pretrained(tmp_path / "model")
+        with pytest.raises(ValueError, match=f"{message}.*has no embedding.*resize_token_embeddings"):
+            make_trainer(str(tmp_path / "model"), rows, tmp_path / "out", objective="cft")
 
 
 def test_a_model_that_diverged_is_said_so(world_model, questions, tmp_path):
