@@ -10,19 +10,18 @@ import numpy as np
 from headline_config import Bar
 from scipy.stats import t as student
 
-from hf_calib import calibration_report
+from hf_calib import calibration_report, one_vs_rest_error
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.measures.binning import assign_bins, bin_edges, top_label
 from hf_calib.measures.bootstrap import Estimate, ResampledMeans
-from hf_calib.measures.calibration_error import classwise_calibration_error
 
 
 MEASURES = (
     "n", "accuracy", "confidence", "ece", "ece_low", "ece_high", "ece_noise_floor", "ece_noise_floor_p95",
-    "ece_p_value", "debiased_ece", "cw_ece", "cw_ece_noise_floor", "smooth_ece", "nll", "brier", "brier_calibration",
-    "brier_refinement", "auroc", "aurc",
+    "ece_p_value", "debiased_ece", "one_vs_rest", "one_vs_rest_debiased", "one_vs_rest_noise_floor", "smooth_ece",
+    "nll", "brier", "brier_calibration", "brier_refinement", "auroc", "aurc",
 )  # fmt: skip
-PAIRED = ("ece", "cw_ece", "nll", "brier", "accuracy")
+PAIRED = ("ece", "one_vs_rest", "nll", "brier", "accuracy")
 
 
 class Place(NamedTuple):
@@ -46,21 +45,21 @@ Results = Mapping[Place, Mapping[str, Mapping[str, float]]]
 def measure(views: Sequence[OptionPredictions]) -> dict[str, float]:
     """The measures of predictions, averaged over the orders in which the options were shown."""
     reports = [
-        calibration_report(p.probabilities, p.labels, p.target_probabilities)
-        | {"cw_ece_noise_floor": cw_noise_floor(p.probabilities)}
+        calibration_report(p.probabilities, p.labels, p.target_probabilities) | one_vs_rest(p.probabilities, p.labels)
         for p in views
     ]
     names = [*MEASURES, *(name for name in ("tce",) if name in reports[0])]
     return {name: float(np.mean([report[name] for report in reports])) for name in names}
 
 
-def cw_noise_floor(probabilities: np.ndarray, n_draws: int = 50, seed: int = 0) -> float:
-    """Noise floor of cw-ECE: its mean under labels drawn from the probabilities."""
-    cumulative, errors = probabilities.astype(np.float64).cumsum(axis=1), []
-    for draw in np.random.default_rng(seed).random((n_draws, len(cumulative), 1)):
-        labels = (cumulative <= draw * cumulative[:, -1:]).sum(axis=1)
-        errors.append(classwise_calibration_error(probabilities, labels))
-    return float(np.mean(errors))
+def one_vs_rest(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """One-vs-rest error, debiased, and its noise floor."""
+    found = one_vs_rest_error(probabilities, labels)
+    return {
+        "one_vs_rest": found.error,
+        "one_vs_rest_debiased": found.debiased,
+        "one_vs_rest_noise_floor": found.floor.mean,
+    }
 
 
 def quantities(views: Sequence[OptionPredictions], n_bins: int = 10) -> dict[str, np.ndarray]:
@@ -75,10 +74,11 @@ def quantities(views: Sequence[OptionPredictions], n_bins: int = 10) -> dict[str
         right = np.eye(probabilities.shape[1])[labels]
         columns = probabilities.T  # (options, questions)
         in_bin = assign_bins(columns, edges)[:, None] == np.arange(n_bins)[:, None]
+        gaps = (in_bin * (columns - right.T)[:, None]).sum(axis=0)
         found.append(
             {
                 "ece": (assign_bins(confidences, edges) == np.arange(n_bins)[:, None]) * (confidences - correct),
-                "cw_ece": (in_bin * (columns - right.T)[:, None]).reshape(-1, len(labels)) / len(columns),
+                "one_vs_rest": gaps * len(labels) / (columns > 0).sum(),
                 "nll": -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)),
                 "brier": ((probabilities - right) ** 2).sum(axis=1),
                 "accuracy": correct,
@@ -140,39 +140,29 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(student.ppf(0.975, max(len(values) - 1, 1)) * spread / np.sqrt(len(values)))
 
 
-def over_seeds(values: Mapping[Place, float], weights: Mapping[Place, float] | None = None) -> tuple[float, float]:
-    """Mean, perhaps weighted, over the places of each seed, then over the seeds, with its interval."""
-    of_seed = {seed: [place for place in values if place.seed == seed] for seed in sorted({p.seed for p in values})}
-    return mean_and_interval(
-        [
-            np.average([values[p] for p in places], weights=None if weights is None else [weights[p] for p in places])
-            for places in of_seed.values()
-        ]
-    )
+def over_seeds(values: Mapping[Place, float], divisors: Mapping[Place, float] | None = None) -> tuple[float, float]:
+    """
+    Mean over the places of each seed, then over the seeds, with its interval.
+
+    With divisors it is the sum of the values over that of the divisors, a ratio of means, for each seed.
+    """
+    found = []
+    for seed in sorted({place.seed for place in values}):
+        places = [place for place in values if place.seed == seed]
+        divisor = len(places) if divisors is None else sum(divisors[place] for place in places)
+        found.append(sum(values[place] for place in places) / divisor if divisor else math.nan)
+    return mean_and_interval(found)
 
 
 # What a bar reads in one place: measures of ours, those of the methods against it, those of the original, names of
-# measures. A ratio of means is the mean of the ratios, weighted by their denominators.
+# measures.
 READINGS: dict[str, Callable[..., float]] = {
-    "ratio": lambda ours, against, original, names: float(
-        np.mean([_ratio(ours[name], min(other[name] for other in against)) for name in names])
-    ),
-    "ratio_of_means": lambda *sides: READINGS["ratio"](*sides),
+    "ratio": lambda ours, against, original, names: ours[names[0]],
     "difference": lambda ours, against, original, names: float(np.mean([ours[n] - original[n] for n in names])),
     "share_below": lambda ours, against, original, names: float(
         all(ours[name] < other[name] for name in names for other in against)
     ),
 }
-
-
-def _ratio(ours: float, other: float) -> float:
-    return ours / other if other else math.inf if ours else 1.0
-
-
-def above_floor(found: Mapping[str, Mapping[str, float]], against: Sequence[str], name: str = "ece") -> bool:
-    """Whether the better baseline is further from calibrated than chance explains, in 95% of the cases."""
-    measures = found[best_of(against, found, name)]
-    return measures["ece"] > measures["ece_noise_floor_p95"]
 
 
 def read_bar(bar: Bar, results: Results, ours: str, baselines: Sequence[str], original: str) -> dict[str, Any] | None:
@@ -188,26 +178,21 @@ def read_bar(bar: Bar, results: Results, ours: str, baselines: Sequence[str], or
             Methods compared, where the bar names no others.
 
     Returns:
-        `dict`: `value`, `half` (of its interval over the seeds), `cells`, `left_out` (places whose baselines lie
-        within the noise floor), `met`; or `None` where nothing has been measured yet.
+        `dict`: `value`, `half` (of its interval over the seeds), `cells`, `met`; or `None` where nothing has been
+        measured yet.
     """
-    ours, against, left_out, values, weights = bar.ours or ours, bar.against or baselines, 0, {}, {}
+    ours, against, values, divisors = bar.ours or ours, bar.against or baselines, {}, {}
     budgets = bar.where.get("budget")
     for place, found in results.items():
         if budgets is not None and place.budget not in (budgets if isinstance(budgets, list) else [budgets]):
             continue
         if bar.where.get("domain", place.domain) != place.domain or not {ours, original, *against} <= set(found):
             continue
-        # By the measure of the bar: the baseline that is the opponent in its ratio.
-        opponent = bar.measures[0] if bar.measures[0].endswith("ece") else "ece"
-        if bar.where.get("above_floor") and not above_floor(found, against, opponent):
-            left_out += 1
-            continue
         others = [found[name] for name in against]
         values[place] = READINGS[bar.statistic](found[ours], others, found[original], bar.measures)
-        weights[place] = min(other[bar.measures[0]] for other in others)
+        divisors[place] = min(other[bar.measures[0]] for other in others)
     if not values:
         return None
-    value, half = over_seeds(values, weights if bar.statistic == "ratio_of_means" else None)
+    value, half = over_seeds(values, divisors if bar.statistic == "ratio" else None)
     met = value <= bar.at_most if bar.at_most is not None else value >= bar.at_least
-    return {"value": value, "half": half, "cells": len(values), "left_out": left_out, "met": bool(met)}
+    return {"value": value, "half": half, "cells": len(values), "met": bool(met)}

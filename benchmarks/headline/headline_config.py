@@ -16,7 +16,7 @@ from hf_calib.posthoc import TransferredTemperature
 
 
 NORMALIZATIONS = ("sum", "mean")
-STATISTICS = ("ratio", "ratio_of_means", "difference", "share_below")
+STATISTICS = ("ratio", "difference", "share_below")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Model:
     """
     Args:
         path (`str`):
-            Model to be calibrated; `{quickstart}` in it is the folder of the seed's quickstart.
+            Model to be calibrated.
         reference (`str`, *optional*):
             The model before its alignment, for the temperature without labels.
     """
@@ -77,8 +77,8 @@ class Method:
         recipe (`str`, *optional*):
             Recipe, by its path in recipes/ or elsewhere.
         set (`dict`, *optional*):
-            Arguments of the recipe to change. `{labels}`, `{model}` and `{quickstart}` in texts are filled in, and
-            `{unlabelled}`: a file of all questions that labels are drawn from, without their answers.
+            Arguments of the recipe to change. `{labels}` and `{model}` in texts are filled in, and `{unlabelled}`: a
+            file of all questions that labels are drawn from, without their answers.
         budgets (`dict[int, dict]`, *optional*):
             More of them, for a number of labels.
         hold_out (`float`, *optional*):
@@ -162,14 +162,13 @@ class Bar:
         measure (`str` or `list[str]`):
             Measure of each cell.
         statistic (`str`):
-            `"ratio"` (ours over the better baseline of the same cell), `"ratio_of_means"` (mean of ours over that of
-            the better baseline: cells in which both are small count little), `"difference"` (ours less the original),
-            or `"share_below"` (of the cells in which ours is below every baseline, in all measures named).
+            `"ratio"` (mean of ours over all cells, over the mean of the better baseline of each), `"difference"` (ours
+            less the original), or `"share_below"` (of the cells in which ours is below every baseline, in all measures
+            named).
         at_most (`float`, *optional*), at_least (`float`, *optional*):
             Threshold: one of them.
         where (`dict`, *optional*):
-            `budget` (a number or several), `domain` (`"in"` or `"out"`), `above_floor: true` (cells whose better
-            baseline is further from calibrated than chance explains).
+            `budget` (a number or several), `domain` (`"in"` or `"out"`).
         ours (`str`, *optional*), against (`list[str]`, *optional*):
             Other methods to compare than those of the whole run.
     """
@@ -188,20 +187,14 @@ class Bar:
             raise ValueError(f"statistic {self.statistic!r} is none of {', '.join(STATISTICS)}")
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError("give either at_most or at_least")
-        if unknown := set(self.where) - {"budget", "domain", "above_floor"}:
-            raise ValueError(f"where has no {', '.join(sorted(unknown))}; there are budget, domain, above_floor")
+        if unknown := set(self.where) - {"budget", "domain"}:
+            raise ValueError(f"where has no {', '.join(sorted(unknown))}; there are budget and domain")
+        if self.statistic == "ratio" and len(self.measures) > 1:
+            raise ValueError(f"a ratio is of one measure, not of {', '.join(self.measures)}")
 
     @property
     def measures(self) -> list[str]:
         return [self.measure] if isinstance(self.measure, str) else self.measure
-
-
-@dataclass(frozen=True)
-class Quickstart:
-    """A synthetic world for each seed, and the stages of `hf-calib quickstart` to train on it."""
-
-    stages: list[str]
-    num_test_questions: int = 20_000
 
 
 @dataclass(frozen=True)
@@ -215,7 +208,7 @@ class Config:
         budgets (`list[int]`):
             Numbers of labels.
         seeds (`list[int]`):
-            Each draws its own labels, and seeds all training; with `quickstart` it is a world of its own, too.
+            Each draws its own labels, and seeds all training.
         ours (`str`), baselines (`list[str]`), original (`str`):
             Methods that the comparisons and bars are about.
         asking (`dict`, *optional*):
@@ -226,8 +219,6 @@ class Config:
             Ask every test question in so many cyclic orders of its options and average; for letters.
         batch_size (`int`, *optional*, defaults to `16`):
             Questions in a forward pass.
-        quickstart ([`Quickstart`], *optional*):
-            Makes `{quickstart}`.
         bars (`list[Bar]`, *optional*):
             Thresholds.
     """
@@ -246,7 +237,6 @@ class Config:
     normalizations: list[str] = field(default_factory=lambda: ["sum"])
     permutations: int = 1
     batch_size: int = 16
-    quickstart: Quickstart | None = None
     bars: list[Bar] = field(default_factory=list)
 
     def __post_init__(self):
@@ -281,9 +271,6 @@ class Config:
                 raise ValueError(
                     f"methods: {name} has no labels to fit its calibrator on that training has not seen: give hold_out"
                 )
-        paths = [*(m.path for m in self.models.values()), *(s.test for s in self.datasets.values())]
-        if self.quickstart is None and any("{quickstart}" in path for path in paths):
-            raise ValueError("a path names {quickstart}, but there is no section quickstart")
 
     def prompt_format(self) -> PromptFormat:
         return PromptArguments(**self.asking).prompt_format()
@@ -320,8 +307,6 @@ def read_config(path: Path, changes: list[str] = ()) -> Config:
         entries = raw.get(section) or {}
         raw[section] = {name: _built(kind, entry or {}, f"{section}.{name}") for name, entry in entries.items()}
     raw["bars"] = [_built(Bar, entry, f"bars.{entry.get('name')}") for entry in raw.get("bars") or []]
-    if raw.get("quickstart"):
-        raw["quickstart"] = _built(Quickstart, raw["quickstart"], "quickstart")
     return _built(Config, raw, str(path))
 
 

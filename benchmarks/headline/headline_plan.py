@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from datasets import Dataset
 from headline_cells import MEASURES, PAIRED, Place, compare, measure
 from headline_config import Config, Method, slug
@@ -32,9 +31,7 @@ from hf_calib import predict_options
 from hf_calib.data.questions import permute_options
 from hf_calib.evaluation.tables import write_json
 from hf_calib.inference.model_loading import load_tokenizer
-from hf_calib.paths import recipe_path
 from hf_calib.posthoc import PostHocCalibrator, TransferredTemperature
-from hf_calib.training import quickstart
 
 
 class Asked(NamedTuple):
@@ -147,13 +144,13 @@ class Plan:
         def work(out: Path) -> None:
             labels = out / "labels.parquet"
             self._divided(method, seed, source, budget)[0].to_parquet(labels)
-            places = {"labels": str(labels), "model": path, **self._places(seed)}
+            places = {"labels": str(labels), "model": path}
             if "{unlabelled}" in str(arguments):
                 places["unlabelled"] = str(out / "unlabelled.parquet")
-                self._pools(seed, source)[0].remove_columns("answer").to_parquet(places["unlabelled"])
-            train(fill(fill(arguments, places), places), out)
+                self._pools(source)[0].remove_columns("answer").to_parquet(places["unlabelled"])
+            train(fill(arguments, places), out)
 
-        return self._stage(folder, f"train {name}, {budget:,} labels", made_of, work, self._quickstart(seed))
+        return self._stage(folder, f"train {name}, {budget:,} labels", made_of, work)
 
     def _calibrated(self, place: Place, name: str) -> Stage:
         """The predictions of a calibrator, or of the model as it is, for all tests."""
@@ -171,13 +168,13 @@ class Plan:
                 return self._divided(config.methods[divided], seed, source, budget)[1]
         else:
             # Smaller budgets are the beginning of the largest.
-            asked, what = self._untrained(model, config.models[model].path, seed), f"{most}-labels-seed-{seed}"
+            asked, what = self._untrained(model, config.models[model].path), f"{most}-labels-seed-{seed}"
 
             def questions() -> Dataset:
                 return self._labels(seed, source, most)
 
             if not supervised:
-                before = self._untrained(f"{model}-reference", config.models[model].reference, seed)
+                before = self._untrained(f"{model}-reference", config.models[model].reference)
                 references = {n: self._asked(before, n, seed, source, what, questions) for n in names}
         if what == "held-out" and config.methods[divided].folds:
             fitted = {n: self._held_out_in_turn(asked, n) for n in names}
@@ -229,19 +226,19 @@ class Plan:
 
     def _votes(self, model: str, seed: int, source: str) -> dict[str | None, Stage]:
         """The untrained model's answers, with votes: to the most labels (at `None`), and to every test."""
-        asked, most = self._untrained(model, self.config.models[model].path, seed), max(self.config.budgets)
+        asked, most = self._untrained(model, self.config.models[model].path), max(self.config.budgets)
         labels = self._asked(
             asked, "sum", seed, source, f"{most}-labels-seed-{seed}", lambda: self._labels(seed, source, most)
         )
         return {None: labels, **{test: self._tested(asked, "sum", seed, test) for test in self.config.datasets}}
 
-    def _untrained(self, name: str, path: str, seed: int) -> Asked:
-        return Asked(path, None, self.output_dir / (f"seed-{seed}" if self.config.quickstart else "") / slug(name))
+    def _untrained(self, name: str, path: str) -> Asked:
+        return Asked(path, None, self.output_dir / slug(name))
 
     def _tested(self, asked: Asked, option_normalization: str, seed: int, test: str) -> Stage:
         """What a model makes of the questions of a test, in every order of their options."""
         views = self.config.permutations
-        return self._asked(asked, option_normalization, seed, test, "test", lambda: self._pools(seed, test)[1], views)
+        return self._asked(asked, option_normalization, seed, test, "test", lambda: self._pools(test)[1], views)
 
     def _asked(
         self,
@@ -258,7 +255,7 @@ class Plan:
         made_of += [identity(asked.path) if training is None else None]
         votes = training is None and any(method.transferred for method in config.methods.values())
         made_of += ["votes"] * votes
-        needs = (training,) if training else self._quickstart(seed)
+        needs = (training,) if training else ()
         summed = None
         if option_normalization == "mean" and training is None and "sum" in config.normalizations:
             # An untrained model is asked by both: once will do.
@@ -266,8 +263,7 @@ class Plan:
             needs = (summed,)
 
         def work(out: Path) -> None:
-            path = fill(asked.path, self._places(seed))
-            rows = questions()
+            path, rows = asked.path, questions()
             for view in range(views):
                 turned, file = permute_options(rows, view) if view else rows, out / f"{view}.npz"
                 if summed is not None:
@@ -289,34 +285,15 @@ class Plan:
         kind = "trained" if training else "untrained"
         return self._stage(folder, f"ask {kind}: {source}, {what.partition('-seed')[0]}", made_of, work, needs)
 
-    def _quickstart(self, seed: int) -> tuple[Stage, ...]:
-        """The world of a seed, and what is trained on it."""
-        if (asked := self.config.quickstart) is None:
-            return ()
-        folder, tests = self._places(seed)["quickstart"], asked.num_test_questions
-        sizes = [quickstart.NUM_STATEMENTS, quickstart.NUM_PAIRS, quickstart.NUM_TRAIN_QUESTIONS, tests]
-        made = self._stage(
-            Path(folder, "world"), "make a world", [seed, sizes], lambda out: quickstart.make_world(out, seed, tests)
-        )
-        for stage in quickstart.STAGES:
-            if stage.name in asked.stages:
-                recipe = yaml.safe_load(recipe_path(f"quickstart/{stage.name}.yaml").read_text())
-
-                def work(out: Path, stage=stage) -> None:
-                    quickstart.train_stage(stage, out.parent, seed)
-
-                made = self._stage(Path(folder, stage.name), f"train {stage.name}", [seed, recipe], work, (made,))
-        return (made,)
-
     # Questions
 
-    def _pools(self, seed: int, name: str) -> tuple[Dataset, Dataset]:
+    def _pools(self, name: str) -> tuple[Dataset, Dataset]:
         """What labels are drawn from, and the test questions."""
         source = self.config.datasets[name]
-        return load_pools(replace(source, **fill(named(source), self._places(seed))))
+        return load_pools(source)
 
     def _labels(self, seed: int, name: str, count: int) -> Dataset:
-        pool = self._pools(seed, name)[0].shuffle(seed=seed)
+        pool = self._pools(name)[0].shuffle(seed=seed)
         if count > len(pool):
             raise ValueError(
                 f"{name} has {len(pool)} questions to draw labels from, fewer than the budget of {count}."
@@ -353,11 +330,6 @@ class Plan:
             return [trained.arguments(self.config.budgets[0]).get("option_normalization", "sum")]
         return [method.option_normalization] if method.option_normalization else self.config.normalizations
 
-    # Places
-
     def _folder(self, place: Place, name: str) -> Path:
         labels = f"{slug(place.source)}-{place.budget}"
         return self.output_dir / f"seed-{place.seed}" / slug(place.model) / labels / slug(name)
-
-    def _places(self, seed: int) -> dict[str, str]:
-        return {"quickstart": str(self.output_dir / f"seed-{seed}" / "quickstart")} if self.config.quickstart else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from headline_cells import Place, Results, above_floor, best_of, over_seeds, read_bar
+from headline_cells import Place, Results, best_of, over_seeds, read_bar
 from headline_config import Bar, Config, slug
 from rich import box
 from rich.console import Console
@@ -26,11 +26,12 @@ Rows = list[list[str]]
 
 HEADINGS = {
     "accuracy": "accuracy", "confidence": "confidence", "ece": "conf-ECE", "ece_noise_floor": "floor",
-    "debiased_ece": "debiased", "cw_ece": "cw-ECE", "cw_ece_noise_floor": "its floor", "smooth_ece": "smooth",
+    "debiased_ece": "debiased", "one_vs_rest_debiased": "one-vs-rest", "one_vs_rest_noise_floor": "its floor",
+    "smooth_ece": "smooth",
     "tce": "TCE", "nll": "NLL", "brier": "Brier",
     "brier_calibration": "its calibration", "brier_refinement": "refinement", "auroc": "AUROC", "aurc": "AURC",
 }  # fmt: skip
-DRAWN = ("ece", "cw_ece", "nll", "accuracy")
+DRAWN = ("ece", "one_vs_rest_debiased", "nll", "accuracy")
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
 
 # Estimate of each measure of ours less a baseline, `(value, low, high)`, by place and baseline.
@@ -123,7 +124,7 @@ def comparison_table(results: Results, comparisons: Comparisons, config: Config)
     """A row for each source, test and budget: ratios to the better baseline, and how often the difference is sure."""
     rows = [
         ["labels of → questions of", "labels", "conf-ECE", "better baseline", "its floor", "ratio", "debiased ratio",
-         "cw-ECE ratio", "less NLL", "less Brier", "less accuracy", "surely better", "surely worse"]
+         "one-vs-rest ratio", "less NLL", "less Brier", "less accuracy", "surely better", "surely worse"]
     ]  # fmt: skip
     groups = defaultdict(list)
     for place, found in results.items():
@@ -136,8 +137,7 @@ def comparison_table(results: Results, comparisons: Comparisons, config: Config)
 
         def ratio(name: str, places=places, ours=ours) -> str:
             least = [min(results[place][b][name] for b in config.baselines) for place in places]
-            pairs = [mine[name] / other for mine, other in zip(ours, least, strict=True) if other]
-            return f"{np.mean(pairs):.2f}" if pairs else "–"
+            return f"{sum(mine[name] for mine in ours) / sum(least):.2f}" if any(least) else "–"
 
         def difference(name: str, places=places) -> str:
             values = []
@@ -147,13 +147,7 @@ def comparison_table(results: Results, comparisons: Comparisons, config: Config)
             return f"{np.mean(values):+.3f}"
 
         sure = [comparisons[place][opponents[place]]["ece"] for place in places]
-        better = sum(
-            high < 0 and above_floor(results[p], config.baselines)
-            for p, (_, _, high) in zip(places, sure, strict=True)
-        )
-        worse = sum(
-            low > 0 and above_floor(results[p], [config.ours]) for p, (_, low, _) in zip(places, sure, strict=True)
-        )
+        better, worse = sum(high < 0 for _, _, high in sure), sum(low > 0 for _, low, _ in sure)
         gained = np.mean([mine["accuracy"] - other["accuracy"] for mine, other in zip(ours, theirs, strict=True)])
         rows.append(
             [
@@ -161,7 +155,8 @@ def comparison_table(results: Results, comparisons: Comparisons, config: Config)
                 f"{np.mean([mine['ece'] for mine in ours]):.3f}",
                 f"{np.mean([other['ece'] for other in theirs]):.3f} ({', '.join(dict.fromkeys(opponents.values()))})",
                 f"{np.mean([other['ece_noise_floor'] for other in theirs]):.3f}",
-                ratio("ece"), ratio("debiased_ece"), ratio("cw_ece"), difference("nll"), difference("brier"),
+                *map(ratio, ("ece", "debiased_ece", "one_vs_rest_debiased")),
+                *map(difference, ("nll", "brier")),
                 f"{gained:+.3f}", f"{better} of {len(places)}", f"{worse} of {len(places)}",
             ]
         )  # fmt: skip
@@ -169,15 +164,15 @@ def comparison_table(results: Results, comparisons: Comparisons, config: Config)
 
 
 def bar_table(bars: Sequence[Bar], read: Mapping[str, dict[str, Any] | None]) -> Rows:
-    rows = [["bar", "wanted", "measured", "cells", "left out", "met"]]
+    rows = [["bar", "wanted", "measured", "cells", "met"]]
     for bar in bars:
         wanted = f"at most {bar.at_most}" if bar.at_most is not None else f"at least {bar.at_least}"
         if (found := read[bar.name]) is None:
-            rows.append([bar.name, wanted, "–", "0", "–", "–"])
+            rows.append([bar.name, wanted, "–", "0", "–"])
             continue
         met = "**yes**" if found["met"] else "no"
         measured = _with_half(found["value"], found["half"])
-        rows.append([bar.name, wanted, measured, f"{found['cells']}", f"{found['left_out']}", met])
+        rows.append([bar.name, wanted, measured, f"{found['cells']}", met])
     return rows
 
 
@@ -268,8 +263,7 @@ def _reading(config: Config) -> str:
     return (
         f"{len(config.seeds)} seeds; every method has the same labels, however it divides them. ± is half a 95% t "
         "interval over the seeds. **floor**: the conf-ECE that a perfectly calibrated model with these confidences "
-        "would show on as many questions. **ratio**: mean over the seeds of ours over the better baseline, which is "
-        "chosen for each measure and seed. **surely better**: seeds in which the 95% interval of the paired "
-        "difference in conf-ECE lies below 0 and the better baseline is further from calibrated than chance "
-        "explains; **surely worse**: the other way round. Every single cell is in cells.md."
+        "would show on as many questions. **ratio**: mean over the seeds of ours over that of the better baseline, "
+        "which is chosen for each measure and seed. **surely better**: seeds in which the 95% interval of the paired "
+        "difference in conf-ECE lies below 0; **surely worse**: the other way round. Every single cell is in cells.md."
     )
