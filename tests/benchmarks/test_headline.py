@@ -234,7 +234,7 @@ def test_calibrator_gets_the_rows_of_the_e_step(config, tmp_path):
     plan = Plan(read_config(config), tmp_path)
     labels, held_out = plan._divided(plan.config.methods["RCFT"], 3, "taste", 40)
     labels.to_parquet(tmp_path / "labels.parquet")
-    questions = DataSources(3, False).questions([str(tmp_path / "labels.parquet")], "train")
+    questions = DataSources(3).questions([str(tmp_path / "labels.parquet")], "train")
     args = CalibratedSFTConfig(str(tmp_path), em_holdout=0.2, seed=3, use_cpu=True, bf16=False)
     assert len(labels) == 40 and 4 <= len(held_out) <= 8
     assert CalibratedSFTTrainer._split_estep(questions, args)[1]["id"] == held_out["id"]
