@@ -11,6 +11,7 @@ Prints a table for each number of labels and, last, one line of JSON.
 import argparse
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +20,13 @@ from pathlib import Path
 import numpy as np
 from datasets import disable_progress_bars
 from scipy.stats import t as student
-from world_methods import (
+
+from hf_calib import calibration_report, one_vs_rest_error
+
+
+sys.path.append(str(Path(__file__).parents[1] / "rivals"))
+
+from world_methods import (  # noqa: E402
     EPOCHS,
     LEAST_MARGIN,
     Method,
@@ -34,8 +41,6 @@ from world_methods import (
     trained,
     weight_average,
 )
-
-from hf_calib import calibration_report, one_vs_rest_error
 
 
 OPEN = {"closing_step": False}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from adaptive_temperature import AdaptiveTemperature, confidence_features
+from averages import SHARES, ProbabilityAverage, average_weights, choose_share
+from batch_calibration import BatchCalibration, option_priors
 from datasets import Dataset
+from headline_stages import train
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, load_questions, predict_options
 from hf_calib.hub.recipe import read_recipe
@@ -22,14 +25,7 @@ from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.inference.preference_scores import score_pairs
 from hf_calib.paths import recipe_path
 from hf_calib.posthoc import fit_calibrator
-from hf_calib.training.quickstart import PROMPT_FORMAT, STAGES, make_world, train_stage
-
-
-sys.path.append(str(Path(__file__).parents[1] / "rivals"))
-
-from adaptive_temperature import AdaptiveTemperature, confidence_features  # noqa: E402
-from averages import SHARES, ProbabilityAverage, average_weights, choose_share  # noqa: E402
-from batch_calibration import BatchCalibration, option_priors  # noqa: E402
+from hf_calib.training.quickstart import PROMPT_FORMAT, STAGES, Stage, make_world
 
 
 STYLE_AGREEMENT = 2.0
@@ -83,11 +79,19 @@ class WorldData:
             make_world(self.folder / "world", self.seed, self.num_test, STYLE_AGREEMENT)
         for stage in STAGES:
             if not (self.folder / stage.name / "model.safetensors").is_file():
-                train_stage(stage, self.folder, self.seed)
+                self._train_stage(stage)
         self.test = load_questions(self.folder / "world" / "test.parquet").select(range(self.num_test))
         self.pool = load_questions(self.folder / "world" / "train.parquet").shuffle(seed=self.seed)
         pairs = Dataset.from_parquet(str(self.folder / "world" / "style_pairs.parquet"))
         self.pairs = pairs.select(range(self.num_pairs))
+
+    def _train_stage(self, stage: Stage) -> None:
+        """The recipe of the quickstart, in this process."""
+        parent = "world/untrained" if stage.parent == "untrained" else stage.parent
+        data = self.folder / "world" / f"{stage.data}.parquet"
+        changes = {"model_name_or_path": str(self.folder / parent), "dataset_name": str(data), "seed": self.seed}
+        (self.folder / stage.name).mkdir(exist_ok=True)
+        train(read_recipe(recipe_path(f"quickstart/{stage.name}.yaml")) | changes, self.folder / stage.name)
 
     def labels(self, budget: int) -> Dataset:
         """The labelled questions: the first of the pool."""
