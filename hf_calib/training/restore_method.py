@@ -9,6 +9,7 @@ import numpy as np
 
 from ..inference.predictions import OptionPredictions
 from ..posthoc import cross_validate
+from ..regime.report import TARGET_CONTRADICTED
 from .restore_plan import SCORING_QUESTIONS
 from .restore_work import RestoreWork
 
@@ -90,5 +91,7 @@ def choose_objective(
     names = {None: "Nothing to repair", "cft": "Method: CFT", "rcft": "Method: RCFT"}
     sentence = f"{names[objective]}{': ' if objective is None else '. '}{why}"
     if objective and work.options.reference:
-        sentence += f" The training is anchored to the reference {work.options.reference}."
+        sentence += f" The training is anchored to the reference {work.options.reference}"
+        below = results["regime"] == TARGET_CONTRADICTED and results["accuracy"] < results["expected_accuracy"]
+        sentence += ", which these labels contradict: check it, or leave it out." if below else "."
     return {"objective": objective, "sentence": sentence, "labels": results}
