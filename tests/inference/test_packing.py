@@ -169,3 +169,24 @@ def test_a_batch_of_texts_runs_without_packing(tiny_tokenizers, tiny_llama):
     batch = collate_options([text], 0, max_options=4, branched=True)
     model(**batch).loss.backward()
     assert head.pop().tolist() == [[-np.inf] * 4] and batch["option_label"].tolist() == [IGNORE_INDEX]
+
+
+def test_anchors_of_texts_are_the_same_without_packing(tiny_tokenizers, tiny_llama):
+    """The closing step: option logits of questions and the divergence of texts, from one call."""
+    tokenizer = tiny_tokenizers["gpt2"]
+    encoder = OptionEncoder(tokenizer, PromptFormat("text"))
+    text = {"input_ids": [5, 6, 7, 8], "option_tokens": None, "num_options": None}
+    batch = collate_options([*(encoder.encode(row) for row in make_questions(2)), text], 0)
+    anchors = {
+        "text_positions": torch.tensor([[-1, -1], [-1, -1], [1, 2]]),
+        "text_tokens": torch.tensor([[[0, 0]] * 2, [[0, 0]] * 2, [[7, 9], [8, 3]]]),
+        "text_log_probabilities": torch.tensor([[[-1.0, -1.0]] * 2] * 3),
+    }
+    model = tiny_llama(tokenizer)
+    head, found = OptionHead(model), []
+    for packed in (True, False):
+        head.packed = packed
+        outputs = model(**batch, **anchors, options_only=True)
+        found.append((outputs.logits, outputs.loss))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from hf_calib import CalibratedSFTConfig, CalibratedSFTTrainer, calibration_report, predict_options
 from hf_calib.data.questions import PromptFormat, load_questions
@@ -103,6 +103,21 @@ def test_a_later_data_set_may_have_longer_options(make_trainer, tiny_tokenizers,
     trainer.args.max_length = max(map(len, encoded["input_ids"])) - 1
     again = trainer._prepare_dataset(encoded, trainer.processing_class, trainer.args, False, None, "eval")
     assert again["input_ids"] == encoded["input_ids"]  # what is encoded stays whole
+
+
+def test_a_later_data_set_is_not_packed_where_that_fails(make_trainer, tiny_tokenizers, shared_data, tmp_path):
+    """The training questions need no branches; those of `evaluate` do, and are longer than the window."""
+    tokenizer = tiny_tokenizers["gpt2"]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    window = {"num_key_value_heads": 2, "sliding_window": 16, "initializer_range": 0.3}
+    model = MistralForCausalLM(MistralConfig(vocab_size=len(tokenizer), **sizes, **window))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    short = [{"question": f"{i} is", "choices": ["A", "B", "C"], "answer": i % 3} for i in range(10)]
+    trainer = make_trainer(str(tmp_path / "model"), Dataset.from_list(short), objective="cft")
+    assert trainer.option_head.packed
+    assert_measured(trainer, load_questions(shared_data / "arc_easy_train.parquet", limit=12, seed=0))
+    assert not trainer.option_head.packed
 
 
 def test_experts_are_balanced_over_branches(make_trainer, tiny_tokenizers, shared_data, tmp_path):
