@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_rows", type=int, nargs="+", default=[60, 300, 2000])
     parser.add_argument("--targets", type=float, nargs="+", default=[0.8, 0.9])
-    parser.add_argument("--num_draws", type=int, default=4000)
+    parser.add_argument("--num_draws", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -66,7 +66,7 @@ Returns:
     - `debiased_ece`, `ece_equal_mass`, `ece_sweep`, `smooth_ece`, `cw_ece`, `mce`, `ece_lower_bound`,
       `ece_upper_bound`;
     - `nll`, `brier`, `auroc`, `aurc`, each with its 95% interval (`nll_low`, `nll_high`, ...), `brier_calibration`,
-      `brier_refinement`;
+      `brier_refinement`, `e_aurc`, `augrc`;
     - `regime` ("calibratable", "non-calibratable", "target-contradicted" or "undetermined"), `explanation` (a
       sentence), `test` (the test that decides), `p_value`, `alpha`, `recommended_method` ("cft" or "rcft"),
       `border_distance_detectable` (the distance that the test finds with probability 0.8);

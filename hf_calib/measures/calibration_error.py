@@ -312,6 +312,7 @@ def calibration_report(
         - `ece_equal_mass`, `ece_sweep`, `debiased_ece`, `smooth_ece`, `mce`, `cw_ece`;
         - `auroc` (NaN if all or no predictions are right) and `aurc`, each with its 95% interval: `auroc_low`,
           `auroc_high`, `aurc_low`, `aurc_high`;
+        - `e_aurc` (AURC less that of the best order) and `augrc` (mean share of all questions answered wrongly);
         - `nll` and `brier`, each with its 95% interval (`nll_low`, ...), `brier_calibration`, `brier_refinement`;
         - with a target `tce` and `critical_accuracy`, the mean confidence of the target.
 

@@ -93,12 +93,7 @@ class RiskCoverage:
             Geifman, Uziel & El-Yaniv (2019), "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers",
             arXiv 1805.08206.
         """
-        n, right = self.groups.counts.sum(), self.groups.hits.sum()
-        best = np.array([[n - self.n_right, self.n_right], [self.groups.weights.sum() - right, right]])
-        hits, best = np.array([0.0, right]), best.astype(np.float64)
-        present = best[0] > 0
-        counts, weights = best[:, present]
-        return self.aurc - TieGroups(counts, weights, hits[present], weights).aurc()
+        return max(0.0, self.aurc - self.groups.best_aurc(self.n_right))
 
     @property
     def augrc(self) -> float:
@@ -112,8 +107,7 @@ class RiskCoverage:
             Traub et al. (2024), "Overcoming Common Flaws in the Evaluation of Selective Classification Systems",
             arXiv 2407.01032.
         """
-        risk = np.concatenate([[0.0], self.coverage * self.risk])
-        return float(np.diff(self.coverage, prepend=0.0) @ (risk[1:] + risk[:-1]) / 2)
+        return self.groups.augrc()
 
     def coverage_at_risk(self, risk: float) -> OperatingPoint:
         """

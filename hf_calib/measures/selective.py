@@ -89,6 +89,19 @@ class TieGroups(NamedTuple):
             weight_before, wrong_before = weight_before + weights.sum(), wrong_before + wrong.sum()
         return float(total / weight_before)
 
+    def best_aurc(self, n_right: int) -> float:
+        """Compute the AURC of the best order of the same predictions: all right ones before all wrong ones."""
+        right, total, n = self.hits.sum(), self.weights.sum(), self.counts.sum()
+        counts, weights = np.array([n - n_right, n_right]), np.array([total - right, right])
+        present = (counts > 0) & (weights > 0)
+        counts, weights, hits = counts[present], weights[present], np.array([0.0, right])[present]
+        return TieGroups(counts, weights, hits, weights).aurc()
+
+    def augrc(self) -> float:
+        """Compute the AUGRC, see [`~hf_calib.measures.risk_coverage.RiskCoverage.augrc`]."""
+        wrong, total = (self.weights - self.hits)[::-1], self.weights.sum()
+        return float(self.weights[::-1] @ (np.cumsum(wrong) - wrong / 2) / total**2)
+
     def equal_mass_error(self, n_bins: int) -> float:
         """Compute the ECE in equal-mass bins."""
         starts = np.unique(np.concatenate([[0], equal_mass_firsts(np.cumsum(self.weights), n_bins)]))

@@ -106,6 +106,7 @@ class ConfidenceSums:
         low, high = interval_of_cells(cells, floor, options)
         weight = cells.weights.sum()
         n_effective = float(weight**2 / cells.squares.sum())
+        aurc, best_aurc = aurc_estimate(groups, n_effective), groups.best_aurc(int(cells.counts[:, 1].sum()))
         accuracy, confidence = float(cells.weights[:, 1].sum() / weight), float(cells.confidence_sums.sum() / weight)
         return {
             "n": cells.n,
@@ -125,7 +126,9 @@ class ConfidenceSums:
             "smooth_ece": self.smooth.error(),
             "mce": bins.largest_gap,
             **auroc_estimate(groups, n_effective).named("auroc"),
-            **aurc_estimate(groups, n_effective).named("aurc"),
+            **aurc.named("aurc"),
+            "e_aurc": max(0.0, aurc.value - best_aurc),
+            "augrc": groups.augrc(),
         }
 
 

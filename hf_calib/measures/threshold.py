@@ -11,6 +11,7 @@ from .checked import check_examples
 
 
 _STARTS = 5  # most starts of the sequence of tests
+_MORE = 1.6  # first start, in multiples of the least number of questions that it can reject
 _INTERVAL = 0.05  # error rate of the intervals of coverage and accuracy
 
 
@@ -200,14 +201,15 @@ def start_sizes(n: int, target_accuracy: float, alpha: float) -> list[int]:
     """
     Choose the numbers of answered questions at which the sequence of tests starts.
 
-    They must not depend on the data. The first is half as large again as the least number that a start can reject, the
-    last is all questions, the others are in between in equal ratios.
+    They must not depend on the data. The first is 1.6 times the least number that a start can reject, which allows
+    an error or so. The last is all questions, and the others are in between in equal ratios. Where N is too small for
+    several, there is the first alone.
     """
     for starts in range(_STARTS, 1, -1):
-        first = ceil(1.5 * least_questions(target_accuracy, 1 - alpha / starts))
+        first = ceil(_MORE * least_questions(target_accuracy, 1 - alpha / starts))
         if first * 1.5 ** (starts - 1) <= n:
             return np.geomspace(first, n, starts).round().astype(int).tolist()
-    return [n]
+    return [min(n, ceil(_MORE * least_questions(target_accuracy, 1 - alpha)))]
 
 
 def _find(confidences: np.ndarray, correct: np.ndarray, target: float, alpha: float) -> AccuracyThreshold:

@@ -34,7 +34,8 @@ from hf_calib.measures.calibration_error import (
 REPORT_KEYS = (
     "n n_effective accuracy confidence overconfidence ece ece_low ece_high ece_noise_floor "
     "ece_noise_floor_p95 ece_p_value ece_equal_mass ece_sweep debiased_ece smooth_ece mce auroc auroc_low auroc_high "
-    "aurc aurc_low aurc_high cw_ece nll nll_low nll_high brier brier_low brier_high brier_calibration brier_refinement"
+    "aurc aurc_low aurc_high e_aurc augrc cw_ece nll nll_low nll_high brier brier_low brier_high brier_calibration "
+    "brier_refinement"
 ).split()
 
 
