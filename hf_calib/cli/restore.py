@@ -18,6 +18,9 @@ examples:
   hf-calib restore --model org/aligned --reference org/sft --dataset train.parquet --unlabelled more.parquet \\
       --test test.parquet --budget 60
 
+  # with held-out preference pairs, to see how much of the alignment is kept
+  hf-calib restore --model org/aligned --reference org/sft --dataset questions.parquet --pairs pairs.parquet
+
   # questions of the Hub; texts of the options, without the chat template
   hf-calib restore --model HuggingFaceTB/SmolLM2-135M-Instruct --dataset allenai/ai2_arc --dataset_config ARC-Easy \\
       --test allenai/ai2_arc --limit 500 --test_limit 300 --scoring text --option_normalization mean \\
@@ -27,9 +30,9 @@ examples:
   accelerate launch -m hf_calib restore --model org/aligned --dataset questions.parquet
 
 Evaluates the model, decides from the labels whether and how it can be repaired, trains it (CFT or RCFT), evaluates it
-again, and compares it with the aligned model under post-hoc calibrators. Models above 50 million parameters are
-trained by LoRA, which is merged at the end. The same command again resumes; a changed argument redoes what depends on
-it.
+again, compares it with the aligned model under post-hoc calibrators, and measures how much of the alignment it keeps.
+Models above 50 million parameters are trained by LoRA, which is merged at the end. The same command again resumes; a
+changed argument redoes what depends on it.
 
 writes to OUTPUT_DIR:
   report.md              what was done and why, with a table and diagrams; results.json: its rows
