@@ -34,6 +34,7 @@ from hf_calib.evaluation.tables import write_json
 SOFT = "soft-label DPO"
 # A larger beta needs a smaller learning rate: what counts is beta times the change of a margin.
 RECIPE = {"beta": 0.1, "learning_rate": 2e-4}
+B1 = {"beta": 1.0, "learning_rate": 2e-4}
 B10, B30, B100 = ({"beta": beta, "learning_rate": rate} for beta, rate in ((10.0, 2e-4), (30.0, 5e-5), (100.0, 2e-5)))
 OPTIONS = {"lambda_options": 1.0, "option_likelihood_weight": 0.3, "em_holdout": 0.2, "em_refresh": "15"}
 OPTIONS |= {"em_estimator": "temperature"}
@@ -43,15 +44,25 @@ GRID = {
     "DPO": ("votes", {"beta 10": B10, "beta 30": B30, "beta 100": B100}),
     "calibrated DPO, votes": ("votes", {"beta 30": B30 | {"lambda_pref": 1.0}}),
     f"{SOFT}, beta 30": ("agreement", {"beta 30": B30}),
-    SOFT: ("agreement", {"beta 10": B10, "beta 30": B30, "beta 100": B100}),
+    SOFT: ("agreement", {"beta 1": B1, "beta 10": B10, "beta 30": B30, "beta 100": B100}),
     "IPO": ("votes", {"beta 10": IPO | B10 | {"learning_rate": 5e-5}, "beta 30": IPO | B30 | {"learning_rate": 2e-5}}),
     "cDPO": ("votes", {f"smoothing {e}": B30 | {"cdpo_smoothing": e} for e in (0.03, 0.1)}),
     "rDPO": (
         "votes",
         {f"smoothing {e}": B30 | {"loss_type": ["robust"], "label_smoothing": e} for e in (0.03, 0.1)},
     ),
-    "calibrated DPO": ("agreement", {f"options {w:g}": B30 | OPTIONS | {"lambda_options": w} for w in (1.0, 3.0)}),
-    f"{SOFT} + likelihood": ("agreement", {"beta 30": B30 | OPTIONS | {"option_em_weight": 0.0}}),
+    "calibrated DPO": (
+        "agreement",
+        {f"options {w:g}": B30 | OPTIONS | {"lambda_options": w} for w in (1.0, 3.0)}
+        | {"beta 1": B1 | OPTIONS | {"lambda_options": 3.0}},
+    ),
+    f"{SOFT} + likelihood": (
+        "agreement",
+        {
+            "beta 1": B1 | OPTIONS | {"lambda_options": 3.0, "option_em_weight": 0.0},
+            "beta 30": B30 | OPTIONS | {"option_em_weight": 0.0},
+        },
+    ),
     "DPO, its recipe": ("votes", {"beta 0.1": RECIPE}),
 }
 CHOSEN = {
