@@ -115,6 +115,7 @@ def compare_texts(model: PreTrainedModel | PeftModel, reference: TextStates, bat
     """
     if not reference.texts:
         raise ValueError("There are no texts to compare the models on.")
+    reference.check_vocabulary(model)
     model = _whole(model)
     head, transform = model.get_output_embeddings(), logit_transform(model.config)
 
