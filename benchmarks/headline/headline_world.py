@@ -44,8 +44,8 @@ from world_methods import (  # noqa: E402
 
 
 OPEN = {"closing_step": False}
-# Texts of this world end in a style, so that the closing step has something to keep.
-CLOSING = {"closing_step": {"learning_rate": 1.0e-3, "text_weight": 1.0}}
+# Every text of this world is a question and its answer, then a style: what the closing step has to keep.
+CLOSING = {"closing_step": {"learning_rate": 1.0e-3, "num_texts": 0, "num_continuations": 64}}
 # A loss over the options alone: the likelihood of an answer and its end teaches answers without the style.
 OPTIONS = {"likelihood_weight": 0.0, "option_loss_weight": 1.0}
 ANCHOR = {"reference_model_name_or_path": "parent", "reference_weight": 10.0, "learning_rate": 3.0e-4}
