@@ -160,16 +160,19 @@ def _draw(gate: Gate, predictions: OptionPredictions | ConfidencePredictions, ou
 
 
 def _prepare_check(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
-    from ..evaluation.gate import Answers, Gate, check_same_model
+    from ..evaluation.gate import Answers, Gate, check_same_model, predictions_digest
     from ..evaluation.gate_check import check_gate
     from ..evaluation.tables import check_output_dir, write_json
     from ..hub.saved_predictions import load_predictions
 
     gate = Gate.load(args.check)
-    parts, compared = [], []
+    parts, compared, seen = [], [], {}
     for name in files:
         predictions = load_predictions(name, **args.reading, labelled=False)
         compared.append(check_same_model(gate, predictions, name))
+        if (digest := predictions_digest(predictions)) in seen:
+            raise ValueError(f"{name} holds the same predictions as {seen[digest]}: name each file once.")
+        seen[digest] = name
         parts.append(Answers.of(predictions))
     result = check_gate(gate, Answers.joined(parts))
     output_dir = check_output_dir(args.output_dir) if args.output_dir else None

@@ -136,7 +136,7 @@ class Gate:
             level,
             thresholds,
             predictions_fingerprint(predictions),
-            _questions(predictions),
+            predictions_digest(predictions),
             _distribution(answers.confidences),
         )
 
@@ -255,12 +255,13 @@ def check_same_model(gate: Gate, predictions: OptionPredictions | ConfidencePred
                 f"{name} differs from the gate in its {title}: {others[entry]} instead of {mine.get(entry)}; make "
                 "these predictions as those of the gate were made."
             )
-    if _questions(predictions) == gate.questions:
+    if predictions_digest(predictions) == gate.questions:
         raise ValueError(f"{name} holds the questions on which the gate was made: check it on new ones.")
     return known
 
 
-def _questions(predictions: OptionPredictions | ConfidencePredictions) -> str:
+def predictions_digest(predictions: OptionPredictions | ConfidencePredictions) -> str:
+    """Digest of the questions, their answers and the confidences, independent of the order."""
     right = predictions.labels if isinstance(predictions, OptionPredictions) else predictions.correct.astype(int)
     # Ids may be row numbers, so the confidences tell two files apart.
     rounded = Answers.of(predictions).confidences.round(4)

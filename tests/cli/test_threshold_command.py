@@ -189,6 +189,12 @@ def test_predictions_without_labels_or_subjects(tmp_path, capsys):
     assert "the predictions have no subjects" in capsys.readouterr().err
 
 
+def test_predictions_named_twice(gate, tmp_path, capsys):
+    week = folder(tmp_path / "week", seed=1)
+    assert threshold("--check", gate, week, week / "predictions.npz") == 2
+    assert "holds the same predictions as" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"threshold": 0.5}', '{"subjects": 3}'])
 def test_no_gate(tmp_path, capsys, content):
     (tmp_path / "gate.json").write_text(content)
