@@ -73,7 +73,7 @@ def risk_coverage_diagram(
         axes.set_axisbelow(True)
         if title:
             axes.set_title(title, loc="left", fontsize=10, fontweight="bold", parse_math=False)
-        add_legend(figure, columns=min(3, len(axes.get_legend_handles_labels()[1])))
+        add_legend(figure, columns=2)
     return figure
 
 
