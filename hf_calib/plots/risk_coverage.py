@@ -57,7 +57,7 @@ def risk_coverage_diagram(
     if not 1 <= len(predictions) <= len(_LINES):
         raise ValueError(f"draw 1 to {len(_LINES)} curves, got {len(predictions)}.")
     with mpl.rc_context(STYLE):
-        figure = new_figure(5.4, 4.2)
+        figure = new_figure(5.4, 4.6)
         axes = figure.subplots()
         curves = {name: risk_coverage(*arrays) for name, arrays in predictions.items()}
         for (name, curve), (colour, line) in zip(curves.items(), _LINES, strict=False):
@@ -73,7 +73,7 @@ def risk_coverage_diagram(
         axes.set_axisbelow(True)
         if title:
             axes.set_title(title, loc="left", fontsize=10, fontweight="bold", parse_math=False)
-        add_legend(figure, columns=2)
+        add_legend(figure, columns=1)
     return figure
 
 

@@ -28,3 +28,13 @@ def test_curves_and_marked_threshold(tmp_path):
 def test_number_of_curves():
     with pytest.raises(ValueError, match="1 to 5 curves, got 0"):
         risk_coverage_diagram({})
+
+
+def test_legend_of_long_names_is_inside_the_figure():
+    confidences, correct = np.linspace(0.3, 1, 200), np.arange(200) % 8 > 0
+    figure = risk_coverage_diagram(
+        {"SmolLM2-135M-Instruct-aligned-on-preferences": (confidences, correct)}, 0.1, 0.8512
+    )
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
