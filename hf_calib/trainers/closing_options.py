@@ -22,18 +22,18 @@ class ClosingOptions:
             Its learning rate. Defaults to that of the training, but at most 3e-4: adapters lose accuracy above it.
         text_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the divergence on texts, in nats a token; at least 0.
-        num_texts (`int`, *optional*, defaults to `64`):
+        num_texts (`int`, *optional*, defaults to `32`):
             Number of generic texts, which the model before training samples; 0 for none.
-        num_continuations (`int`, *optional*, defaults to `0`):
-            Number of texts that this model writes after an answer of its own to a question, for a model that is to
-            write something after its answer. The answer itself is not kept.
+        num_continuations (`int`, *optional*, defaults to `32`):
+            Number of texts that this model writes after an answer of its own to a question; 0 for none. The answer
+            itself is not kept.
     """
 
     steps: float = 0.5
     learning_rate: float | None = None
     text_weight: float = 1.0
-    num_texts: int = 64
-    num_continuations: int = 0
+    num_texts: int = 32
+    num_continuations: int = 32
 
     def __post_init__(self):
         if not 0 < self.steps < math.inf:

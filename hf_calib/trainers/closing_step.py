@@ -34,6 +34,7 @@ from ..data.unified import OPTIONAL_FEATURES, REQUIRED_FEATURES
 from ..evaluation.no_harm import NoHarm, log_losses
 from ..inference.encoding import IGNORE_INDEX, OptionEncoder, encode_fitting
 from ..inference.generic_texts import continue_prompts, evaluation_mode, sample_texts
+from ..inference.predict import context_length
 from ..losses.em_ece_loss import em_ece_loss
 from ..posthoc.teacher import AlignedMap, blend
 from .last_checkpoint import last_checkpoint
@@ -176,19 +177,24 @@ class ClosingStepMixin:
         with unwrap_model_for_generation(self.model_wrapped, accelerator) as model:
             if options.num_texts:
                 texts[0] += sample_texts(model, self._tokenizer, options.num_texts, seed=seed)
-            if options.num_continuations:
-                texts[0] += continue_prompts(model, self._tokenizer, self._answered_questions(), seed=seed)
+            if answered := self._answered_questions(context_length(model)):
+                texts[0] += continue_prompts(model, self._tokenizer, answered, seed=seed)
         if accelerator.num_processes > 1:
             broadcast_object_list(texts)
         with evaluation_mode(self.model_wrapped), self.compute_loss_context_manager():
             pad, batch_size = self._tokenizer.pad_token_id, self.args.per_device_eval_batch_size
             return anchor_texts(self.model_wrapped, texts[0], pad, accelerator.device, batch_size)
 
-    def _answered_questions(self) -> list[list[int]]:
-        """Token ids of questions with an answer that the aligned model would give, drawn by its probabilities."""
-        rng = np.random.default_rng(self.args.seed)
+    def _answered_questions(self, length: int | None) -> list[list[int]]:
+        """
+        Token ids of questions with an answer that the aligned model would give, drawn by its probabilities.
+
+        Questions that fill more than half of the context, of `length` tokens, leave too little space for a text.
+        """
+        rng, lengths = np.random.default_rng(self.args.seed), map(len, self._closing_encoded["input_ids"])
+        rows = [row for row, tokens in enumerate(lengths) if length is None or 2 * tokens <= length]
         prompts = []
-        for row in rng.integers(len(self._closing_encoded), size=self._closing_options.num_continuations).tolist():
+        for row in rng.choice(rows, size=self._closing_options.num_continuations).tolist() if rows else ():
             features, probabilities = self._closing_encoded[row], softmax(self._aligned[row])
             answer = rng.choice(len(probabilities), p=probabilities)
             tokens = zip(features["option_tokens"], features["option_index"], strict=True)
