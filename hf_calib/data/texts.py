@@ -46,7 +46,7 @@ def load_prompts(
     ```python
     >>> from hf_calib.data.texts import load_prompts
     >>> load_prompts(limit=1)[0]
-    'Make this shorter: Due to the fact that it was raining, we made the decision to stay at home.'
+    'Find the mistake: for i in range(len(words)): print(words[i + 1])'
 
     ```
     """

@@ -160,8 +160,12 @@ def test_answers_come_and_go_in_one_folder(folder, tmp_path, more):
             "others",
             "nowhere",
         ),
-        (["--dataset_is_labelled", "true"], "others", "no adapter fits the columns id, question, choices, subject"),
-        (["--held_out_predictions", "{folder}/nothing"], "others", "predictions are .npz files; name it nothing.npz"),
+        (
+            ["--dataset_is_labelled", "true"],
+            "others",
+            "the columns id, question, choices, subject are of no known layout",
+        ),
+        (["--held_out_predictions", "{folder}/nothing"], "others", "nothing: no such file"),
     ],
 )
 def test_called_wrongly(folder, tmp_path, capsys, arguments, dataset, message):

@@ -14,7 +14,7 @@ from hf_calib.inference.encoding import OptionEncoder
 QUESTIONS = Dataset.from_list(
     [
         {"id": "sky", "question": "What colour is the sky?", "choices": ["green", "blue", "red"], "answer": 1},
-        {"id": "ice", "question": "Ice is the solid form of", "choices": ["water", "gas"], "answer": 0},
+        {"id": "ice", "question": "Ice is the solid form of", "choices": ["steam", "helium"], "answer": 0},
         {"id": "big", "question": "The largest planet is", "choices": ["Mars", "Earth", "Jupiter", "X"], "answer": 2},
     ]
 )

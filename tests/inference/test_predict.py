@@ -245,7 +245,7 @@ def test_invalid_calls_raise_before_the_model_runs(tiny_tokenizers, tiny_llama, 
         with pytest.raises((ValueError, OSError), match=message):
             predict_options(model, tokenizer, questions, **settings)
         assert counter.questions == 0
-    with pytest.raises(ValueError, match="no adapter fits the columns id, query"):
+    with pytest.raises(ValueError, match="the columns id, query, choices, answer are of no known layout"):
         predict_options(model, tokenizer, questions.rename_column("question", "query"))
 
 

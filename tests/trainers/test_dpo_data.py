@@ -148,7 +148,7 @@ def test_wrong_data_are_named(world_model, rated, pairs, questions, make_dpo_tra
             make_dpo_trainer(rated, lambda_pref=0, **settings)
     with pytest.raises(ValueError, match="of 3 pairs leaves 0 for the E-step"):
         make_dpo_trainer(pairs.select(range(3)))
-    with pytest.raises(ValueError, match="E-step pairs: there are no pairs"):
+    with pytest.raises(ValueError, match="estep_dataset has no rows"):
         make_dpo_trainer(pairs, estep_dataset=pairs.select([]))
     with pytest.raises(ValueError, match="give option_dataset"):
         make_dpo_trainer(pairs, lambda_options=1.0)
