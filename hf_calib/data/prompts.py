@@ -166,14 +166,14 @@ class PromptFormat:
         from jinja2 import TemplateError
 
         try:
-            prompt = _apply(tokenizer, messages, add_generation_prompt=True)
+            prompt = apply_chat_template(tokenizer, messages, add_generation_prompt=True)
         except TemplateError as error:
             what, instead = "user's turn", "set use_chat_template=False"
             if self.system_prompt is not None:
                 what, instead = "system message", "write it into `prompt_template` instead"
             raise ValueError(f"the chat template refuses the {what} ({error}); {instead}") from error
         try:
-            answered = _apply(tokenizer, [*messages, {"role": "assistant", "content": _PROBE}])
+            answered = apply_chat_template(tokenizer, [*messages, {"role": "assistant", "content": _PROBE}])
         except (TemplateError, ValueError):  # there is no telling how it ends an answer
             answered = ""
         lead, suffix = "", tokenizer.eos_token or ""
@@ -188,9 +188,20 @@ class PromptFormat:
         return closed, lead, suffix
 
 
-def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options) -> str:
+def apply_chat_template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options) -> str:
     """
     Apply the chat template to messages, with their contents as texts, or as lists of parts if it wants those.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            A tokenizer with a chat template.
+        messages (`list[dict[str, str]]`):
+            Messages with `role` and `content`.
+        options:
+            Further options of the tokenizer's own method, e.g. `add_generation_prompt`.
+
+    Returns:
+        `str`: the text of all messages.
 
     Raises:
         `jinja2.TemplateError`: if the template refuses the messages.

@@ -16,6 +16,7 @@ from accelerate.utils import extract_model_from_parallel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
+from ..data.prompts import apply_chat_template
 from .model_loading import process_state
 from .option_head import unwrap_causal_lm
 from .predict import context_length
@@ -237,7 +238,7 @@ def encode_prompts(
 def _chat(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mapping[str, str]], **options) -> str:
     """A prompt in the chat template."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return apply_chat_template(tokenizer, messages, **options)
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -187,3 +187,11 @@ def test_errors(tokenizer, models, tiny_llama):
     model.lm_head.weight.ds_status = types.SimpleNamespace(name="NOT_AVAILABLE")
     with pytest.raises(ValueError, match="ZeRO-3 has partitioned"):
         sample_texts(model, tokenizer)
+
+
+def test_a_template_that_wants_lists_of_parts_gets_the_prompts(tiny_tokenizers):
+    qwen = tiny_tokenizers["qwen"]
+    parts = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+    tokenizer = type(qwen)(tokenizer_object=qwen.backend_tokenizer, eos_token="<|im_end|>", chat_template=parts)
+    (ids,) = generic_texts.encode_prompts(tokenizer, ["Ice is cold"])
+    assert tokenizer.decode(ids) == "Ice is cold"
