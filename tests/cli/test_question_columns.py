@@ -77,6 +77,7 @@ def test_diagnose_and_transfer_read_named_columns(folder, tmp_path):
 
 
 def test_train_and_restore_read_named_columns(folder, tmp_path):
+    pytest.importorskip("trl")
     recipe = {
         "model_name_or_path": f"{folder}/model", "dataset_name": f"{folder}/train.csv", "objective": "cft",
         "scoring": "text", "columns": dict(pair.split("=") for pair in COLUMNS.split(",")), "answers_from": 1,
