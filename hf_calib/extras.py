@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 
 # Minor releases of TRL that the tests ran with: from the first, up to but without the second.
-TRIED_TRL = ((1, 15), (1, 17))
+TRIED_TRL = ((1, 16), (1, 17))
 
 _EXTRA_OF = {"trl": "train", "peft": "train", "deepspeed": "deepspeed", "gradio": "app"}
 
@@ -35,6 +35,6 @@ def warn_untried_trl() -> None:
     if not first <= tuple(int(part) for part in installed.split(".")[:2]) < end:
         warnings.warn(
             f"hf_calib was not tried with TRL {installed}, whose losses it overrides, but with TRL "
-            f"{first[0]}.{first[1]} to {end[0]}.{end[1] - 1}.",
+            f"from {first[0]}.{first[1]} and below {end[0]}.{end[1]}.",
             stacklevel=2,
         )
