@@ -34,6 +34,7 @@ from ..data.unified import OPTIONAL_FEATURES, REQUIRED_FEATURES
 from ..evaluation.no_harm import NoHarm, log_losses
 from ..inference.encoding import IGNORE_INDEX, OptionEncoder, encode_fitting
 from ..inference.generic_texts import continue_prompts, evaluation_mode, sample_texts
+from ..inference.packing import single_options
 from ..inference.predict import context_length
 from ..losses.em_ece_loss import em_ece_loss
 from ..posthoc.teacher import AlignedMap, blend
@@ -196,10 +197,8 @@ class ClosingStepMixin:
         prompts = []
         for row in rng.choice(rows, size=self._closing_options.num_continuations).tolist() if rows else ():
             features, probabilities = self._closing_encoded[row], softmax(self._aligned[row])
-            answer = rng.choice(len(probabilities), p=probabilities)
-            tokens = zip(features["option_tokens"], features["option_index"], strict=True)
-            context = features["input_ids"][: features["option_positions"][0] + 1]
-            prompts.append([*context, *(token for token, option in tokens if option == answer)])
+            answered = single_options(features)[rng.choice(len(probabilities), p=probabilities)]
+            prompts.append([*answered["input_ids"], answered["option_tokens"][-1]])
         return prompts
 
     # The step itself
