@@ -262,10 +262,11 @@ def check_same_model(gate: Gate, predictions: OptionPredictions | ConfidencePred
 
 def predictions_digest(predictions: OptionPredictions | ConfidencePredictions) -> str:
     """Digest of the questions, their answers and the confidences, independent of the order."""
-    right = predictions.labels if isinstance(predictions, OptionPredictions) else predictions.correct.astype(int)
     # Ids may be row numbers, so the confidences tell two files apart.
     rounded = Answers.of(predictions).confidences.round(4)
-    return questions_digest([f"{name}:{value}" for name, value in zip(predictions.ids, rounded, strict=True)], right)
+    return questions_digest(
+        [f"{name}:{value}" for name, value in zip(predictions.ids, rounded, strict=True)], predictions.labels
+    )
 
 
 def _distribution(confidences: np.ndarray) -> dict[str, list]:

@@ -64,12 +64,11 @@ def _description(predictions: OptionPredictions | ConfidencePredictions, options
     """Where predictions are from and how they are measured."""
     metadata: Mapping[str, Any] = predictions.metadata
     files = metadata.get("files", [])
-    right = predictions.labels if isinstance(predictions, OptionPredictions) else predictions.correct.astype(int)
     prompt = metadata.get("prompt_format") or {"scoring": None}  # known of this package's own predictions alone
     described = {
         "model": metadata.get("model"),
         "dataset": metadata.get("task") or ", ".join(Path(name).stem for name in files[:3]) or None,
-        "questions": questions_digest(predictions.ids, right),
+        "questions": questions_digest(predictions.ids, predictions.labels),
         **prompt,
         **{name: getattr(options, name) for name in ("n_bins", "binning", "n_bootstrap", "seed", "alpha")},
         "predictions_format": metadata.get("format", "hf_calib"),

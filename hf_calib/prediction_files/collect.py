@@ -115,13 +115,17 @@ def padded(flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(N, K)`, with -inf at the end of a row with fewer than K options.
     """
-    present = np.maximum(flat, _LEAST)
+    return in_rows(np.maximum(flat, _LEAST), lengths, -np.inf)
+
+
+def in_rows(flat: np.ndarray, lengths: np.ndarray, fill: float) -> np.ndarray:
+    """Arrange values in rows `(N, K)`; those with fewer than K values end with `fill`."""
     width = int(lengths.max())
     if (lengths == width).all():
-        return present.reshape(-1, width)
-    scores = np.full((len(lengths), width), -np.inf)
-    scores[np.arange(width) < lengths[:, None]] = present
-    return scores
+        return flat.reshape(-1, width)
+    rows = np.full((len(lengths), width), fill)
+    rows[np.arange(width) < lengths[:, None]] = flat
+    return rows
 
 
 def flattened(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:

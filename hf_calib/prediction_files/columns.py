@@ -13,7 +13,7 @@ from ..data.answers import warn_or_raise_without_zero
 from ..data.layouts import InvalidRow
 from ..inference.predictions import OptionPredictions
 from ..measures.validation import as_outcomes, iterate_columns
-from .collect import UNKNOWN, padded
+from .collect import UNKNOWN, in_rows, padded
 from .confidences import ConfidencePredictions
 from .labels import ID_COLUMNS, LABEL_COLUMNS, find_column, indices, normalized
 from .options import ReadOptions
@@ -177,7 +177,7 @@ def _probabilities(
         _refuse_nan(table, flat, lengths, roles["option_logits"])
         option_logits = padded(flat, lengths)
     else:
-        matrix = _matrix(flat, lengths)
+        matrix = in_rows(flat, lengths, 0.0)
         try:
             for _ in iterate_columns(matrix):
                 pass
@@ -187,7 +187,7 @@ def _probabilities(
             option_logits = padded(np.log(flat), lengths)
     target = None
     if roles["target_probabilities"]:
-        target = _matrix(*table.lists(roles["target_probabilities"]))
+        target = in_rows(*table.lists(roles["target_probabilities"]), 0.0)
     return OptionPredictions(
         option_logits=option_logits,
         labels=_labels(table, roles["label"], lengths, scores, options),
@@ -209,16 +209,6 @@ def _spread_values(table: Table, scores: OptionColumns) -> tuple[np.ndarray, np.
         row = int(holes.argmax())
         raise ValueError(f"{table.where(row)}: the column {scores.columns[int(empty[row].argmax())]} is empty")
     return matrix[present], lengths
-
-
-def _matrix(flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Rows padded with zeros."""
-    width = int(lengths.max())
-    if (lengths == width).all():
-        return flat.reshape(-1, width)
-    matrix = np.zeros((len(lengths), width))
-    matrix[np.arange(width) < lengths[:, None]] = flat
-    return matrix
 
 
 def _refuse_nan(table: Table, flat: np.ndarray, lengths: np.ndarray, name: str) -> None:

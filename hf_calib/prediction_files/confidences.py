@@ -41,6 +41,11 @@ class ConfidencePredictions:
         return len(self.confidences)
 
     @property
+    def labels(self) -> np.ndarray:
+        """Outcomes as integers `(N,)`, in place of the right options, which are not known."""
+        return self.correct.astype(int)
+
+    @property
     def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
         """Confidences, and whether the predictions are right, as the diagrams take them."""
         return self.confidences, self.correct

@@ -9,6 +9,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv as arrow_csv
 
 from ..data.csv_files import CsvTable, read_csv
 from ..data.text_files import FileError
@@ -158,9 +162,6 @@ def _parse_list(text: str) -> Sequence[float]:
 
 
 def _arrow_numbers(column) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     try:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             stripped = pc.utf8_trim_whitespace(column)
@@ -173,9 +174,6 @@ def _arrow_numbers(column) -> np.ndarray:
 
 def _arrow_lists(column) -> tuple[np.ndarray, np.ndarray] | None:
     """Values and lengths of a list column; `None` for another type."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if not any(kind(column.type) for kind in kinds) or column.null_count:
         return None
@@ -202,9 +200,6 @@ def _csv(source: Source, names: Sequence[str]) -> dict[str, Column]:
 
 def _large_csv(source: Source, names: Sequence[str]):
     """Read columns of a large CSV file fast; where that fails, slowly, which names the line at fault."""
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
     try:
         return arrow_csv.read_csv(
             source.path,
@@ -219,8 +214,6 @@ def _large_csv(source: Source, names: Sequence[str]):
 
 
 def _parquet(source: Source, names: Sequence[str]) -> dict[str, Column]:
-    import pyarrow.parquet as pq
-
     table = pq.read_table(source.path, columns=list(names))
     if not len(table):
         raise ValueError(f"{source.path}: the file holds no rows")
