@@ -17,6 +17,7 @@ from .parser import CommandParser
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from ..evaluation.alignment import AlignmentMeter
     from ..inference.predictions import OptionPredictions
@@ -170,12 +171,14 @@ class Inputs:
         rotations (`list[Dataset]`): Some of them in every cyclic order of the options; may be empty.
         pairs (`Dataset`, *optional*): Preference pairs.
         meter ([`AlignmentMeter`], *optional*): Measurement of the alignment.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): That of the aligned model.
     """
 
     questions: Dataset
     rotations: list[Dataset] = field(default_factory=list)
     pairs: Dataset | None = None
     meter: AlignmentMeter | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
@@ -226,10 +229,11 @@ def _inputs(args: DiagnoseArguments) -> Inputs:
     tokenizers = {name: load_tokenizer(name, args.revision, args.trust_remote_code) for name in names}
     for tokenizer in tokenizers.values():
         args.check_tokenizer(tokenizer, inputs.questions)
+    inputs.tokenizer = tokenizers[args.model]
     if args.measures_alignment:
         check_same_vocabulary(tokenizers)
         inputs.meter = AlignmentMeter(
-            tokenizers[args.model],
+            inputs.tokenizer,
             inputs.pairs,
             args.prompts,
             args.texts,
@@ -290,21 +294,19 @@ def _answers(args: DiagnoseArguments, name: str, role: str, inputs: Inputs) -> A
 
 
 def _preferences(
-    args: DiagnoseArguments, reference: Answers, aligned: Answers, pairs: Dataset
+    args: DiagnoseArguments, reference: Answers, aligned: Answers, inputs: Inputs
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Probability that the chosen answer is preferred: by the aligned model, and by annotators if known."""
-    from ..inference.model_loading import load_tokenizer
     from ..inference.preference_scores import completion_lengths, preference_probabilities
 
-    kept = np.isfinite(reference.pairs).all(axis=1) & np.isfinite(aligned.pairs).all(axis=1)
+    pairs, kept = inputs.pairs, np.isfinite(reference.pairs).all(axis=1) & np.isfinite(aligned.pairs).all(axis=1)
     if not kept.any():
         raise ValueError("every pair is longer than the models' context (or --max_length).")
     truth = None
     if "preference_probability" in pairs.column_names:
         truth = np.array(pairs["preference_probability"])[kept]
     loss = args.beta, args.loss_type.split(", "), args.label_smoothing
-    tokenizer = load_tokenizer(args.model, args.revision, args.trust_remote_code)
-    lengths = completion_lengths(tokenizer, pairs.select(np.flatnonzero(kept)))
+    lengths = completion_lengths(inputs.tokenizer, pairs.select(np.flatnonzero(kept)))
     return preference_probabilities(aligned.pairs[kept], reference.pairs[kept], *loss, lengths), truth
 
 
@@ -319,7 +321,7 @@ def _report(args: DiagnoseArguments, answers: Mapping[str, Answers], inputs: Inp
 
     reference, aligned = answers[REFERENCE], answers[ALIGNED]
     pairs, meter = (None, None) if inputs is None else (inputs.pairs, inputs.meter)
-    preferences = None if pairs is None else _preferences(args, reference, aligned, pairs)
+    preferences = None if pairs is None else _preferences(args, reference, aligned, inputs)
     if not PartialState().is_main_process:
         return
     before, after = reference.predictions, aligned.predictions
