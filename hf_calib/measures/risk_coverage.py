@@ -202,7 +202,7 @@ def selective_report(
             Group of each question, e.g. its subject. Adds the same keys for each, after `group/<name>/`.
         risks (sequence of `float`, *optional*, defaults to `(0.05, 0.1, 0.2)`):
             Risks at which the coverage is computed.
-        coverages (sequence of `float`, *optional*, defaults to `(0.5, 0.8, 0.9)`):
+        coverages (sequence of `float`, *optional*, defaults to `(0.5, 0.8, 0.95)`):
             Coverages at which the risk is computed.
         options:
             `n_bootstrap` and `seed`, see [`~hf_calib.measures.options.MeasureOptions`].
