@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 
 # These need the extra `train`, the Space's page, or, for the loopback Hub, a newer huggingface_hub.
-TRAINING = [
+NEED_MORE = [
     *("benchmarks", "hub", "recipes", "trainers", "training", "test_docs.py", "test_examples.py", "test_package.py"),
     *("cli/test_average.py", "cli/test_main.py", "cli/test_restore_command.py"),
     *("inference/test_smollm2.py", "metrics/test_app.py", "regime/test_regime_world.py"),
 ]
-collect_ignore = [] if find_spec("trl") else TRAINING
+collect_ignore = [] if find_spec("trl") else NEED_MORE
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

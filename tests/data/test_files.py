@@ -8,7 +8,7 @@ import json
 import pandas as pd
 import pytest
 from datasets import Dataset
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from hf_calib.data.adapters import adapt_questions
@@ -89,6 +89,8 @@ NAMES = list(written([dict(zip(COLUMNS, "0qabcAs", strict=True))] * 2))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=tables())
 def test_every_file_is_read_as_arrow_is(tmp_path_factory, name, rows):
+    # pandas does not quote a \r. In the last cell of a row no reader can tell it from a line end of \r\n.
+    assume(name != "pandas.csv" or not any((row["subject"] or "").endswith("\r") for row in rows))
     folder = tmp_path_factory.mktemp("files")
     (folder / name).write_bytes(written(rows)[name])
     features = Dataset.from_dict({column: ["text"] for column in COLUMNS}).features

@@ -12,16 +12,6 @@ from hf_calib.inference import generic_texts
 from hf_calib.inference.generic_texts import INSTRUCTIONS, continue_prompts, encode_prompts, sample_texts
 
 
-@pytest.fixture
-def tokenizer(tiny_tokenizers):
-    return tiny_tokenizers["qwen"]
-
-
-@pytest.fixture
-def models(tokenizer, tiny_llama):
-    return tiny_llama(tokenizer, seed=0), tiny_llama(tokenizer, seed=1)
-
-
 def prompts(texts):
     return [text.input_ids[: text.start] for text in texts]
 

@@ -12,16 +12,6 @@ from hf_calib.inference.generic_texts import GenericText, sample_texts
 from hf_calib.inference.text_scores import TextStates, compare_texts, encode_texts, text_losses
 
 
-@pytest.fixture
-def tokenizer(tiny_tokenizers):
-    return tiny_tokenizers["qwen"]
-
-
-@pytest.fixture
-def models(tokenizer, tiny_llama):
-    return tiny_llama(tokenizer, seed=0), tiny_llama(tokenizer, seed=1)
-
-
 def log_probabilities(model, ids):
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].log_softmax(-1)
