@@ -44,6 +44,13 @@ def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], sou
             f"{source}: adapter '{adapter}' misses column(s) {', '.join(missing)} among {', '.join(columns)}; name "
             "them by `columns` (--columns question=...,answer=...), or choose another adapter"
         )
+    present = {column.strip().lower() for column in columns}
+    if "question" in present and {"answers", "answer"} & present:
+        raise ValueError(
+            f"{source}: the columns {', '.join(columns)} hold no options. Questions with accepted texts are for "
+            "`hf-calib evaluate`, which writes option questions about the model's answers to p_true/questions.parquet "
+            "(see docs/guides/short-answers.md); otherwise name the options by `columns` (--columns choices=...)"
+        )
     near = [(name, _missing(entry, columns, labelled)) for name, entry in ADAPTERS.items() if len(entry.columns) > 2]
     almost = "".join(f"; for the layout '{name}', {absent[0]} is missing" for name, absent in near if len(absent) == 1)
     raise ValueError(
@@ -217,16 +224,31 @@ def _valid_rows(
     if not len(dataset):
         raise ValueError(f"{source}: no valid question among 0 rows; choose another split or file")
     if faults:
-        _handle_faults(
-            dict(sorted(faults.items())), len(valid), source, drop_invalid, dataset.lines if records else []
-        )
+        handle_faults(dict(sorted(faults.items())), len(valid), source, drop_invalid, dataset.lines if records else [])
     return list(valid.values())
 
 
-def _handle_faults(
+def handle_faults(
     faults: Mapping[int, InvalidRow], num_valid: int, source: str, drop_invalid: bool, lines: list[int]
 ) -> None:
-    """Raise an error for the first invalid row, or log how many are left out."""
+    """
+    Raise an error for the first invalid row, or log how many are left out.
+
+    Args:
+        faults (`Mapping[int, InvalidRow]`):
+            What is wrong, by row, at least one.
+        num_valid (`int`):
+            Number of valid rows.
+        source (`str`):
+            Name of the data in messages.
+        drop_invalid (`bool`):
+            Leave out invalid rows. If more are invalid than valid it is an error all the same.
+        lines (`list[int]`):
+            Line of the file of each row, if it is known.
+
+    Raises:
+        `ValueError`: for the first invalid row, or if no row is valid.
+    """
     total, (index, first) = len(faults) + num_valid, next(iter(faults.items()))
     malformed = [error for error in faults.values() if not error.hidden_label]
     where = f"{source}, {f'line {lines[index]}' if lines else f'row {index}'}, {first}"

@@ -73,12 +73,12 @@ def parse_columns(columns: str | Mapping[str, str]) -> dict[str, str]:
         if len({name.strip() for name, _, _ in pairs}) < len(pairs):
             raise ValueError(f"columns={columns!r}: a name is there twice")
         columns = {name.strip(): column.strip() for name, _, column in pairs}
-    known = {name: None for adapter in ADAPTERS.values() for name in adapter.known}
+    known = {"answers": None} | {name: None for adapter in ADAPTERS.values() for name in adapter.known}
     for name in columns:
         if name not in known:
             raise ValueError(
-                f"columns: {name!r} is no column of option questions; use question, choices (or A, B, ...), answer, "
-                "and optionally id, subject, target_probabilities, or the names of a known data set"
+                f"columns: {name!r} is no column of questions; use question, choices (or A, B, ...), answer (or "
+                "answers, without choices), and optionally id, subject, target_probabilities, or the names of a known data set"
             )
     if len(set(columns.values())) < len(columns):
         raise ValueError("columns: one column is used for two names")

@@ -85,6 +85,13 @@ def load_questions(
     questions = adapt_questions(loaded, source=source, **adapting)
     if questions is loaded and adapting.get("labelled", True) and adapting.get("answers_from") is None:
         warn_of_answers_from_one(questions, source)
+    return draw_questions(questions, source, limit, seed)
+
+
+def draw_questions(questions: Dataset, source: str, limit: int | None, seed: int | None) -> Dataset:
+    """Shuffle loaded questions by a seed, if there is one, and keep at most `limit`; warn of repeated ids."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} leaves no questions; pass a positive number or None")
     _warn_of_repeated_ids(questions, source)
     if seed is not None:
         questions = questions.shuffle(seed=seed)

@@ -208,7 +208,7 @@ def test_columns_have_any_name_and_case(tmp_path, caplog):
         ("question=Promt,answer=Gold", "no column 'Promt' among Prompt, Gold; did you mean 'Prompt'"),
         ("question", "'question' must be name=column"),
         ("question=", "'question' must be name=column"),
-        ("frage=Prompt", "'frage' is no column of option questions"),
+        ("frage=Prompt", "'frage' is no column of questions"),
         ("question=Prompt,question=Gold", "a name is there twice"),
         ("question=Prompt,answer=Prompt", "one column is used for two names"),
     ],
