@@ -11,6 +11,7 @@ import numpy as np
 from .bootstrap import LEVEL, Estimate
 from .checked import Examples, check_examples
 from .options import MeasureOptions
+from .score_intervals import aurc_estimate
 from .selective import TieGroups
 
 
@@ -209,7 +210,9 @@ def selective_report(
 
     Returns:
         `dict[str, float]`: `n`, `n_effective`, and `aurc`, `e_aurc`, `augrc`, `coverage_at_risk/<risk>` and
-        `risk_at_coverage/<coverage>`, each with `_low` and `_high`.
+        `risk_at_coverage/<coverage>`, each with `_low` and `_high`. The interval of `aurc` is that of
+        [`~hf_calib.measures.score_intervals.aurc_estimate`], as in `calibration_report`; the others are of the
+        Bayesian bootstrap.
 
     Raises:
         TypeError: An option is unknown.
@@ -233,14 +236,15 @@ def selective_report(
 
 def _report(examples: Examples, risks, coverages, options: MeasureOptions) -> dict[str, float]:
     curve = RiskCoverage.of(examples)
-    values = {"aurc": curve.aurc, "e_aurc": curve.e_aurc, "augrc": curve.augrc}
+    values = {"e_aurc": curve.e_aurc, "augrc": curve.augrc}
     values |= {f"coverage_at_risk/{risk:g}": curve.coverage_at_risk(risk).coverage for risk in risks}
     values |= {f"risk_at_coverage/{share:g}": curve.risk_at_coverage(share).risk for share in coverages}
     report = {"n": len(examples), "n_effective": curve.n_effective}
+    report |= aurc_estimate(curve.groups, curve.n_effective).named("aurc")
     draws, observed = _bootstrap(curve, risks, coverages, options)
     for name, value in values.items():
         shifted = draws[name]
-        if name in ("aurc", "e_aurc", "augrc"):
+        if name in observed:
             # The draws are integrals over cells. Their distance to the integral of the observed cells is what varies.
             shifted = np.clip(shifted - observed[name] + value, 0, 1)
         low, high = np.quantile(shifted, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -289,7 +293,7 @@ def _bootstrap(
 
 def _areas(mass: np.ndarray, wrong: np.ndarray) -> dict[str, np.ndarray]:
     """
-    Compute AURC, E-AURC and AUGRC as integrals over cells in descending order of confidence.
+    Compute E-AURC and AUGRC as integrals over cells in descending order of confidence.
 
     Args:
         mass (`np.ndarray` of shape `(draws, cells)`):
@@ -310,4 +314,4 @@ def _areas(mass: np.ndarray, wrong: np.ndarray) -> dict[str, np.ndarray]:
     risk = errors[:, -1] / total
     best = risk + xlogy(1 - risk, 1 - risk)
     augrc = (mass * (errors + errors_before)).sum(axis=1) / 2 / total**2
-    return {"aurc": aurc, "e_aurc": aurc - best, "augrc": augrc}
+    return {"e_aurc": aurc - best, "augrc": augrc}

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from hf_calib.measures.calibration_error import confidence_report
 from hf_calib.measures.risk_coverage import risk_coverage, selective_report
 
 
@@ -103,6 +104,19 @@ def test_intervals_hold_the_truth():
         for key in keys:
             misses[key] += not report[f"{key}_low"] <= truth[key] <= report[f"{key}_high"]
     assert max(misses.values()) <= 30, misses
+
+
+def test_aurc_has_the_interval_of_the_calibration_report():
+    rng = np.random.default_rng(4)
+    confidences, weights = rng.random(100).round(1), rng.uniform(0.5, 2, 100)
+    correct = rng.random(100) < confidences
+    selective, report = (
+        selective_report(confidences, correct, weights),
+        confidence_report(confidences, correct, weights),
+    )
+    assert [selective[f"aurc{end}"] for end in ("", "_low", "_high")] == pytest.approx(
+        [report[f"aurc{end}"] for end in ("", "_low", "_high")]
+    )
 
 
 def test_groups_and_zero_weights():
