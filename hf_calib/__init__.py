@@ -15,6 +15,7 @@ _MODULE_OF = {
     "target_calibration_error": "measures.calibration_error",
     "one_vs_rest_error": "measures.one_vs_rest",
     "corp_decomposition": "measures.corp",
+    "kernel_calibration_test": "measures.kernel_test",
     "compare_predictions": "measures.paired",
     "risk_coverage": "measures.risk_coverage",
     "selective_report": "measures.risk_coverage",
