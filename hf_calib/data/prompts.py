@@ -5,6 +5,8 @@ import string
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .layouts import digest
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +17,8 @@ MAX_OPTIONS = len(string.ascii_uppercase)  # options are lettered
 DEFAULT_TEMPLATES = {"letter": "{question}\n{options}\nAnswer:", "text": "{question}"}
 FIELDS = ("question", "options", "subject")
 
+# A text whose tokens tell one tokenizer from another.
+_SAMPLE = "Which of these is right, 1 or 23?\nA. the first\nB. the second\nAnswer: A"
 # A placeholder for the answer, to find what a chat template writes around it.
 _PROBE = "0answer0"
 # How models open and close the block in which they think before they answer.
@@ -117,6 +121,17 @@ class PromptFormat:
     def add_special_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
         """Whether tokenisation adds special tokens to a prompt: not if a chat template has written them."""
         return not self.uses_chat_template(tokenizer)
+
+    def digest(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """
+        Digest of all that the tokens of a prompt depend on beside the question: this format and the tokenizer.
+
+        A format whose defaults are written out has the same digest. The source of the chat template counts, not what
+        it writes, which may contain the date.
+        """
+        chat_template = tokenizer.chat_template if self.uses_chat_template(tokenizer) else None
+        tokens = tokenizer(_SAMPLE)["input_ids"]
+        return digest(self.scoring, self._template, self.system_prompt, chat_template, *tokens)
 
     def render(
         self, tokenizer: "PreTrainedTokenizerBase", question: str, choices: list[str], subject: str | None = None

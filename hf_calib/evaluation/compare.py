@@ -109,8 +109,11 @@ def compare_calibrators(
     )
     chosen, scores = choose_method(outcomes, calibration.labels, list(METHODS))
     if test is None:
+        # No one calibrator made them, so there is no digest.
         predictions = {
-            name: calibration if name == AS_IS else calibration.with_probabilities(probabilities, calibrator=name)
+            name: calibration
+            if name == AS_IS
+            else calibration.with_probabilities(probabilities, calibrator=name, calibrator_digest=None)
             for name, probabilities in outcomes.items()
         }
     else:

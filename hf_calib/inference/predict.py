@@ -150,6 +150,7 @@ def predict_options(
     metadata = {
         "model": getattr(model, "adapter_name_or_path", model.name_or_path),
         "prompt_format": asdict(prompt_format),
+        "prompt_digest": prompt_format.digest(tokenizer),
         "option_normalization": options.option_normalization,
         # Only then can a temperature of the options be folded into the model.
         "single_tokens": single_tokens,

@@ -114,7 +114,8 @@ class OptionPredictions:
             `ValueError`: if the calibrator needs the subjects of the questions and there are none.
         """
         probabilities = calibrator.transform(self.option_logits, groups=self.subjects)
-        return self.with_probabilities(probabilities, calibrator=type(calibrator).__name__)
+        named = {"calibrator": calibrator.method, "calibrator_digest": calibrator.digest}
+        return self.with_probabilities(probabilities, **named)
 
     def with_probabilities(self, probabilities: np.ndarray, **metadata) -> OptionPredictions:
         """

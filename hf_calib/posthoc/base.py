@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import softmax
 
+from ..data.layouts import digest
 from ..measures.validation import as_labels, as_numbers, parsed
 
 
@@ -108,6 +109,17 @@ class PostHocCalibrator:
             raise ValueError(f"`groups` must have shape ({len(logits)},), one name a question, got {groups.shape}.")
         return (groups,)
 
+    @property
+    def digest(self) -> str:
+        """Digest of the method and of what was fitted: a saved calibrator and the loaded one have the same."""
+        arrays = {name: [array.shape, array.tobytes().hex()] for name, array in self._arrays().items()}
+        names = {name: getattr(self, name) for name in self.names}
+        return digest(self.method, json.dumps([arrays, names], sort_keys=True))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The fitted arrays, as they are saved."""
+        return {name: np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64)) for name in self.parameters}
+
     def save(self, path) -> None:
         """
         Save the calibrator to a folder, as `calibrator.safetensors` and `calibrator.json`.
@@ -120,8 +132,7 @@ class PostHocCalibrator:
 
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64)) for name in self.parameters}
-        save_file(arrays, folder / "calibrator.safetensors")
+        save_file(self._arrays(), folder / "calibrator.safetensors")
         config = {"format_version": _FORMAT_VERSION, "method": self.method}
         config |= {name: getattr(self, name) for name in self.names}
         (folder / "calibrator.json").write_text(json.dumps(config, indent=2) + "\n")

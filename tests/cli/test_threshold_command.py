@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_calib import OptionPredictions, accuracy_threshold, accuracy_thresholds, load_predictions
+from hf_calib import OptionPredictions, TemperatureScaling, accuracy_threshold, accuracy_thresholds, load_predictions
 from hf_calib.cli.main import main
 from hf_calib.evaluation.gate import Gate
 
@@ -25,6 +25,7 @@ def predictions(n=1500, power=0.3, seed=0, labelled=True, **metadata):
     labels = np.where(rng.random(n) < probabilities[:, 0] ** power, 0, 1) if labelled else np.full(n, -100)
     ids = np.array([f"{seed}-{row}" for row in range(n)])
     known = {"model": "org/aligned", "prompt_format": {"scoring": "letter"}, "fingerprint": {"weights": "w1"}}
+    known["option_normalization"] = "sum"
     subjects = np.array(["law", "physics"])[np.arange(n) % 2]
     return OptionPredictions(
         np.log(probabilities).astype(np.float32), labels, ids, subjects=subjects, metadata={**known, **metadata}
@@ -138,15 +139,56 @@ def test_check_without_labels(gate, tmp_path, capsys):
 @pytest.mark.parametrize(
     "metadata, message",
     [
-        ({"fingerprint": {"weights": "w2"}}, "org/aligned with other weights, and the gate is of org/aligned"),
+        (
+            {"fingerprint": {"weights": "w2"}},
+            "org/aligned with other weights or in another dtype, and the gate is of org/aligned",
+        ),
         ({"fingerprint": {}, "model": "org/other"}, "predictions of org/other, and the gate is of org/aligned"),
         ({"prompt_format": {"scoring": "text"}}, "differs from the gate in its prompt format"),
         ({"calibrator": "temperature"}, "differs from the gate in its calibrator: temperature instead of None"),
+        ({"option_normalization": "mean"}, "differs from the gate in its option_normalization: mean instead of sum"),
     ],
 )
 def test_another_model_than_the_gates(gate, tmp_path, capsys, metadata, message):
     assert threshold("--check", gate, folder(tmp_path, seed=1, **metadata)) == 2
     assert message in capsys.readouterr().err
+
+
+def calibrated_folder(path, temperature, **options):
+    calibrator = TemperatureScaling()
+    calibrator.temperature = np.array([temperature])
+    predictions(**options).recalibrated(calibrator).save(path / "predictions.npz")
+    return path
+
+
+def test_the_calibrators_content_is_compared(tmp_path, capsys):
+    call = [calibrated_folder(tmp_path / "after", 0.9), "--target_accuracy", 0.9, "--output_dir", tmp_path]
+    assert threshold(*call) == 0
+    assert threshold("--check", tmp_path, calibrated_folder(tmp_path / "new", 0.9, seed=1)) == 0
+    assert threshold("--check", tmp_path, calibrated_folder(tmp_path / "other", 0.8, seed=1)) == 2
+    found = capsys.readouterr().err
+    assert "differs from the gate in its calibrator: temperature with other parameters instead of temperature" in found
+    cross_validated = {"calibrator": "temperature", "calibrator_digest": None}
+    assert threshold("--check", tmp_path, folder(tmp_path / "folds", seed=1, **cross_validated)) == 2
+    assert "no one calibrator made them" in capsys.readouterr().err
+    assert threshold(tmp_path / "folds", "--target_accuracy", 0.9, "--output_dir", tmp_path / "gate") == 2
+    assert "calibrated by cross-validation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "now, message",
+    [
+        (({"scoring": "letter", "prompt_template": "{question}\n{options}\nAnswer:"}, "p1"), None),
+        (({"scoring": "letter"}, "p2"), "differs from the gate in its chat template or tokenizer"),
+        (({"scoring": "text"}, "p2"), "differs from the gate in its prompt format: {'scoring': 'text'}"),
+    ],
+)
+def test_prompts_are_compared_by_their_digest(tmp_path, capsys, now, message):
+    path = folder(tmp_path / "after", prompt_digest="p1")
+    assert threshold(path, "--target_accuracy", 0.9, "--output_dir", tmp_path) == 0
+    new = folder(tmp_path / "new", seed=1, prompt_format=now[0], prompt_digest=now[1])
+    assert threshold("--check", tmp_path, new) == (2 if message else 0)
+    assert (message or "") in capsys.readouterr().err
 
 
 def test_the_questions_of_the_gate_are_no_check(gate, capsys):

@@ -155,3 +155,16 @@ def test_real_chat_template(smollm2_tokenizer):
     prompt, candidates, suffix = PromptFormat().render(smollm2_tokenizer, "Ice is", ["hot", "cold"])
     assert prompt.startswith("<|im_start|>system") and prompt.endswith("<|im_start|>assistant\n")
     assert candidates == ["A", "B"] and suffix == "<|im_end|>\n"
+
+
+def test_the_digest_tells_formats_and_tokenizers_apart(tiny_tokenizers):
+    qwen, gpt2 = tiny_tokenizers["qwen"], tiny_tokenizers["gpt2"]
+    digest = PromptFormat().digest(qwen)
+    written_out = PromptFormat("letter", "{question}\n{options}\nAnswer:", use_chat_template=True)
+    assert written_out.digest(qwen) == digest
+    others = [PromptFormat("text"), PromptFormat(use_chat_template=False), PromptFormat(system_prompt="Be brief.")]
+    digests = {digest, PromptFormat().digest(gpt2), *(other.digest(qwen) for other in others)}
+    assert len(digests) == 5
+    changed = qwen.__class__(tokenizer_object=qwen.backend_tokenizer, chat_template=qwen.chat_template + " ")
+    assert changed and PromptFormat().digest(changed) not in digests
+    assert PromptFormat(use_chat_template=False).digest(changed) in digests

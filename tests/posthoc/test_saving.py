@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from samples import make_logits as make
 
-from hf_calib.posthoc import METHODS, PostHocCalibrator, TemperatureIsotonic, TemperatureScaling, fit_calibrator
+from hf_calib.posthoc import (
+    METHODS,
+    PostHocCalibrator,
+    SubjectTemperature,
+    TemperatureIsotonic,
+    TemperatureScaling,
+    fit_calibrator,
+)
 
 
 @pytest.mark.parametrize("kind", METHODS.values())
@@ -20,10 +27,21 @@ def test_saved_and_loaded(kind, tmp_path):
     assert config == {"format_version": 1, "method": kind.method, **names}
     for loader in (kind, PostHocCalibrator):
         loaded = loader.load(tmp_path / "new" / "folder")
-        assert type(loaded) is kind
+        assert type(loaded) is kind and loaded.digest == calibrator.digest
         np.testing.assert_array_equal(
             loaded.transform(logits, groups=groups), calibrator.transform(logits, groups=groups)
         )
+
+
+def test_the_digest_is_of_what_was_fitted():
+    logits, labels = make(n=200)
+    first, other = TemperatureScaling().fit(logits, labels), TemperatureScaling().fit(logits[:150], labels[:150])
+    assert first.digest == TemperatureScaling().fit(logits, labels).digest != other.digest
+    groups = np.where(np.arange(200) % 2, "law", "maths")
+    by_subject = SubjectTemperature().fit(logits, labels, groups=groups)
+    digest = by_subject.digest
+    by_subject.subjects = by_subject.subjects[::-1]
+    assert by_subject.digest != digest
 
 
 def test_load_errors_name_the_file(tmp_path):
