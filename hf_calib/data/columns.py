@@ -78,7 +78,8 @@ def parse_columns(columns: str | Mapping[str, str]) -> dict[str, str]:
         if name not in known:
             raise ValueError(
                 f"columns: {name!r} is no column of questions; use question, choices (or A, B, ...), answer (or "
-                "answers, without choices), and optionally id, subject, target_probabilities, or the names of a known data set"
+                "answers, without choices), and optionally id, subject, target_probabilities, or the names of a known "
+                "data set"
             )
     if len(set(columns.values())) < len(columns):
         raise ValueError("columns: one column is used for two names")

@@ -145,7 +145,7 @@ class PromptFormat:
             question (`str`):
                 Text of the question.
             choices (`list[str]`):
-                Texts of its options, 2 to 26.
+                Texts of its options, 2 to 26; none for a question that is answered in free text.
             subject (`str`, *optional*):
                 Value of `{subject}` in the template.
 
@@ -172,7 +172,8 @@ class PromptFormat:
                 f"prompt_template {self.prompt_template!r} uses {{subject}}, but a question has no `subject`"
             )
         options = "\n".join(
-            f"{letter}. {text}" for letter, text in zip(self.letters(len(choices)), choices, strict=True)
+            f"{letter}. {text}"
+            for letter, text in zip(self.letters(len(choices)) if choices else [], choices, strict=True)
         )
         return self._template.format(question=question, options=options, subject=subject)
 

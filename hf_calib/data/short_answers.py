@@ -175,11 +175,13 @@ def _columns(dataset: Dataset | TextRecords) -> list[str]:
 
 def _is_clean(dataset: Dataset | TextRecords, labelled: bool) -> bool:
     """Whether a data set is a result of [`short_questions`]."""
-    if not isinstance(dataset, Dataset) or not labelled:
+    if not isinstance(dataset, Dataset):
         return False
     expected = {**_FEATURES, "subject": Value("string")}
     if any(dataset.features[name] != expected.get(name) for name in dataset.column_names):
         return False
+    if not labelled:
+        return all(answers is None for answers in dataset["answers"])
     return all(answers and all(text.strip() for text in answers) for answers in dataset["answers"])
 
 

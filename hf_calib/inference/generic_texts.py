@@ -188,9 +188,9 @@ def continue_prompts(
         max_new_tokens = min(max_new_tokens, length - max(map(len, prompts)))
         if max_new_tokens < 1:
             raise ValueError(f"The context of the model, {length} tokens, has no space for a text after the prompt.")
-    config = _sampling_config(model, tokenizer, max_new_tokens)
+    config = generation_config(model, tokenizer, max_new_tokens)
     texts = []
-    with torch.no_grad(), evaluation_mode(model), _own_config(model, config), _own_random_state(model, seed):
+    with torch.no_grad(), evaluation_mode(model), own_config(model, config), own_random_state(model, seed):
         for batch in progress_batches(prompts, batch_size, "Sampling texts"):
             texts += _generate(model, config, batch)
     return texts
@@ -251,31 +251,44 @@ def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _sampling_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int):
-    """Plain sampling that ends with any EOS token of the model or of the tokenizer."""
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """EOS tokens of a model and of its tokenizer, in order."""
     ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    pad = next((token for token in (tokenizer.pad_token_id, *sorted(ends)) if token is not None), 0)
+    return sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+
+
+def generation_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 1.0
+) -> GenerationConfig:
+    """Plain sampling, or greedy decoding at temperature 0, that ends with any EOS token of model or tokenizer."""
+    ends = end_tokens(model, tokenizer)
+    pad = next((token for token in (tokenizer.pad_token_id, *ends) if token is not None), 0)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+        **(sampling if temperature else {"do_sample": False}),
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends) or None,
+        eos_token_id=ends or None,
         pad_token_id=pad,
         use_cache=True,
     )
+
+
+def pad_prompts(
+    model: PreTrainedModel, pad_token_id: int, prompts: Sequence[Sequence[int]]
+) -> dict[str, torch.Tensor]:
+    """Pad prompts on the left to `input_ids` and `attention_mask` `(batch, length)`, on the model's device."""
+    width = max(map(len, prompts))
+    input_ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    batch = {"input_ids": torch.tensor(input_ids), "attention_mask": torch.tensor(mask)}
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def _generate(model: PreTrainedModel, config: GenerationConfig, prompts: Sequence[Sequence[int]]) -> list[GenericText]:
     """Continue a batch of prompts."""
     width = max(map(len, prompts))
     padding = [width - len(prompt) for prompt in prompts]
-    input_ids = [[config.pad_token_id] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)]
-    mask = [[0] * n + [1] * (width - n) for n in padding]
-    batch = {"input_ids": torch.tensor(input_ids), "attention_mask": torch.tensor(mask)}
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    batch = pad_prompts(model, config.pad_token_id, prompts)
     texts = []
     for n, row in zip(padding, model.generate(**batch, generation_config=config).tolist(), strict=True):
         written = row[width:]
@@ -317,7 +330,7 @@ def evaluation_mode(*models: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _own_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def own_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Replace the model's generation config, from which `generate` would take a repetition penalty and the like."""
     kept, model.generation_config = model.generation_config, config
     try:
@@ -327,7 +340,7 @@ def _own_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[No
 
 
 @contextmanager
-def _own_random_state(model: PreTrainedModel, seed: int) -> Iterator[None]:
+def own_random_state(model: PreTrainedModel, seed: int) -> Iterator[None]:
     """Seed the generators of the CPU and of the model's GPUs, and restore their states at the end."""
     devices = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)):

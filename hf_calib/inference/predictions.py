@@ -63,8 +63,19 @@ class OptionPredictions:
         return softmax(logits.astype(np.promote_types(logits.dtype, np.float32)), axis=1).astype(np.float32)
 
     @property
+    def of_answers(self) -> bool:
+        """Whether these are confidences of written answers: option 0 is that the answer is right."""
+        return "confidence" in self.metadata
+
+    @property
     def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities and labels, as the diagrams take them."""
+        """
+        Probabilities and labels, as the diagrams take them.
+
+        Of written answers: confidences `(N,)`, and whether each answer is right (1 or 0; NaN if it is not known).
+        """
+        if self.of_answers:
+            return self.probabilities[:, 0], np.where(self.labels < 0, np.nan, self.labels == 0)
         return self.probabilities, self.labels
 
     @property
