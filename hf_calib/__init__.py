@@ -18,6 +18,7 @@ _MODULE_OF = {
     "corp_decomposition": "measures.corp",
     "kernel_calibration_test": "measures.kernel_test",
     "compare_predictions": "measures.paired",
+    "comparison_report": "measures.paired",
     "risk_coverage": "measures.risk_coverage",
     "selective_report": "measures.risk_coverage",
     "accuracy_evidence": "measures.sequential_test",

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .bootstrap import LEVEL
-from .calibration_error import (
-    aurc,
-    bins_of,
-    brier_score,
-    classwise_calibration_error,
-    confidence_auroc,
-    negative_log_likelihood,
-)
-from .checked import check_examples, check_predictions
+from .checked import Examples, Predictions, check_examples, check_predictions
 from .options import MeasureOptions
-from .risk_coverage import risk_coverage
 from .validation import as_weights
+from .weighted_measures import OF_CONFIDENCES, OF_PROBABILITIES, OfWeights
+
+
+MEASURES = (*OF_CONFIDENCES, *OF_PROBABILITIES)
+# Of a comparison, unless others are given; and of each group, where many groups must not take long.
+_USUAL = ("accuracy", "confidence", "ece", "auroc", "aurc", "cw_ece", "nll", "brier")
+_OF_GROUPS = ("accuracy", "confidence", "overconfidence", "ece", "nll", "brier")
+_DRAWN_ROWS = 8192  # most rows of a draw
 
 
 class PairedDifference(NamedTuple):
@@ -43,44 +43,17 @@ class PairedDifference(NamedTuple):
     p_value: float
 
 
-def _accuracy(confidences, correct, sample_weight=None) -> float:
-    return float(np.average(correct, weights=sample_weight))
-
-
-def _confidence(confidences, correct, sample_weight=None) -> float:
-    return float(np.average(confidences, weights=sample_weight))
-
-
-def _ece(confidences, correct, sample_weight=None) -> float:
-    return bins_of(confidences, correct, sample_weight, 10, "equal_width").error
-
-
-# Measures of confidences and outcomes, and measures of probabilities and labels.
-OF_CONFIDENCES: dict[str, Callable[..., float]] = {
-    "accuracy": _accuracy,
-    "confidence": _confidence,
-    "ece": _ece,
-    "auroc": confidence_auroc,
-    "aurc": aurc,
-    "e_aurc": lambda *arrays: risk_coverage(*arrays).e_aurc,
-    "augrc": lambda *arrays: risk_coverage(*arrays).augrc,
-}
-OF_PROBABILITIES: dict[str, Callable[..., float]] = {
-    "cw_ece": lambda probabilities, labels, weights: classwise_calibration_error(
-        probabilities, labels, sample_weight=weights
-    ),
-    "nll": negative_log_likelihood,
-    "brier": brier_score,
-}
-
-
 def compare_predictions(first, second, measure="nll", sample_weight=None, **options) -> PairedDifference:
     """
     Compare two sets of predictions for the same questions.
 
     The questions are resampled by the Bayesian bootstrap, with the same weights for both sets. The draws of the
     difference are centred on the measured one, because resampling raises binned errors. The p-value is the share of
-    centred draws at least as far from 0 as the difference, so it agrees with the interval.
+    centred draws at least as far from 0 as the difference, so it agrees with the interval. Beyond 8,192 questions the
+    draws are of a random sample of so many, and scaled to the number of all.
+
+    A measured ECE is too high by its noise, which is smaller for the worse model. So the difference of a calibrated
+    and a miscalibrated model is too small in `"ece"` and `"cw_ece"`. The other measures have no such bias.
 
     Args:
         first (`tuple` of two array-likes):
@@ -89,18 +62,21 @@ def compare_predictions(first, second, measure="nll", sample_weight=None, **opti
         second (`tuple` of two array-likes):
             The same of the other predictions, with the questions in the same order.
         measure (`str` or `Callable`, *optional*, defaults to `"nll"`):
-            `"accuracy"`, `"confidence"`, `"ece"`, `"auroc"`, `"aurc"`, `"e_aurc"`, `"augrc"`; of probabilities also
-            `"cw_ece"`, `"nll"`, `"brier"`. Or a function of the two arrays and the weights `(N,)`.
+            `"accuracy"`, `"confidence"`, `"overconfidence"`, `"ece"`, `"auroc"`, `"aurc"`, `"e_aurc"`, `"augrc"`; of
+            probabilities also `"cw_ece"`, `"nll"`, `"brier"`. Or a function of the two arrays and the weights `(N,)`.
         sample_weight (array-like of shape `(N,)`, *optional*):
             Importance weight of each question.
         options:
-            `n_bootstrap` and `seed`, see [`~hf_calib.measures.options.MeasureOptions`].
+            `n_bins` and `binning` of the binned measures, `n_bootstrap` and `seed`, see
+            [`~hf_calib.measures.options.MeasureOptions`].
 
     Returns:
         [`PairedDifference`]: `first`, `second`, `difference` (second less first), `low`, `high`, `p_value`.
 
     Raises:
-        ValueError: The measure is unknown or needs probabilities, or the predictions are not of the same questions.
+        TypeError: An array has the wrong type, or an option is unknown.
+        ValueError: The measure is unknown or needs probabilities, the predictions are not of the same questions, or a
+            value is outside its range.
 
     Example:
 
@@ -113,43 +89,179 @@ def compare_predictions(first, second, measure="nll", sample_weight=None, **opti
     ```
     """
     options = MeasureOptions(**options)
-    function, pairs = _resolve(measure, first, second)
-    n = len(pairs[0][1])
-    if len(pairs[1][1]) != n:
-        raise ValueError(f"the first predictions are of {n} questions, the second of {len(pairs[1][1])}.")
+    if not callable(measure):
+        pair = _checked_pair(first, second, sample_weight)
+        return _compare(pair, [measure], options)[measure]
+    arrays = [tuple(map(np.asarray, one)) for one in (first, second)]
+    n = len(arrays[0][1])
+    _check_lengths(n, len(arrays[1][1]))
     weights = as_weights(sample_weight, n)
-    values = [function(*pair, weights) for pair in pairs]
-    base = np.ones(n) if weights is None else weights
-    rng, draws = options.generator(4), np.empty(options.n_bootstrap)
-    for index in range(options.n_bootstrap):
-        drawn = base * rng.standard_exponential(n)
-        draws[index] = function(*pairs[1], drawn) - function(*pairs[0], drawn)
-    difference = values[1] - values[0]
-    noise = draws - draws.mean()
+
+    def of_rows(rows: slice | np.ndarray) -> list[tuple[OfWeights, OfWeights]]:
+        parts = [tuple(array[rows] for array in one) for one in arrays]
+        return [tuple((lambda drawn, part=part: measure(*part, drawn)) for part in parts)]
+
+    # a function may tell equal weights from none
+    values = [measure(*one, weights) for one in arrays]
+    drawn = _draws(of_rows, np.ones(n) if weights is None else weights, options)
+    return _difference(*values, drawn[:, 0])
+
+
+def comparison_report(
+    other, predictions, measures: Sequence[str] | None = None, sample_weight=None, groups=None, **options
+) -> dict[str, float]:
+    """
+    Compare two sets of predictions in several measures, with the same draws for all.
+
+    Args:
+        other (`tuple` of two array-likes):
+            Predictions to compare with, e.g. of another model; see [`compare_predictions`].
+        predictions (`tuple` of two array-likes):
+            Predictions for the same questions in the same order.
+        measures (`Sequence[str]`, *optional*):
+            Names of [`compare_predictions`]. Defaults to `accuracy`, `confidence`, `ece`, `auroc` and `aurc`, and with
+            probabilities on both sides `cw_ece`, `nll` and `brier`.
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each question.
+        groups (array-like of shape `(N,)`, *optional*):
+            Group of each question, e.g. its subject. Adds the differences in each, for measures that do not depend on
+            the order of the confidences. The p-values are not corrected for the number of groups.
+        options:
+            As in [`compare_predictions`].
+
+    Returns:
+        `dict[str, float]`: `other/<measure>`, and `difference/<measure>` (predictions less other) with
+        `difference/<measure>_low`, `_high` and `_p_value`; the same for each group after `group/<name>/`.
+
+    Raises:
+        TypeError: An array has the wrong type, or an option is unknown.
+        ValueError: As in [`compare_predictions`].
+
+    Example:
+
+    ```python
+    >>> from hf_calib.measures.paired import comparison_report
+    >>> report = comparison_report(([0.9, 0.8], [1, 0]), ([0.9, 0.6], [1, 0]), ["confidence"])
+    >>> round(report["other/confidence"], 2), round(report["difference/confidence"], 2)
+    (0.85, -0.1)
+
+    ```
+    """
+    options = MeasureOptions(**options)
+    pair = _checked_pair(other, predictions, sample_weight)
+    if measures is None:
+        measures = [name for name in _USUAL if name in OF_CONFIDENCES or _have_probabilities(pair)]
+    report = _named(_compare(pair, measures, options))
+    if groups is None:
+        return report
+    groups = np.asarray(groups).astype(str)
+    kept = pair[0].kept
+    n = len(pair[0]) if kept is None else len(kept)
+    if groups.shape != (n,):
+        raise ValueError(f"`groups` has shape {groups.shape} for {n} rows: give one name per row.")
+    groups = groups if kept is None else groups[kept]
+    measures = [name for name in measures if name in _OF_GROUPS]
+    for name in np.unique(groups):
+        part = tuple(_rows_of(one, groups == name) for one in pair)
+        report |= {f"group/{name}/{key}": value for key, value in _named(_compare(part, measures, options)).items()}
+    return report
+
+
+def _named(differences: Mapping[str, PairedDifference]) -> dict[str, float]:
+    named = {}
+    for name, found in differences.items():
+        named |= {f"other/{name}": found.first, f"difference/{name}": found.difference}
+        named |= {f"difference/{name}_{end}": getattr(found, end) for end in ("low", "high", "p_value")}
+    return named
+
+
+def _checked_pair(first, second, sample_weight) -> tuple[Examples, Examples]:
+    """Check two sets of predictions for the same questions."""
+    pair = []
+    for scores, outcomes in (first, second):
+        plain = len(scores) > 0 and np.ndim(scores[0]) == 0
+        pair.append((check_examples if plain else check_predictions)(scores, outcomes, sample_weight))
+    _check_lengths(*map(len, pair))
+    if _have_probabilities(pair) and (pair[0].labels != pair[1].labels).any():
+        row = int(np.argmax(pair[0].labels != pair[1].labels))
+        raise ValueError(
+            f"the right option of row {row} is {pair[0].labels[row]} in the first predictions and "
+            f"{pair[1].labels[row]} in the second: both must be of the same questions in the same order."
+        )
+    return tuple(pair)
+
+
+def _check_lengths(first: int, second: int) -> None:
+    if first != second:
+        raise ValueError(f"the first predictions are of {first} questions, the second of {second}.")
+
+
+def _have_probabilities(pair: Sequence[Examples]) -> bool:
+    return all(isinstance(one, Predictions) for one in pair)
+
+
+def _rows_of(examples: Examples, rows: np.ndarray | slice) -> Examples:
+    """Some rows of checked predictions, with what the measures use."""
+    arrays = {"confidences": examples.confidences[rows], "correct": examples.correct[rows]}
+    arrays["weights"] = None if examples.weights is None else examples.weights[rows]
+    if not isinstance(examples, Predictions):
+        return Examples(**arrays)
+    return Predictions(**arrays, probabilities=examples.probabilities[rows], labels=examples.labels[rows])
+
+
+def _compare(
+    pair: tuple[Examples, Examples], measures: Sequence[str], options: MeasureOptions
+) -> dict[str, PairedDifference]:
+    """Compare checked predictions in each measure."""
+    for name in measures:
+        if name not in MEASURES:
+            raise ValueError(f"the measure {name!r} is not known; use one of {', '.join(MEASURES)}, or a function.")
+        if name in OF_PROBABILITIES and not _have_probabilities(pair):
+            raise ValueError(f"the measure {name!r} needs probabilities of all options, not confidences.")
+
+    def of_rows(rows: slice | np.ndarray) -> list[tuple[Any, ...]]:
+        parts = [_rows_of(one, rows) for one in pair]
+        return [tuple((OF_CONFIDENCES | OF_PROBABILITIES)[name](part, options) for part in parts) for name in measures]
+
+    weights = np.ones(len(pair[0])) if pair[0].weights is None else pair[0].weights
+    values = [[function(weights) for function in functions] for functions in of_rows(slice(None))]
+    drawn = _draws(of_rows, weights, options)
+    return {name: _difference(*values[index], drawn[:, index]) for index, name in enumerate(measures)}
+
+
+def _draws(of_rows: Callable, weights: np.ndarray, options: MeasureOptions) -> np.ndarray:
+    """
+    Draw the differences.
+
+    Args:
+        of_rows (`Callable`):
+            From an index of rows to the measures of both sets on these rows, as functions of their weights.
+        weights (`np.ndarray` of shape `(N,)`):
+            Weight of each row.
+        options ([`MeasureOptions`]):
+            `n_bootstrap` and `seed`.
+
+    Returns:
+        `np.ndarray` of shape `(n_bootstrap, measures)`: differences with the spread of N rows.
+    """
+    rng, rows, scale = options.generator(4), slice(None), 1.0
+    if len(weights) > _DRAWN_ROWS:
+        rows = np.sort(rng.choice(len(weights), _DRAWN_ROWS, replace=False))
+        effective = [one.sum() ** 2 / (one @ one) for one in (weights, weights[rows])]
+        scale = sqrt(effective[1] / effective[0])
+    base, functions = weights[rows], of_rows(rows)
+    draws = np.empty((options.n_bootstrap, len(functions)))
+    for draw in draws:
+        drawn = base * rng.standard_exponential(len(base))
+        draw[:] = [second(drawn) - first(drawn) for first, second in functions]
+    return (draws - draws.mean(axis=0)) * scale
+
+
+def _difference(first: float, second: float, noise: np.ndarray) -> PairedDifference:
+    """The difference of two values, with its interval and p-value from centred draws."""
+    difference = second - first
     low, high = difference + np.quantile(noise, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    as_far = int((np.abs(noise) >= abs(difference)).sum())
+    # the tolerance keeps the rounding of sums from breaking ties
+    as_far = int((np.abs(noise) >= abs(difference) - 1e-12).sum())
     p_value = (1 + as_far) / (1 + len(noise)) if np.isfinite(difference) else float("nan")
-    return PairedDifference(values[0], values[1], difference, float(low), float(high), p_value)
-
-
-def _resolve(measure, first, second) -> tuple[Callable[..., float], list[tuple[np.ndarray, np.ndarray]]]:
-    """The measure as a function, and the arrays that it takes, checked once."""
-    if callable(measure):
-        return measure, [tuple(map(np.asarray, pair)) for pair in (first, second)]
-    if measure not in OF_CONFIDENCES | OF_PROBABILITIES:
-        known = ", ".join([*OF_CONFIDENCES, *OF_PROBABILITIES])
-        raise ValueError(f"the measure {measure!r} is not known; use one of {known}, or a function.")
-    of_confidences, pairs = [np.ndim(pair[0]) == 1 and np.ndim(pair[0][0]) == 0 for pair in (first, second)], []
-    if measure in OF_PROBABILITIES:
-        if any(of_confidences):
-            raise ValueError(f"the measure {measure!r} needs probabilities of all options, not confidences.")
-        return OF_PROBABILITIES[measure], [_of_probabilities(*pair) for pair in (first, second)]
-    for pair, plain in zip((first, second), of_confidences, strict=True):
-        checked = check_examples(*pair) if plain else check_predictions(*pair)
-        pairs.append((checked.confidences.astype(np.float64), checked.correct))
-    return OF_CONFIDENCES[measure], pairs
-
-
-def _of_probabilities(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
-    checked = check_predictions(probabilities, labels)
-    return checked.probabilities, checked.labels
+    return PairedDifference(float(first), float(second), float(difference), float(low), float(high), p_value)

@@ -5,8 +5,9 @@ import pytest
 from samples import make
 from scipy.stats import ttest_rel
 
+from hf_calib.measures import paired
 from hf_calib.measures.calibration_error import calibration_report, expected_calibration_error
-from hf_calib.measures.paired import OF_CONFIDENCES, OF_PROBABILITIES, compare_predictions
+from hf_calib.measures.paired import MEASURES, compare_predictions, comparison_report
 from hf_calib.measures.risk_coverage import risk_coverage
 
 
@@ -16,7 +17,7 @@ def models():
     return (stated, labels), (target, labels)
 
 
-@pytest.mark.parametrize("measure", [*OF_CONFIDENCES, *OF_PROBABILITIES])
+@pytest.mark.parametrize("measure", MEASURES)
 def test_values_are_those_of_the_report(models, measure):
     found = compare_predictions(*models, measure, n_bootstrap=20)
     for value, (probabilities, labels) in zip(found[:2], models, strict=True):
@@ -59,6 +60,58 @@ def test_p_values_are_uniform_where_nothing_differs(measure):
     assert rejected <= 15
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
+def test_values_with_weights_ties_and_other_bins(measure, binning):
+    stated, labels, _ = make(n=300, seed=3)
+    stated = np.where(stated > 0.5, stated.round(1), stated)
+    stated /= stated.sum(axis=1, keepdims=True)
+    weights = np.random.default_rng(0).uniform(0, 2, 300)
+    weights[::7] = 0
+    options = {"n_bins": 7, "binning": binning, "n_bootstrap": 1}
+    report = calibration_report(stated, labels, sample_weight=weights, **options)
+    found = compare_predictions((stated[::-1][::-1], labels), (stated, labels), measure, weights, **options)
+    assert found.first == found.second == pytest.approx(report[measure])
+    assert (found.difference, found.p_value) == (0, 1)
+
+
+@pytest.mark.parametrize("measure", ["nll", "auroc"])
+def test_draws_of_a_sample_have_the_spread_of_all(measure, monkeypatch):
+    stated, labels, target = make(n=8000, seed=8)
+    weights = np.random.default_rng(0).uniform(0.5, 2, 8000)
+    whole = compare_predictions((stated, labels), (target, labels), measure, weights, n_bootstrap=400)
+    monkeypatch.setattr(paired, "_DRAWN_ROWS", 2000)
+    sample = compare_predictions((stated, labels), (target, labels), measure, weights, n_bootstrap=400)
+    assert sample[:3] == whole[:3]
+    assert sample.high - sample.low == pytest.approx(whole.high - whole.low, rel=0.2)
+
+
+def test_report_is_the_single_comparisons(models):
+    report = comparison_report(*models, n_bootstrap=50)
+    names = ["accuracy", "confidence", "ece", "auroc", "aurc", "cw_ece", "nll", "brier"]
+    assert {key.partition("/")[2] for key in report if key.startswith("other/")} == set(names)
+    for name in ("ece", "aurc", "nll"):
+        alone = compare_predictions(*models, name, n_bootstrap=50)
+        ends = ("", "_low", "_high", "_p_value")
+        assert [report[f"difference/{name}{end}"] for end in ends] == pytest.approx(list(alone[2:]))
+        assert report[f"other/{name}"] == alone.first
+
+
+def test_report_of_confidences_and_of_groups(models):
+    (stated, labels), (target, _) = models
+    pairs = [(p.max(axis=1), p.argmax(axis=1) == labels) for p in (stated, target)]
+    groups = np.repeat(["a/b", "c"], [150, 250])
+    weights = np.where(np.arange(400) % 5, 1.5, 0)
+    report = comparison_report(*pairs, sample_weight=weights, groups=groups, n_bootstrap=50)
+    assert "other/nll" not in report and "group/c/other/auroc" not in report
+    rows = groups == "a/b"
+    alone = comparison_report(
+        *((c[rows], z[rows]) for c, z in pairs), ["accuracy", "ece"], weights[rows], n_bootstrap=50
+    )
+    for key in ("other/ece", "difference/ece", "difference/accuracy"):
+        assert report[f"group/a/b/{key}"] == pytest.approx(alone[key])
+
+
 def test_function_as_measure_and_weights(models):
     weights = np.random.default_rng(0).random(400)
     found = compare_predictions(
@@ -73,8 +126,22 @@ def test_function_as_measure_and_weights(models):
         ((([0.5], [1]), ([0.5], [1]), "nll"), "needs probabilities"),
         ((([0.5], [1]), ([0.5, 0.5], [1, 1]), "ece"), "of 1 questions, the second of 2"),
         ((([0.5], [1]), ([0.5], [1]), "f1"), "not known; use one of"),
+        ((([[0.5, 0.5]], [1]), ([[0.5, 0.5]], [0]), "ece"), "right option of row 0 is 1 in the first"),
+        ((([0.5, np.nan], [1, 1]), ([0.5, 0.5], [1, 1]), "ece"), "row 1"),
+        ((([0.5, 0.5], [1, 1]), ([0.5, 0.5], [1, 1]), "ece", [1, -1]), "row 1"),
+        ((([0.5], [1]), ([0.5, 0.5], [1, 1]), lambda c, z, w: 0.0), "of 1 questions, the second of 2"),
     ],
 )
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         compare_predictions(*arguments)
+
+
+def test_one_class_has_no_auroc():
+    found = compare_predictions(([0.5, 0.6], [1, 1]), ([0.5, 0.7], [1, 1]), "auroc", n_bootstrap=5)
+    assert np.isnan(found.difference) and np.isnan(found.p_value)
+
+
+def test_groups_must_fit(models):
+    with pytest.raises(ValueError, match="`groups` has shape"):
+        comparison_report(*models, groups=["a"])
