@@ -66,6 +66,7 @@ _MODULE_OF = {
     "TemperatureScaling": "posthoc",
     "TransferredTemperature": "posthoc",
     "VectorScaling": "posthoc",
+    "recalibration_gain": "posthoc",
     "OptionCalibrationProcessor": "posthoc.logits_processor",
     "OptionPredictions": "inference.predictions",
     "PredictionOptions": "inference.predict",

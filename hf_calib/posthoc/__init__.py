@@ -2,6 +2,7 @@
 
 from .base import PostHocCalibrator, set_confidence
 from .confidence import BetaCalibration, HistogramBinning, IsotonicConfidence, TemperatureIsotonic
+from .recalibration_gain import RecalibrationGain, recalibration_gain
 from .scaling import AgreementTemperature, EnsembleTemperatureScaling, MatrixScaling, TemperatureScaling, VectorScaling
 from .selection import AS_IS, choose_method, cross_validate, fit_calibrator
 from .subject_temperature import SubjectTemperature
@@ -35,6 +36,7 @@ __all__ = [
     "IsotonicConfidence",
     "MatrixScaling",
     "PostHocCalibrator",
+    "RecalibrationGain",
     "SubjectTemperature",
     "TemperatureIsotonic",
     "TemperatureScaling",
@@ -43,5 +45,6 @@ __all__ = [
     "choose_method",
     "cross_validate",
     "fit_calibrator",
+    "recalibration_gain",
     "set_confidence",
 ]
