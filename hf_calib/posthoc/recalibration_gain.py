@@ -96,10 +96,8 @@ def recalibration_gain(
     from . import METHODS
 
     known = [name for name, kind in METHODS.items() if kind.supervised and not kind.grouped]
-    if not methods or (unknown := [name for name in methods if name not in known]):
-        raise ValueError(
-            f"method {unknown[0]!r} is not one of {', '.join(known)}." if methods else "no methods given."
-        )
+    if wrong := [name for name in methods or [None] if name not in known]:
+        raise ValueError(f"`methods` names {wrong[0]!r}, which is not one of {', '.join(known)}.")
     logits = check_option_logits(option_logits)
     labels, weights = check_labels(labels, logits), as_weights(sample_weight, len(logits))
     if weights is not None and not weights.all():
