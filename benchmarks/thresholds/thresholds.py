@@ -3,11 +3,12 @@
     python benchmarks/thresholds/thresholds.py
     python benchmarks/thresholds/thresholds.py --num_rows 60 --num_draws 10000
 
-A population is a list of confidences, from the highest to the lowest, with a probability of being right and a mass
-each. N rows are drawn from it and given to `accuracy_threshold`. The returned threshold is wrong if the population's
-accuracy above it is below the target. Prints a table for each N: the share of draws with a wrong threshold (at most
-.05 is promised), the share with a threshold, the mean coverage, and the largest coverage at which the population
-reaches the target. Then come thresholds by subject, the sequential test of `--check` and, last, one line of JSON.
+A population is a list of confidences, from the highest to the lowest, with a probability of being right, a mass and
+an importance weight each. N rows are drawn from it and given to `accuracy_threshold`. The returned threshold is wrong
+if the population's (weighted) accuracy above it is below the target. Prints a table for each N: the share of draws
+with a wrong threshold (at most .05 is promised), the share with a threshold, the mean coverage, and the largest
+coverage at which the population reaches the target. Then come thresholds by subject, the sequential test of `--check`
+and, last, one line of JSON.
 """
 
 import argparse
@@ -23,9 +24,10 @@ from hf_calib.measures.sequential_test import accuracy_evidence
 from hf_calib.measures.threshold import accuracy_threshold, accuracy_thresholds
 
 
-Population = tuple[np.ndarray, np.ndarray, np.ndarray]  # confidences, probabilities of being right, masses
+Population = tuple[np.ndarray, ...]  # confidences, probabilities of being right, masses, weights
 POINTS = 20_000
 LEVEL = 0.95
+WEIGHTS, SHARES = np.array([0.25, 1.0, 4.0]), np.array([0.5, 0.3, 0.2])
 COLUMNS = ("kind", "target", "wrong", "found", "coverage", "possible")
 
 
@@ -34,14 +36,22 @@ def smooth(right: Callable[[np.ndarray, float], np.ndarray]) -> Callable[[float]
 
     def population(target: float) -> Population:
         coverage = (np.arange(POINTS) + 0.5) / POINTS
-        return 1 - coverage, np.clip(right(coverage, target), 0, 1), np.full(POINTS, 1 / POINTS)
+        return 1 - coverage, np.clip(right(coverage, target), 0, 1), np.full(POINTS, 1 / POINTS), np.ones(POINTS)
 
     return population
 
 
 def tied(confidences: list, right: Callable[[float], list], masses: list) -> Callable[[float], Population]:
     """A few confidences that many questions share."""
-    return lambda target: (np.array(confidences), np.clip(right(target), 0, 1), np.array(masses, float))
+    masses, ones = np.array(masses, float), np.ones(len(masses))
+    return lambda target: (np.array(confidences), np.clip(right(target), 0, 1), masses, ones)
+
+
+def weighted(confidences: list, right: Callable[[float], np.ndarray]) -> Callable[[float], Population]:
+    """Confidences of questions of three weights; `right` gives a row of three probabilities for each."""
+    size = len(confidences)
+    masses, weights = np.tile(SHARES / size, size), np.tile(WEIGHTS, size)
+    return lambda target: (np.repeat(confidences, 3), np.clip(right(target), 0, 1).ravel(), masses, weights)
 
 
 def wave(coverage: np.ndarray, target: float) -> np.ndarray:
@@ -69,25 +79,37 @@ KINDS = {
     "ties that rise and fall": tied(
         [0.9, 0.8, 0.7, 0.6], lambda t: [t - 0.02, t + 0.02 - 2e-9, t - 0.02, t + 0.02 - 2e-9], [0.25] * 4
     ),
+    "two, the upper one too low": tied([0.9, 0.8], lambda t: [t - 0.1, t + 0.025 - 1e-9], [0.2, 0.8]),
+    "weights, one confidence": weighted([0.9], lambda t: np.full((1, 3), t - 1e-9)),
+    "weights, the heavy too hard": weighted([0.9], lambda t: t + 0.05 * np.array([[1.882, 1.882, -1]]) - 1e-9),
+    "weights, round numbers": weighted(
+        np.arange(0.95, 0.45, -0.05).tolist(),
+        lambda t: t + (1 - t) * np.linspace(0.9, -1.3, 10)[:, None] + [[0.01, 0, -0.01]],
+    ),
 }  # fmt: skip
 
 
 def selective_accuracy(population: Population) -> np.ndarray:
     """Accuracy of the population at and above each of its confidences."""
-    _, right, masses = population
-    return np.cumsum(masses * right) / np.cumsum(masses)
+    _, right, masses, weights = population
+    return np.cumsum(masses * weights * right) / np.cumsum(masses * weights)
 
 
 def simulate(kind: str, n: int, target: float, num_draws: int, rng: np.random.Generator) -> dict[str, float]:
     """Share of draws with a wrong threshold and with any, mean coverage, and the largest possible coverage."""
     population = KINDS[kind](target)
-    confidences, right, masses = population
-    truth, covered = selective_accuracy(population), np.cumsum(masses)
-    ends = covered / covered[-1]
+    confidences, right, masses, weights = population
+    truth, covered = selective_accuracy(population), np.cumsum(masses * weights) / (masses @ weights)
+    ends = np.cumsum(masses) / masses.sum()
+    most = None if weights.min() == weights.max() else weights.max()
     wrong, found, coverage = 0, 0, 0.0
     for _ in range(num_draws):
         rows = np.searchsorted(ends, rng.random(n))
-        result = accuracy_threshold(confidences[rows], rng.random(n) < right[rows], target, LEVEL)
+        correct = rng.random(n) < right[rows]
+        try:
+            result = accuracy_threshold(confidences[rows], correct, target, LEVEL, most and weights[rows], most)
+        except ValueError:  # the weights left too few questions for any threshold
+            continue
         if result.found:
             last = np.searchsorted(-confidences, -result.threshold, side="right") - 1
             found += 1

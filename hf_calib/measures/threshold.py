@@ -7,11 +7,10 @@ from math import ceil, inf, log, nan, sqrt
 
 import numpy as np
 
-from .checked import check_examples
+from .checked import Examples, check_examples
+from .fixed_sequence import ThresholdTests, least_rejected
 
 
-_STARTS = 5  # most starts of the sequence of tests
-_MORE = 1.6  # first start, in multiples of the least number of questions that it can reject
 _INTERVAL = 0.05  # error rate of the intervals of coverage and accuracy
 
 
@@ -71,7 +70,7 @@ def least_questions(target_accuracy: float, level: float = 0.95) -> int:
     ```
     """
     _check_target(target_accuracy, level)
-    return max(1, ceil(log(_alpha(level)) / log(target_accuracy) - 1e-9))
+    return least_rejected(target_accuracy, _alpha(level))
 
 
 def _alpha(level: float) -> float:
@@ -95,7 +94,9 @@ def clopper_pearson(hits, counts, error: float = _INTERVAL) -> tuple[float, floa
     return low, high
 
 
-def accuracy_threshold(confidences, correct, target_accuracy: float, level: float = 0.95) -> AccuracyThreshold:
+def accuracy_threshold(
+    confidences, correct, target_accuracy: float, level: float = 0.95, sample_weight=None, max_weight=None
+) -> AccuracyThreshold:
     """
     Find the lowest confidence threshold above which the answers have a target accuracy, with a guarantee.
 
@@ -106,7 +107,13 @@ def accuracy_threshold(confidences, correct, target_accuracy: float, level: floa
     Thresholds are tested from the highest to the lowest, each by an exact binomial test of the answers above it (the
     lower Clopper-Pearson bound). A test passes its level on to the next one if it rejects, so that many thresholds
     need no correction; up to five starts, at sizes that depend on N, the target and the level alone, share the level.
-    The argument for its validity is in docs/results/thresholds.md.
+    Equal confidences are answered together. The proof of validity is in docs/results/thresholds.md.
+
+    With weights the guarantee is of the weighted accuracy: that of questions in another mix than the sampled ones.
+    Each question is kept with probability `weight / max_weight`. Those kept are a random sample of the other mix, and
+    all results are of them. The weights must be importance weights: how much more often a kind of question occurs
+    among those to come than in the sample, up to a constant. They may depend on the question and on the prediction,
+    but not on the answer. An error in the weights themselves is not covered.
 
     Args:
         confidences (array-like of shape `(N,)`):
@@ -117,6 +124,10 @@ def accuracy_threshold(confidences, correct, target_accuracy: float, level: floa
             Accuracy that the answers must have, in (0, 1): 1 less the target risk.
         level (`float`, *optional*, defaults to `0.95`):
             Probability of the guarantee, in (0, 1).
+        sample_weight (array-like of shape `(N,)`, *optional*):
+            Importance weight of each question, at least 0.
+        max_weight (`float`, *optional*):
+            Largest weight that a question can have, also one outside the sample. Needed with `sample_weight`.
 
     Returns:
         [`AccuracyThreshold`]: `threshold` is infinite if no threshold reaches the target.
@@ -126,6 +137,7 @@ def accuracy_threshold(confidences, correct, target_accuracy: float, level: floa
 
     References:
         Angelopoulos, Bates, Candes, Jordan & Lei (2021), "Learn then Test", arXiv 2110.01052.
+        Park, Dobriban, Lee & Bastani (2022), "PAC Prediction Sets Under Covariate Shift", arXiv 2106.09848: weights.
         Wiens & Dmitrienko (2005), "The Fallback Procedure for Evaluating a Single Family of Hypotheses", Journal of
         Biopharmaceutical Statistics 15.
 
@@ -142,17 +154,44 @@ def accuracy_threshold(confidences, correct, target_accuracy: float, level: floa
     ```
     """
     needed = least_questions(target_accuracy, level)
-    examples = check_examples(confidences, correct)
+    examples, kept = _examples(confidences, correct, sample_weight, max_weight)
     if len(examples) < needed:
+        drawn = "" if kept is None else f" drawn by their weights, of {len(kept)}"
         raise ValueError(
-            f"there are {len(examples)} questions; a guarantee of an accuracy of {target_accuracy:g} at level "
+            f"there are {len(examples)} questions{drawn}; a guarantee of an accuracy of {target_accuracy:g} at level "
             f"{level:g} needs at least {needed}, all answered rightly, and more otherwise."
         )
-    return _find(examples.confidences, examples.correct, target_accuracy, _alpha(level))
+    return _find(examples, target_accuracy, _alpha(level))
+
+
+def _examples(confidences, correct, sample_weight, max_weight) -> tuple[Examples, np.ndarray | None]:
+    """
+    Check predictions, and draw those that count by their weights.
+
+    Returns:
+        `tuple`: the examples, and whether each row given is among them, `(N,)`; `None` if all are.
+    """
+    if (sample_weight is None) != (max_weight is None):
+        raise ValueError(
+            "`sample_weight` and `max_weight` are needed together: the guarantee takes the largest weight that a "
+            "question can have, also one outside the sample."
+        )
+    examples = check_examples(confidences, correct, sample_weight)
+    if sample_weight is None:
+        return examples, None
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if not weights.max() <= max_weight < inf:  # written so that NaN fails
+        row = int(weights.argmax())
+        raise ValueError(f"`sample_weight` row {row} is {weights[row]:g}, and `max_weight` is {max_weight}.")
+    arrays = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    drawn = np.empty(len(weights))
+    drawn[np.lexsort((weights, *arrays))] = np.random.default_rng(0).random(len(weights))  # whatever the order
+    kept = drawn * max_weight < weights
+    return Examples(*(array[kept] for array in arrays)), kept
 
 
 def accuracy_thresholds(
-    confidences, correct, groups, target_accuracy: float, level: float = 0.95
+    confidences, correct, groups, target_accuracy: float, level: float = 0.95, sample_weight=None, max_weight=None
 ) -> dict[str, AccuracyThreshold]:
     """
     Find a threshold for each group of questions, e.g. each subject; all hold together with probability `level`.
@@ -171,6 +210,8 @@ def accuracy_thresholds(
             Accuracy that the answers to each group must have, in (0, 1).
         level (`float`, *optional*, defaults to `0.95`):
             Probability that all guarantees hold, in (0, 1).
+        sample_weight (array-like of shape `(N,)`, *optional*), max_weight (`float`, *optional*):
+            Importance weights and the largest possible one, see [`accuracy_threshold`].
 
     Returns:
         `dict[str, AccuracyThreshold]`, by group.
@@ -179,9 +220,12 @@ def accuracy_thresholds(
         ValueError: A value is outside its range, or every group has fewer questions than any guarantee needs.
     """
     _check_target(target_accuracy, level)
-    examples, groups = check_examples(confidences, correct), np.asarray(groups)
-    if groups.shape != examples.confidences.shape:
-        raise ValueError(f"`groups` has shape {groups.shape} for {len(examples)} questions: give one for each.")
+    (examples, kept), groups = _examples(confidences, correct, sample_weight, max_weight), np.asarray(groups)
+    if groups.shape != np.shape(confidences):
+        raise ValueError(f"`groups` has shape {groups.shape} for {len(confidences)} questions: give one for each.")
+    groups = groups if kept is None else groups[kept]
+    if len(groups) == 0:
+        raise ValueError(f"none of {len(confidences)} questions is drawn by its weight: `max_weight` is too large.")
     names, counts = np.unique(groups, return_counts=True)
     alpha = _alpha(level) / len(names)
     needed = least_questions(target_accuracy, 1 - alpha)
@@ -191,36 +235,18 @@ def accuracy_thresholds(
             f"{target_accuracy:g} for each at level {level:g} needs at least {needed} in a group."
         )
     parts = [examples.examples(groups == name) for name in names]
-    return {
-        str(name): _find(part.confidences, part.correct, target_accuracy, alpha)
-        for name, part in zip(names, parts, strict=True)
-    }
+    return {str(name): _find(part, target_accuracy, alpha) for name, part in zip(names, parts, strict=True)}
 
 
-def start_sizes(n: int, target_accuracy: float, alpha: float) -> list[int]:
-    """
-    Choose the numbers of answered questions at which the sequence of tests starts.
-
-    They must not depend on the data. The first is 1.6 times the least number that a start can reject, which allows
-    an error or so. The last is all questions, and the others are in between in equal ratios. Where N is too small for
-    several, there is the first alone.
-    """
-    for starts in range(_STARTS, 1, -1):
-        first = ceil(_MORE * least_questions(target_accuracy, 1 - alpha / starts))
-        if first * 1.5 ** (starts - 1) <= n:
-            return np.geomspace(first, n, starts).round().astype(int).tolist()
-    return [min(n, ceil(_MORE * least_questions(target_accuracy, 1 - alpha)))]
-
-
-def _find(confidences: np.ndarray, correct: np.ndarray, target: float, alpha: float) -> AccuracyThreshold:
-    values, place = np.unique(confidences + 0.0, return_inverse=True)
+def _find(examples: Examples, target: float, alpha: float) -> AccuracyThreshold:
+    values, place = np.unique(examples.confidences + 0.0, return_inverse=True)
     counts = np.cumsum(np.bincount(place)[::-1])
-    hits = np.rint(np.cumsum(np.bincount(place, correct)[::-1])).astype(int)
-    last = _last_rejected(counts, hits, target, alpha)
+    hits = np.rint(np.cumsum(np.bincount(place, examples.correct)[::-1])).astype(int)
+    last = ThresholdTests.of(counts, hits, target, alpha).last_rejected(alpha)
     if last is None:
-        return _described(inf, len(correct), 0, 0, _questions_needed(counts, hits, target, alpha))
+        return _described(inf, len(examples), 0, 0, _questions_needed(counts, hits, target, alpha))
     threshold = 0.0 if last == len(values) - 1 else _just_above(values[-last - 2], values[-last - 1])
-    return _described(threshold, len(correct), int(counts[last]), int(hits[last]))
+    return _described(threshold, len(examples), int(counts[last]), int(hits[last]))
 
 
 def _just_above(lower: float, upper: float) -> float:
@@ -233,32 +259,11 @@ def _just_above(lower: float, upper: float) -> float:
     return above if above <= upper else float(np.nextafter(lower, inf))
 
 
-def _last_rejected(counts: np.ndarray, hits: np.ndarray, target: float, alpha: float) -> int | None:
-    """Index of the lowest threshold whose hypothesis `accuracy < target` is rejected; `None` if there is none."""
-    from scipy.special import betainc
-
-    p_values = np.ones(len(counts))
-    some = hits > 0
-    p_values[some] = betainc(hits[some], counts[some] - hits[some] + 1, target)  # P(binomial >= hits)
-    starts = start_sizes(int(counts[-1]), target, alpha)
-    firsts = np.searchsorted(counts, starts).tolist()
-    passed_on, last = 0.0, None
-    for first, end in zip(firsts, [*firsts[1:], len(counts)], strict=True):
-        passed_on += alpha / len(starts)
-        failed = np.flatnonzero(p_values[first:end] > passed_on)
-        rejected = first + int(failed[0]) if len(failed) else end
-        if rejected > first:
-            last = rejected - 1
-        if len(failed):
-            passed_on = 0.0
-    return last
-
-
 def _questions_needed(counts: np.ndarray, hits: np.ndarray, target: float, alpha: float) -> int | None:
     """Least number of questions with which one of the measured accuracies would be enough; at least one more."""
     from scipy.special import ndtri
 
-    least = least_questions(target, 1 - alpha)
+    least = least_rejected(target, alpha)
     enough = (hits > target * counts) & (counts >= min(least, counts[-1]))
     if counts[-1] < least:
         return least

@@ -5,13 +5,13 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import binomtest
 
+from hf_calib.measures.fixed_sequence import _first_hits, start_sizes
 from hf_calib.measures.sequential_test import accuracy_evidence
 from hf_calib.measures.threshold import (
     accuracy_threshold,
     accuracy_thresholds,
     clopper_pearson,
     least_questions,
-    start_sizes,
 )
 
 
@@ -32,28 +32,33 @@ def test_least_questions(target, level):
 
 
 def slow_threshold(confidences, correct, target, alpha):
-    """The fallback procedure, one threshold after the other."""
-    n, passed_on, answer = len(correct), 0.0, np.inf
+    """The sequence of tests, one threshold after the other; without a start inside a group of ties."""
+    n, passed, answer = len(correct), 0.0, np.inf
     starts = start_sizes(n, target, alpha)
-    values, used = sorted(set(confidences), reverse=True), 0
+    values = sorted(set(confidences), reverse=True)
     for value, lower in zip(values, [*values[1:], None], strict=True):
         above = confidences >= value
-        while used < len(starts) and starts[used] <= above.sum():
-            passed_on, used = passed_on + alpha / len(starts), used + 1
-        if binomtest(int(correct[above].sum()), int(above.sum()), target, "greater").pvalue <= passed_on:
+        p_value = binomtest(int(correct[above].sum()), int(above.sum()), target, "greater").pvalue
+        start_rejects = above.sum() in starts and p_value <= alpha / len(starts)
+        passed = passed if p_value <= passed else 0.0
+        if passed or start_rejects:
             answer = 0.0 if lower is None else np.nextafter(lower, np.inf)
-        else:
-            passed_on = 0.0
+        passed += alpha / len(starts) * start_rejects
     return answer
 
 
-@pytest.mark.parametrize("digits", [1, 2, 9])
+@pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("n", [60, 400])
-def test_threshold_is_the_fallback_procedure(n, digits):
-    rng = np.random.default_rng(n + digits)
+def test_threshold_is_the_sequence_of_tests(n, ties):
+    rng = np.random.default_rng(n)
     found = []
     for _ in range(12):
-        confidences = rng.beta(3, 1, n).round(digits)
+        confidences = np.sort(rng.beta(3, 1, n))[::-1]
+        if ties:  # groups of up to 9 that end at every start
+            ends = np.array([0, *start_sizes(n, 0.8, 0.05), n])
+            rank = np.arange(n)
+            begin = ends[np.searchsorted(ends, rank, side="right") - 1]
+            confidences = confidences[begin + (rank - begin) // 9 * 9]
         correct = rng.random(n) < confidences ** rng.uniform(0.1, 1.5)
         result = accuracy_threshold(confidences, correct, 0.8)
         answered = confidences >= result.threshold
@@ -79,12 +84,57 @@ def test_starts_do_not_depend_on_the_data():
     assert len(sizes) == 5 and sizes[-1] == 10_000 and sizes == sorted(sizes)
 
 
+def test_start_inside_a_group_of_ties_is_tested_on_some_of_the_group():
+    """All confidences are equal, so only all questions together have a threshold."""
+    starts = start_sizes(1000, 0.8, 0.05)
+    hits = [_first_hits(starts, np.array([1000]), np.array([right])) for right in (0, 500, 1000)]
+    assert hits[0].tolist() == [0] * 5 and hits[2].tolist() == starts
+    assert hits[1][-1] == 500 and (np.diff(hits[1]) > 0).all() and hits[1] / starts == pytest.approx(0.5, abs=0.15)
+    # The last start, all questions, is tested at a fifth of .05: 832 right answers are enough for .05, not for .01.
+    share = 1 - binomtest(832, 1000, 0.8, "greater").pvalue
+    assert 0.95 < share < 0.999
+    assert accuracy_threshold(np.ones(1000), np.arange(1000) < 870, 0.8).threshold == 0
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_weights_are_another_mix_of_questions(equal):
+    """Half of the questions are hard, and a fifth of those to come."""
+    rng = np.random.default_rng(4)
+    hard = np.arange(4000) % 2 == 0
+    confidences, correct = rng.random(4000), rng.random(4000) < np.where(hard, 0.5, 0.97)
+    if equal:
+        weights, most = np.full(4000, 3), 3
+        assert accuracy_threshold(confidences, correct, 0.7, 0.95, weights, most) == accuracy_threshold(
+            confidences, correct, 0.7
+        )
+        return
+    weights = np.where(hard, 0.5, 2.0)
+    result = accuracy_threshold(confidences, correct, 0.85, sample_weight=weights, max_weight=2)
+    assert not accuracy_threshold(confidences, correct, 0.85).found
+    assert result.coverage == 1 and result.accuracy == pytest.approx(0.876, abs=0.03)
+    assert result.n == pytest.approx(4000 * 1.25 / 2, rel=0.1)
+    mixed = rng.permutation(4000)  # the order of the rows does not matter
+    assert result == accuracy_threshold(confidences[mixed], correct[mixed], 0.85, 0.95, weights[mixed], 2)
+    by_group = accuracy_thresholds(confidences, correct, np.zeros(4000, int), 0.85, 0.95, weights, 2)
+    assert by_group == {"0": result}
+
+
+def test_weighted_threshold_is_seldom_wrong():
+    """The weighted accuracy is just below the target, the unweighted one above."""
+    rng, found = np.random.default_rng(5), 0
+    for _ in range(300):
+        heavy = rng.random(400) < 0.3
+        correct = rng.random(400) < np.where(heavy, 0.75, 0.95)  # weighted (.7 * .95 + .3 * 3 * .75) / 1.6 = .8375
+        found += accuracy_threshold(np.ones(400), correct, 0.838, 0.9, np.where(heavy, 3, 1), 3).found
+    assert found <= 0.1 * 300
+
+
 def test_questions_needed_would_be_enough():
     """A model right in 92% of its answers: 200 questions do not show 90%, the stated number about does."""
     confidences, correct = np.ones(200), np.arange(200) % 25 >= 2
     result = accuracy_threshold(confidences, correct, 0.9)
     assert not result.found and result.coverage == 0 and np.isnan(result.accuracy)
-    more = 25 * round(1.3 * result.questions_needed / 25)
+    more = 25 * round(2 * result.questions_needed / 25)  # twice, as the starts share the level
     assert 200 < result.questions_needed and accuracy_threshold(np.ones(more), np.arange(more) % 25 >= 2, 0.9).found
     assert accuracy_threshold(confidences, np.arange(200) % 2, 0.9).questions_needed is None
 
@@ -109,6 +159,13 @@ def test_groups_share_the_level():
         ({"target_accuracy": 1.0}, r"`target_accuracy` must lie in \(0, 1\), got 1.0"),
         ({"level": 0}, "`level` must lie in"),
         ({"correct": [0.5] * 50}, "`correct` row 0"),
+        ({"sample_weight": np.ones(50)}, "`sample_weight` and `max_weight` are needed together"),
+        ({"max_weight": 2}, "`sample_weight` and `max_weight` are needed together"),
+        ({"sample_weight": np.arange(50), "max_weight": 2}, "`sample_weight` row 49 is 49, and `max_weight` is 2"),
+        ({"sample_weight": np.ones(50), "max_weight": np.inf}, "`max_weight` is inf"),
+        ({"sample_weight": np.ones(50), "max_weight": np.nan}, "`max_weight` is nan"),
+        ({"sample_weight": -np.ones(50), "max_weight": 2}, "`sample_weight` row 0 is -1"),
+        ({"sample_weight": np.ones(50), "max_weight": 1000}, "questions drawn by their weights, of 50; a guarantee"),
     ],
 )
 def test_bad_input(changes, message):
