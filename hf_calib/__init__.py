@@ -21,6 +21,8 @@ _MODULE_OF = {
     "comparison_report": "measures.paired",
     "risk_coverage": "measures.risk_coverage",
     "selective_report": "measures.risk_coverage",
+    "Gate": "evaluation.gate",
+    "SelectiveAnswerer": "hub.selective_answerer",
     "accuracy_evidence": "measures.sequential_test",
     "accuracy_threshold": "measures.threshold",
     "accuracy_thresholds": "measures.threshold",

@@ -8,6 +8,7 @@ COMMANDS = {
     "diagnose": "Compare a model before and after alignment, and after a repair: calibration, preferences, text.",
     "calibrate": "Fit and compare post-hoc calibrators on saved predictions.",
     "threshold": "Find a confidence threshold with a guaranteed accuracy, or check one on new predictions.",
+    "answer": "Answer questions where a gate's threshold is reached, and abstain on the others.",
     "train": "Train from a recipe: CFT, RCFT, calibrated DPO, or TRL's SFT and DPO.",
     "push": "Publish a model, its predictions or the metric on the Hub, with a card.",
     "verify": "Check whether the figures on a published model's card hold.",

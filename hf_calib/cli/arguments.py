@@ -66,8 +66,8 @@ class RegimeArguments:
 
 
 @dataclass(kw_only=True)
-class PredictionArguments(PromptArguments, ColumnArguments, MeasuringArguments):
-    """Arguments of the commands that score option questions with a model."""
+class QuestionArguments(ColumnArguments):
+    """Arguments of the commands that run a model on option questions: the questions, the model, how it is run."""
 
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
     split: str = field(default="test", metadata={"help": "Split of the data set."})
@@ -93,13 +93,13 @@ class PredictionArguments(PromptArguments, ColumnArguments, MeasuringArguments):
     revision: str = field(default="main", metadata={"help": "Revision of the model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check_values(self) -> None:
+        """Raise `ValueError` for a value that is not allowed."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
     def questions(self, dataset: str, split: str | None = None, labelled: bool = True) -> Dataset:
-        """Load and check questions."""
+        """Load and check questions. The class that inherits has the `seed` of their draw."""
         from ..data.questions import load_questions
 
         return load_questions(
@@ -113,6 +113,21 @@ class PredictionArguments(PromptArguments, ColumnArguments, MeasuringArguments):
             **self.reading,
         )
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Options of [`~hf_calib.inference.model_loading.load_model`]."""
+        names = ("dtype", "attn_implementation", "revision", "trust_remote_code")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(kw_only=True)
+class PredictionArguments(PromptArguments, QuestionArguments, MeasuringArguments):
+    """Arguments of the commands that score option questions with a model and measure the predictions."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_values()
+
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, questions: Dataset) -> None:
         """Encode the first question: fails if the letters of the options are not single tokens."""
         from ..inference.encoding import OptionEncoder
@@ -125,14 +140,7 @@ class PredictionArguments(PromptArguments, ColumnArguments, MeasuringArguments):
         from ..training.library_warnings import ignore_library_warnings
 
         ignore_library_warnings()
-
-        return load_model(
-            model,
-            dtype=self.dtype,
-            attn_implementation=self.attn_implementation,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-        )
+        return load_model(model, **self.loading)
 
     def predict(self, model, tokenizer, questions: Dataset, output_path: Path, **options) -> OptionPredictions:
         """Score questions, resuming from `output_path`. `options` are those of `predict_options`."""

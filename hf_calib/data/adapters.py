@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 CONTEXT_COLUMNS = ("article", "context", "passage", "paragraph", "story")
 
 
+class UnknownLayoutError(ValueError):
+    """Raised for data whose columns are of no known layout."""
+
+
 def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], source: str, labelled: bool) -> Adapter:
     if callable(adapter):
         return Adapter((), adapter)
@@ -53,7 +57,7 @@ def _choose_adapter(adapter: str | Callable[[Row], Row], columns: list[str], sou
         )
     near = [(name, _missing(entry, columns, labelled)) for name, entry in ADAPTERS.items() if len(entry.columns) > 2]
     almost = "".join(f"; for the layout '{name}', {absent[0]} is missing" for name, absent in near if len(absent) == 1)
-    raise ValueError(
+    raise UnknownLayoutError(
         f"{source}: the columns {', '.join(columns)} are of no known layout{almost}; a question has question, choices "
         "(or A, B, ...) and answer: name them by `columns` (--columns question=...,answer=...)"
     )

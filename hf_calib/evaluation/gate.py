@@ -14,17 +14,13 @@ import numpy as np
 from ..inference.predictions import OptionPredictions
 from ..measures.threshold import AccuracyThreshold, accuracy_threshold, accuracy_thresholds
 from ..prediction_files.confidences import ConfidencePredictions
+from .gate_fingerprint import CROSS_VALIDATED, check_fingerprint, predictions_fingerprint
 from .protocol import questions_digest
 from .tables import write_json
 
 
 FILE = "gate.json"
 _KEPT = 500  # most points of the distribution of the confidences in a gate.json
-CROSS_VALIDATED = (
-    "its predictions were calibrated by cross-validation, each by a fit on the others, so no one calibrator made "
-    "them. Fit on some questions, calibrate others with `hf-calib calibrate --apply_to`, and make the gate of these."
-)
-_STATED = ("prompt_format", "prompt_digest", "option_normalization", "calibrator", "calibrator_digest")
 
 
 class Answers(NamedTuple):
@@ -78,7 +74,8 @@ class Gate:
         thresholds (`dict[str, AccuracyThreshold]`):
             Thresholds by subject, or one of the name `""` for all questions.
         fingerprint (`dict`):
-            What the predictions are of, see [`predictions_fingerprint`].
+            What the predictions are of, see
+            [`~hf_calib.evaluation.gate_fingerprint.predictions_fingerprint`].
         questions (`str`):
             Digest of the questions and their answers.
         confidences (`dict[str, list]`):
@@ -208,86 +205,6 @@ def _from_json(entry: Mapping[str, Any]) -> AccuracyThreshold:
     return AccuracyThreshold(**values, questions_needed=entry.get("questions_needed"))
 
 
-def predictions_fingerprint(predictions: OptionPredictions | ConfidencePredictions) -> dict[str, Any]:
-    """
-    Describe what a gate holds for: model, digest of its weights, prompt, scores and calibrator.
-
-    What is not known, as with predictions of other tools, is `None`.
-    """
-    metadata = predictions.metadata
-    return {
-        "model": metadata.get("model"),
-        "weights": metadata.get("fingerprint", {}).get("weights"),
-        **{name: metadata.get(name) for name in _STATED},
-    }
-
-
-def check_fingerprint(gate: Gate, others: Mapping[str, Any], name: str, of: str = "holds predictions of") -> bool:
-    """
-    Check that a model, the way of asking it and its calibrator are those of a gate.
-
-    Args:
-        gate ([`Gate`]):
-            The gate.
-        others (`Mapping`):
-            Fingerprint to compare with that of the gate, see [`predictions_fingerprint`].
-        name (`str`), of (`str`, *optional*, defaults to `"holds predictions of"`):
-            What has the fingerprint, and the words between it and the model, in messages.
-
-    Returns:
-        `bool`: whether the model is known on both sides, so that it was compared.
-
-    Raises:
-        `ValueError`: one of them is another.
-    """
-    mine = gate.fingerprint
-    key = "weights" if mine.get("weights") and others.get("weights") else "model"
-    known = bool(mine.get(key) and others.get(key))
-    if known and mine[key] != others[key]:
-        same_name = " with other weights or in another dtype" if mine.get("model") == others.get("model") else ""
-        raise ValueError(
-            f"{name} {of} {others.get('model')}{same_name}, and the gate is of {mine.get('model')}: make a gate for "
-            "this model with hf-calib threshold."
-        )
-    if differing := _prompts(mine, others) or _scores(mine, others) or _calibrators(mine, others):
-        title, here, there = differing
-        raise ValueError(
-            f"{name} differs from the gate in its {title}: {there} instead of {here}; ask and calibrate as for the "
-            "predictions of the gate, or make another gate."
-        )
-    if mine.get("calibrator") and not (mine.get("calibrator_digest") and others.get("calibrator_digest")):
-        raise ValueError(f"the gate cannot be compared with {name}: {CROSS_VALIDATED}")
-    return known
-
-
-def _prompts(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Where the prompts differ, and both sides; `None` if they do not, or are not known."""
-    formats, digests = ([each.get(name) for each in (mine, others)] for name in ("prompt_format", "prompt_digest"))
-    if None not in digests:
-        if digests[0] == digests[1]:
-            return None
-        return ("chat template or tokenizer", *digests) if formats[0] == formats[1] else ("prompt format", *formats)
-    return None if None in formats or formats[0] == formats[1] else ("prompt format", *formats)
-
-
-def _scores(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    name = "option_normalization"
-    here, there = mine.get(name), others.get(name)
-    unknown = (None, "logits", "probabilities")  # files with named columns do not tell
-    return (name, here, there) if here != there and here not in unknown and there not in unknown else None
-
-
-def _calibrators(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The method and the fitted content must agree; no calibrator is one of its own."""
-    here, there = mine.get("calibrator"), others.get("calibrator")
-    if here != there:
-        return "calibrator", here, there
-    digests = [each.get("calibrator_digest") for each in (mine, others)]
-    if here is None or None in digests or digests[0] == digests[1]:
-        return None
-    return "calibrator", here, f"{there} with other parameters"
-
-
 def check_same_model(gate: Gate, predictions: OptionPredictions | ConfidencePredictions, name: str) -> bool:
     """
     Check that predictions are of the gate's model, prompt and calibrator, and of other questions.
@@ -304,9 +221,10 @@ def check_same_model(gate: Gate, predictions: OptionPredictions | ConfidencePred
         `bool`: whether the model is known on both sides, so that it was compared.
 
     Raises:
-        `ValueError`: see [`check_fingerprint`]; and if the predictions are those on which the gate was made.
+        `ValueError`: see [`~hf_calib.evaluation.gate_fingerprint.check_fingerprint`]; and if the predictions are those
+            on which the gate was made.
     """
-    known = check_fingerprint(gate, predictions_fingerprint(predictions), name)
+    known = check_fingerprint(gate.fingerprint, predictions_fingerprint(predictions), name)
     if predictions_digest(predictions) == gate.questions:
         raise ValueError(f"{name} holds the questions on which the gate was made: check it on new ones.")
     return known

@@ -148,7 +148,7 @@ def predict_options(
         features += [encoder.encode({**row, "question": CONTENT_FREE}) for row in questions]
     fingerprint = _fingerprint(model, questions, features, options.option_normalization)
     metadata = {
-        "model": getattr(model, "adapter_name_or_path", model.name_or_path),
+        "model": model_name(model),
         "prompt_format": asdict(prompt_format),
         "prompt_digest": prompt_format.digest(tokenizer),
         "option_normalization": options.option_normalization,
@@ -234,6 +234,11 @@ def _votes(rows: Sequence[np.ndarray], features: Sequence[Mapping[str, Any]], op
     half = len(rows) // 2
     pairs = zip(rows[:half], rows[half:], strict=True)
     return np.array([[int(np.argmax(row)), int(np.argmax(row - content_free))] for row, content_free in pairs])
+
+
+def model_name(model: PreTrainedModel) -> str:
+    """Name or folder from which a model, or the adapter on it, was loaded."""
+    return getattr(model, "adapter_name_or_path", model.name_or_path)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

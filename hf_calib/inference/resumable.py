@@ -167,9 +167,11 @@ def score_features(
         `ValueError`: if a score is not finite; all scores before it are saved. Before the model runs, for a token that
             it has no embedding for.
     """
-    pending = [index for index in range(len(features)) if index not in results.done]
     state = results.state
-    share = make_batches(features, pending, batch_size)[state.process_index :: state.num_processes]
+    # The batches of an uninterrupted run: rounding depends on the batch, and a resumed run has the same scores.
+    whole = make_batches(features, range(len(features)), batch_size)
+    pending = [[index for index in batch if index not in results.done] for batch in whole]
+    share = [batch for batch in pending if batch][state.process_index :: state.num_processes]
     if share:
         scorer.check_tokens(features)
         scorer.check_branches(features)

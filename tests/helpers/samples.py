@@ -75,6 +75,23 @@ def save_world_model(folder, seed=0, sharpness=1.0):
     world.tokenizer().save_pretrained(folder)
 
 
+def save_answerable_world(folder, **sizes):
+    """A model of the synthetic world, and files of so many questions whose answers are drawn from softer probabilities."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_calib import predict_options
+
+    save_world_model(folder / "model", sharpness=2.0)
+    loaded = [auto.from_pretrained(folder / "model") for auto in (AutoModelForCausalLM, AutoTokenizer)]
+    for seed, (name, n) in enumerate(sizes.items()):
+        questions = World().questions(n, seed=seed)
+        found = predict_options(*loaded, questions, scoring="text", batch_size=128, progress=False)
+        truth = softmax(0.6 * found.option_logits.astype(np.float64), axis=1)
+        answers = (truth.cumsum(axis=1) > np.random.default_rng(seed).random((n, 1))).argmax(axis=1)
+        questions = questions.remove_columns(["target_probabilities", "answer"]).add_column("answer", answers.tolist())
+        questions.add_column("target_probabilities", truth.tolist()).to_parquet(folder / f"{name}.parquet")
+
+
 class Counter:
     """Counts the questions that pass through the backbone."""
 

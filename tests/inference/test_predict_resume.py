@@ -37,17 +37,17 @@ def test_saving_and_loading(tmp_path):
 def test_interrupted_run_resumes(tiny_tokenizers, tiny_llama, tmp_path):
     tokenizer, questions, path = tiny_tokenizers["gpt2"], make_questions(30), tmp_path / "new" / "predictions.npz"
     model = tiny_llama(tokenizer)
+    settings = {"scoring": "text", "batch_size": 2, "output_path": path, "progress": False}
+    uninterrupted = predict_options(model, tokenizer, questions, **{**settings, "output_path": None})
     counter = Counter(model)
     expected = predict_options(model, tokenizer, questions, scoring="text", progress=False)
-    whole = counter.questions
+    whole, counter.questions = counter.questions, 0
 
     def interrupt(module, args):
         if counter.questions >= whole - 10:
             raise KeyboardInterrupt
 
-    counter = Counter(model)
     handle = model.base_model.register_forward_pre_hook(interrupt)
-    settings = {"scoring": "text", "batch_size": 2, "output_path": path, "progress": False}
     with pytest.raises(KeyboardInterrupt):
         predict_options(model, tokenizer, questions, **settings)
     handle.remove()
@@ -67,6 +67,7 @@ def test_interrupted_run_resumes(tiny_tokenizers, tiny_llama, tmp_path):
     resumed = predict_options(model, tokenizer, questions, **settings)
     assert counter.questions < whole - 10
     np.testing.assert_allclose(resumed.option_logits, expected.option_logits, atol=1e-5)
+    np.testing.assert_array_equal(resumed.option_logits, uninterrupted.option_logits)  # the same batches
     assert os.listdir(path.parent) == ["predictions.npz"]
     # A finished file is not computed again, until that is asked for.
     counter.questions = 0
