@@ -14,6 +14,7 @@ import evaluate
 import numpy as np
 import pyarrow as pa
 
+from ..measures.paired import comparison_report
 from ..measures.validation import as_labels, as_matrix, as_outcomes, as_vector, iterate_columns, shown
 from .evaluate import EvaluationOptions, evaluate_confidences, evaluate_probabilities
 
@@ -56,6 +57,13 @@ Args:
         Importance weight of each question.
     groups (list of str, *optional*):
         Group of each question, e.g. its subject. Adds the measures of every group.
+    other_predictions (list of lists of float, or list of float, *optional*):
+        Predictions of another model for the same questions, to compare with. Adds its measures and the differences.
+    other_correct (list of bool, *optional*):
+        With confidences: whether each of the other predictions is right.
+    details (`bool`, *optional*, defaults to `False`):
+        Whether to add kernel tests of calibration, the CORP split of Brier score and log-likelihood, and the gain of a
+        cross-fitted recalibration.
 
 Returns:
     `dict` of floats and strings:
@@ -72,7 +80,10 @@ Returns:
       `border_distance_detectable` (the distance that the test finds with probability 0.8);
     - with a target, a reference or a critical accuracy `critical_accuracy` and `border_distance`; with a target or a
       reference `expected_accuracy` and `expected_accuracy_p_value`; with a target `tce`;
-    - with groups `n_groups`, `n_groups_miscalibrated` and the measures of each group as `group/<name>/<measure>`.
+    - with groups `n_groups`, `n_groups_miscalibrated` and the measures of each group as `group/<name>/<measure>`;
+    - with other predictions `other/<measure>` and `difference/<measure>` (of `predictions` less that of the others)
+      with `difference/<measure>_low`, `difference/<measure>_high` (95% interval) and `difference/<measure>_p_value`;
+    - with details `skce`, `option_skce`, `corp_brier`, `corp_nll` and `recalibration_gain` with their parts.
 
 Examples:
     >>> ece_regime = evaluate.load("ece_regime")
@@ -97,6 +108,14 @@ Examples:
     ... )
     >>> results["regime"], results["recommended_method"], round(results["critical_accuracy"], 2)
     ('non-calibratable', 'rcft', 0.6)
+
+    Two models on the same questions:
+
+    >>> results = ece_regime.compute(
+    ...     predictions=[[0.6, 0.4]] * 100, references=[0] * 60 + [1] * 40, other_predictions=[[0.9, 0.1]] * 100
+    ... )
+    >>> round(results["difference/nll"], 2), results["difference/nll_p_value"] < 0.05
+    (-0.31, True)
 """
 
 _CITATION = """\
@@ -115,13 +134,14 @@ _CITATION = """\
 
 # arguments of the metric, and their names in evaluate_probabilities
 _TARGETS = {"target_probs": "target_probabilities", "reference_probs": "reference_probabilities"}
-_PER_QUESTION = (*_TARGETS, "sample_weight", "groups")
+_OTHER = ("other_predictions", "other_correct")
+_PER_QUESTION = (*_TARGETS, "sample_weight", "groups", *_OTHER)
 _CONFIGURATIONS = {"default": "predictions", "prediction_scores": "prediction_scores"}
 
 
 _SHARED = {field.name for field in fields(EvaluationOptions)} | {"sample_weight", "groups"}
-_OPTIONS = _SHARED | set(_TARGETS)
-_OPTIONS_OF_CONFIDENCES = _SHARED | {"num_options"}
+_OPTIONS = _SHARED | {*_TARGETS, "other_predictions"}
+_OPTIONS_OF_CONFIDENCES = _SHARED | {*_OTHER, "num_options"}
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
@@ -266,8 +286,11 @@ class ECERegime(evaluate.Metric):
             for name, value in options.items()
             if name in known
         }
+        other, right = (options.pop(name, None) for name in _OTHER)
         with _called(names | {ours: given for given, ours in _TARGETS.items()}):
             results = measure(scores, references, **options)
+        if other is not None or right is not None:
+            results |= _compared((scores, references), other, right, options)
         self._stored = None
         # Leave out None and NaN, so that every value is valid JSON.
         return {key: value for key, value in results.items() if value is not None and value == value}
@@ -286,6 +309,22 @@ class ECERegime(evaluate.Metric):
         self.writer = self.buf_writer = None
         if stored is not None and rows and self.num_process == 1:
             self.add_batch(**{self._scores: stored[0][:rows]}, references=stored[1][:rows])
+
+
+def _compared(pair: tuple, other, right, options: dict[str, Any]) -> dict[str, float]:
+    """Compare predictions and references with the predictions of another model."""
+    if other is None:
+        raise ValueError("`other_correct` needs `other_predictions`.")
+    flat = _is_flat(pair[0])
+    if _is_flat(other) != flat:
+        raise ValueError("`other_predictions` must be option probabilities or confidences, as the predictions are.")
+    if flat and right is None:
+        raise ValueError("`other_predictions` that are confidences need `other_correct`: whether each is right.")
+    shared = {"n_bins", "binning", "n_bootstrap", "seed", "sample_weight", "groups"}
+    options = {name: value for name, value in options.items() if name in shared}
+    names = {"probabilities": _OTHER[0], "confidences": _OTHER[0], "correct": _OTHER[1], "labels": "references"}
+    with _called(names):
+        return comparison_report((other, right if flat else pair[1]), pair, **options)
 
 
 @contextmanager

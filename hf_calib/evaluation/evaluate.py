@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
@@ -23,6 +24,8 @@ GROUP_KEYS = (
 )  # fmt: skip
 
 _MOST_SIMULATIONS = 100_000
+# the measures of a comparison have a prefix of their own
+_GROUP_KEY = re.compile(r"group/(.*?)/((?:difference/|other/)?[^/]+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,14 @@ class EvaluationOptions(MeasureOptions):
             Significance level of the regime test and of the number of miscalibrated groups, in (0, 0.5).
         critical_accuracy (`float`, *optional*):
             ACC* in (0, 1), if it is known.
+        details (`bool`, *optional*, defaults to `False`):
+            Whether to add the measures of [`~hf_calib.evaluation.details.probability_details`]: kernel tests, CORP
+            split and calibration loss.
     """
 
     alpha: float = 0.05
     critical_accuracy: float | None = None
+    details: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,7 +85,8 @@ def evaluate_probabilities(
         groups (array-like of shape `(N,)`, *optional*):
             Group of each row, e.g. its subject; see [`group_results`].
         options:
-            `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha` and `critical_accuracy`, see [`EvaluationOptions`].
+            `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha`, `critical_accuracy` and `details`, see
+            [`EvaluationOptions`].
 
     Returns:
         `dict`: the keys of [`~hf_calib.measures.calibration_error.calibration_report`], of
@@ -97,6 +105,10 @@ def evaluate_probabilities(
         report |= report_target(predictions, options)
     # The report uses the requested bins. A given critical accuracy takes precedence over that of the target.
     results = {**regime.to_dict(), **report, "critical_accuracy": regime.critical_accuracy}
+    if options.details:
+        from .details import probability_details
+
+        results |= probability_details(predictions, options)
     return results if groups is None else results | _group_results(predictions, groups, options)
 
 
@@ -118,7 +130,8 @@ def evaluate_confidences(
         groups (array-like of shape `(N,)`, *optional*):
             Group of each row, e.g. its subject; see [`group_results`].
         options:
-            `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha` and `critical_accuracy`, see [`EvaluationOptions`].
+            `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha`, `critical_accuracy` and `details`, see
+            [`EvaluationOptions`].
 
     Returns:
         `dict`: as [`evaluate_probabilities`], without the measures that need every option (`cw_ece`, `nll`, `brier`
@@ -132,6 +145,10 @@ def evaluate_confidences(
     examples = check_examples(confidences, correct, sample_weight)
     regime = classify_examples(examples, num_options, options.regime)
     results = {**regime.to_dict(), **report_examples(examples, options)}
+    if options.details:
+        from .details import confidence_details
+
+        results |= confidence_details(examples, options)
     return results if groups is None else results | _group_results(examples, groups, options)
 
 
@@ -241,6 +258,6 @@ def groups_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for key, value in results.items():
         if key.startswith("group/"):
-            name, measure = key.removeprefix("group/").rsplit("/", 1)
+            name, measure = _GROUP_KEY.fullmatch(key).groups()
             groups.setdefault(name, {})[measure] = value
     return groups

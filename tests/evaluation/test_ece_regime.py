@@ -14,8 +14,16 @@ import torch
 from sklearn.metrics import accuracy_score, brier_score_loss
 
 import hf_calib
-from hf_calib import calibration_report, classify_regime
+from hf_calib import (
+    calibration_report,
+    classify_regime,
+    comparison_report,
+    corp_decomposition,
+    kernel_calibration_test,
+    recalibration_gain,
+)
 from hf_calib.evaluation import ece_regime
+from hf_calib.evaluation.evaluate import groups_of
 
 
 pytestmark = pytest.mark.usefixtures("evaluate_cache")
@@ -144,6 +152,59 @@ def test_groups(metric, data):
 
 
 # Batches, processes, evaluate.combine
+
+
+def test_other_predictions(metric, data):
+    probabilities, labels, truth = data
+    groups, weights = np.repeat(["a", "b"], 300), np.linspace(0, 2, 600)
+    options = {"sample_weight": weights, "groups": groups, "n_bootstrap": 50, "n_bins": 7}
+    results = metric.compute(predictions=truth, references=labels, other_predictions=probabilities, **options)
+    expected = comparison_report((probabilities, labels), (truth, labels), **options)
+    assert {key: results[key] for key in expected} == pytest.approx(expected)
+    assert results["difference/nll"] == pytest.approx(results["nll"] - results["other/nll"])
+    assert "difference/ece" in groups_of(results)["a"] and groups_of(results)["b"]["n"] == 300
+    as_rows = metric.compute(
+        predictions=truth.tolist(), references=labels, other_predictions=probabilities.tolist(), **options
+    )
+    assert as_rows == pytest.approx(results)
+
+
+def test_other_confidences(metric, data):
+    probabilities, labels, truth = data
+    sides = [(p.max(axis=1), p.argmax(axis=1) == labels) for p in (probabilities, np.roll(truth, 1, axis=1))]
+    results = metric.compute(
+        predictions=sides[1][0], correct=sides[1][1], other_predictions=sides[0][0], other_correct=sides[0][1]
+    )
+    expected = comparison_report(*sides)
+    assert {key: results[key] for key in expected} == pytest.approx(expected)
+
+
+def test_details(metric, data):
+    probabilities, labels, truth = data
+    weights = np.linspace(0, 2, 600)
+    given = {"references": labels, "sample_weight": weights, "n_bootstrap": 100}
+    plain = metric.compute(predictions=probabilities, **given)
+    results = metric.compute(predictions=probabilities, details=True, **given)
+    assert {key: results[key] for key in plain} == plain
+    test = kernel_calibration_test(probabilities, labels, weights, n_bootstrap=100)
+    assert (results["option_skce"], results["option_skce_p_value"]) == (test.skce, test.p_value)
+    confidences, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    parts = corp_decomposition(confidences, correct, "nll", weights)
+    assert results["corp_nll_miscalibration"] == parts.miscalibration
+    gain = recalibration_gain(np.log(probabilities), labels, sample_weight=weights)
+    assert results["recalibration_gain"] == pytest.approx(gain.gain) and gain.low > 0
+    calibrated = metric.compute(predictions=truth, details=True, **given)
+    assert min(calibrated["skce_p_value"], calibrated["option_skce_p_value"], calibrated["corp_p_value"]) > 0.01
+    alone = metric.compute(predictions=confidences, correct=correct, details=True, n_bootstrap=100)
+    assert "skce" in alone and "option_skce" not in alone and "recalibration_gain" not in alone
+
+
+def test_details_of_rows_with_other_numbers_of_options_and_of_few_questions(metric):
+    rows = [[0.9, 0.1], [0.6, 0.3, 0.1], [1.0, 0.0, 0.0], [0.0, 1.0]] * 10
+    results = metric.compute(predictions=rows, references=[0, 1, 1, 0] * 10, details=True, n_bootstrap=20)
+    assert results["recalibration_gain"] > 1
+    few = metric.compute(predictions=[[0.9, 0.1]], references=[0], details=True)
+    assert "recalibration_gain" not in few and "skce" not in few and "corp_brier" in few
 
 
 def test_batches(metric, data):
@@ -319,6 +380,19 @@ def test_save(metric, data, tmp_path):
         ({"predictions": [[0.5, 0.5]], "references": [0], "sample_weight": [0.0]}, "sample_weight"),
         ({"predictions": [[0.5, 0.5]], "references": [0], "n_bins": 0}, "n_bins"),
         ({"predictions": [[0.5, 0.5]], "references": [0], "alpha": 2}, "alpha"),
+        ({"predictions": [0.5], "references": [0], "other_predictions": [0.5]}, "need `other_correct`"),
+        ({"predictions": [0.5], "references": [0], "other_correct": [True]}, "needs `other_predictions`"),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "other_correct": [True]}, "`other_correct` is for"),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "other_predictions": [0.5]}, "as the predictions are"),
+        (
+            {"predictions": [[0.5, 0.5]], "references": [0], "other_predictions": [[0.5, 0.6]]},
+            "`other_predictions` row 0",
+        ),
+        ({"predictions": [[0.5, 0.5]], "references": [0], "other_predictions": [[0.5, 0.5]] * 2}, "`references`"),
+        (
+            {"predictions": [0.5], "correct": [1], "other_predictions": [0.5], "other_correct": [2]},
+            "`other_correct` row 0",
+        ),
     ],
 )
 def test_bad_input(metric, given, message):
@@ -377,7 +451,12 @@ def test_card_names_every_key(metric, data):
     card = Path(hf_calib.metric_path(), "README.md").read_text()
     given = {"predictions": probabilities, "references": labels, "n_bootstrap": 20}
     keys = set()
-    for knowledge in ({}, {"target_probs": truth}, {"reference_probs": truth}, {"critical_accuracy": 0.5}):
+    for knowledge in (
+        {"details": True},
+        {"target_probs": truth},
+        {"reference_probs": truth},
+        {"critical_accuracy": 0.5},
+    ):
         keys |= set(metric.compute(**given, **knowledge))
     assert not [key for key in keys if f"`{key}`" not in card]
     assert keys >= set(re.findall(r"`(ece_\w*|\w+_ece\w*|tce\w*|\w+_bound)`", card)) - {
