@@ -114,7 +114,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 def _check_same_prompt(calibration: OptionPredictions, test: OptionPredictions) -> None:
     """Check that both were predicted with the same prompt and scoring, if their files state it."""
     first, second = (
-        {**p.metadata.get("prompt_format", {}), "option_normalization": p.metadata.get("option_normalization")}
+        {
+            **p.metadata.get("prompt_format", {}),
+            "option_normalization": p.metadata.get("option_normalization"),
+            "answer_confidence": p.metadata.get("answer_confidence"),
+        }
         for p in (calibration, test)
     )
     if len(first) == len(second) and (differing := [name for name in first if first[name] != second[name]]):

@@ -1,4 +1,4 @@
-"""`hf-calib evaluate`: measure a model on option questions."""
+"""`hf-calib evaluate`: measure a model on option questions, or on questions that it answers in free text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .arguments import PredictionArguments, RegimeArguments
 from .parser import CommandParser
+from .short_answers import AnswerArguments, prepare_answers, takes_answers
 
 
 _EXAMPLES = """\
@@ -28,6 +29,10 @@ examples:
   hf-calib evaluate --model ./my-dpo-model --dataset exam.csv --answers_from 1 \\
       --columns "question=Prompt,A=First,B=Second,C=Third,answer=Gold"
 
+  # short answers: the file has the columns question and answers (accepted texts); or options that are not shown
+  hf-calib evaluate --model ./my-dpo-model --dataset short.jsonl --output_dir short
+  hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --confidence likelihood p_true
+
   # on several GPUs
   accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
 
@@ -35,11 +40,15 @@ writes to OUTPUT_DIR:
   results.json           every measure, flat; those of the subjects, if there are any, as group/<subject>/...
   predictions.npz        option_logits, probabilities, labels, ids, ...; an interrupted run resumes from it
   reliability, groups (.png, .svg)
+of short answers:
+  answers.jsonl, samples.jsonl  what the model wrote; an interrupted run resumes from them
+  graded.jsonl                  answers, whether they are right, confidences
+  likelihood/, agreement/, p_true/  each with the files above; p_true/questions.parquet for restore and train
 """
 
 
 @dataclass
-class EvaluateArguments(RegimeArguments, PredictionArguments):
+class EvaluateArguments(AnswerArguments, RegimeArguments, PredictionArguments):
     """Arguments of `hf-calib evaluate`."""
 
     model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
@@ -57,6 +66,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..hub.saved_predictions import load_option_predictions
 
     output_dir = check_output_dir(args.output_dir)
+    if takes_answers(args):
+        return prepare_answers(args, output_dir)
     questions = args.questions(args.dataset)
     reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
     if reference is not None and not args.drop_too_long:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 MAX_OPTIONS = len(string.ascii_uppercase)  # options are lettered
 
 DEFAULT_TEMPLATES = {"letter": "{question}\n{options}\nAnswer:", "text": "{question}"}
+ANSWER_TEMPLATE = (
+    "Answer with one word or a short phrase, not with a sentence.\n\nQuestion: {question}\nAnswer:"  # in free text
+)
 FIELDS = ("question", "options", "subject")
 
 # A text whose tokens tell one tokenizer from another.

@@ -70,6 +70,9 @@ def compare_calibrators(
         raise ValueError(f"method {unknown[0]!r} is not known; choose among {', '.join(METHODS)}.")
     if "agreement" in (methods or ()) and reference is None:
         raise ValueError("method 'agreement' needs the reference: predictions of the model before its alignment.")
+    if calibration.of_answers and len(set(calibration.labels.tolist())) == 1:
+        which = "right" if calibration.labels[0] == 0 else "wrong"
+        raise ValueError(f"all {len(calibration)} answers are {which}: no recalibration is possible.")
     if test is not None:
         _check_disjoint(calibration, test)
     reference_logits = None

@@ -42,6 +42,9 @@ class Answers(NamedTuple):
         """Take the predicted options of predictions."""
         if isinstance(predictions, ConfidencePredictions):
             return cls(predictions.confidences, predictions.correct.astype(np.float64), predictions.subjects)
+        if predictions.of_answers:
+            confidences, correct = predictions.outcomes
+            return cls(confidences.astype(np.float64), correct, predictions.subjects)
         probabilities, labels = predictions.outcomes
         correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
         return cls(

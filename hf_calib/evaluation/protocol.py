@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..data.layouts import digest
-from ..data.prompts import DEFAULT_TEMPLATES, PromptFormat
+from ..data.prompts import ANSWER_TEMPLATE, DEFAULT_TEMPLATES, PromptFormat
 from .tables import evaluation_results
 
 
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..data.grading import Grader
+    from ..inference.answer_confidence import AnswerOptions
     from ..inference.predictions import OptionPredictions
+
+# Fields that only evaluations of written answers state.
+_OF_ANSWERS = ("answer_confidence", "max_new_tokens", "num_samples", "temperature", "grader")
 
 
 @dataclass(kw_only=True)
@@ -46,6 +51,14 @@ class EvaluationProtocol:
             How predictions are measured; see [`~hf_calib.evaluation.evaluate.evaluate_probabilities`].
         dtype (`str`, *optional*, defaults to `"auto"`):
             Type of the weights during prediction.
+        answer_confidence (`str`, *optional*):
+            Confidence of written answers that is measured; see
+            [`~hf_calib.inference.answer_confidence.AnswerOptions`]. By default options are scored. `prompt_template`
+            is then that of the answer, and `scoring` that of P(True).
+        max_new_tokens, num_samples, temperature:
+            How answers are written and sampled; see the same.
+        grader (`str`, *optional*):
+            Function that graded the answers, as `module:function`.
     """
 
     dataset: str
@@ -68,6 +81,11 @@ class EvaluationProtocol:
     n_bootstrap: int = 1000
     alpha: float = 0.05
     dtype: str = "auto"
+    answer_confidence: str | None = None
+    max_new_tokens: int = 32
+    num_samples: int = 10
+    temperature: float = 1.0
+    grader: str | None = None
 
     @classmethod
     def of(cls, source: Any) -> EvaluationProtocol:
@@ -89,7 +107,10 @@ class EvaluationProtocol:
         Defaults of the prompt are replaced by their values. `questions` and `weights` are digests, to check that an
         evaluation is repeated with the same questions and weights.
         """
-        stated = {**asdict(self), "prompt_template": self.prompt_template or DEFAULT_TEMPLATES[self.scoring]}
+        default = ANSWER_TEMPLATE if self.answer_confidence else DEFAULT_TEMPLATES[self.scoring]
+        stated = {**asdict(self), "prompt_template": self.prompt_template or default}
+        if not self.answer_confidence:
+            stated = {name: value for name, value in stated.items() if name not in _OF_ANSWERS}
         if tokenizer is not None:
             stated["use_chat_template"] = self.prompt_format().uses_chat_template(tokenizer)
         stated["questions"] = questions_digest(predictions.ids, predictions.labels)
@@ -97,7 +118,43 @@ class EvaluationProtocol:
         return stated
 
     def prompt_format(self) -> PromptFormat:
-        return PromptFormat(self.scoring, self.prompt_template, self.use_chat_template, self.system_prompt)
+        """How a question is written: with its options, or to be answered in free text."""
+        rest = (self.use_chat_template, self.system_prompt)
+        if self.answer_confidence:
+            return PromptFormat("text", self.prompt_template or ANSWER_TEMPLATE, *rest)
+        return PromptFormat(self.scoring, self.prompt_template, *rest)
+
+    def answer_options(self, confidences: Sequence[str], grader: Grader | None = None, **more) -> AnswerOptions:
+        """
+        Options of [`~hf_calib.predict_answers`].
+
+        Args:
+            confidences (`Sequence[str]`):
+                Confidences to compute.
+            grader (`Callable`, *optional*):
+                The function of `grader`, imported. A name in a results.json is not imported, because it is code.
+            more:
+                Further options, e.g. `batch_size`.
+
+        Raises:
+            `ValueError`: if a function graded the answers and is not given.
+        """
+        from ..inference.answer_confidence import AnswerOptions
+
+        if self.grader and grader is None:
+            raise ValueError(
+                f"the answers were graded by the function {self.grader}, which a results.json cannot bring along: run "
+                "`hf-calib evaluate` with --grader."
+            )
+        names = ("max_new_tokens", "num_samples", "temperature", "seed", "max_length", "drop_too_long")
+        return AnswerOptions(
+            confidences,
+            replace(self, answer_confidence=confidences[0]).prompt_format(),
+            PromptFormat(self.scoring, None, self.use_chat_template, self.system_prompt),
+            grader=grader,
+            **{name: getattr(self, name) for name in names},
+            **more,
+        )
 
     def load_questions(self, dataset: str | None = None) -> Dataset:
         """
@@ -117,9 +174,11 @@ class EvaluationProtocol:
                 "file with --dataset."
             )
         from ..data.questions import load_questions
+        from ..data.short_answers import load_short_questions
 
+        load = load_short_questions if self.answer_confidence else load_questions
         same = dataset is None
-        return load_questions(
+        return load(
             self.dataset if same else dataset,
             self.dataset_config if same else None,
             self.split if same or not Path(dataset).is_file() else None,
@@ -140,7 +199,14 @@ class EvaluationProtocol:
         **options,
     ) -> OptionPredictions:
         """Predict with the options of the protocol; `options` are further ones of [`predict_options`]."""
+        from ..inference.answer_confidence import predict_answers
         from ..inference.predict import predict_options
+
+        if self.answer_confidence:
+            folder = None if output_path is None else Path(output_path).parent
+            options |= {"batch_size": batch_size, "output_dir": folder}
+            options = self.answer_options([self.answer_confidence], **options)
+            return predict_answers(model, tokenizer, questions, options).predictions[self.answer_confidence]
 
         return predict_options(
             model,

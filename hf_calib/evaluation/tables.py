@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..plots import group_diagram, regime_plane, reliability_diagram, reliability_grid, save_figure
-from .evaluate import evaluate_probabilities, groups_of
+from .evaluate import evaluate_confidences, evaluate_probabilities, groups_of
 
 
 if TYPE_CHECKING:
@@ -64,8 +64,16 @@ def evaluation_results(
             Options of [`evaluate_probabilities`], e.g. `n_bins`, `critical_accuracy`, `seed`, `groups`.
 
     Returns:
-        `dict`: flat; see [`evaluate_probabilities`].
+        `dict`: flat; see [`evaluate_probabilities`]. Of written answers: the measures of the confidence that the
+        answer is right, see [`evaluate_confidences`], and NLL, Brier and cw-ECE of right and wrong as two options.
+
+    Raises:
+        `ValueError`: if there is a reference for confidences of written answers, which each model writes for itself.
     """
+    if predictions.of_answers:
+        if reference is not None:
+            raise ValueError("written answers have no reference: another model writes other answers")
+        return _answer_results(predictions, **options)
     num_options = predictions.num_options
     if reference is not None:
         reference = reference.matching(predictions.ids, predictions.labels)
@@ -77,6 +85,12 @@ def evaluation_results(
     if reference is None:
         options["target_probabilities"] = target
     return evaluate_probabilities(probabilities, labels, **options)
+
+
+def _answer_results(predictions: OptionPredictions, groups=None, **options) -> dict[str, Any]:
+    two_options = evaluate_probabilities(predictions.probabilities, predictions.labels, **options)
+    confidences, correct = predictions.outcomes
+    return two_options | evaluate_confidences(confidences, correct, groups=groups, **options)
 
 
 def write_evaluation(
@@ -260,7 +274,7 @@ def write_stage_report(
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_stage_report(output_dir)
     write_json(output_dir / "results.json", list(stages))
-    figure = reliability_grid({name: (p.probabilities, p.labels) for name, p in predictions.items()})
+    figure = reliability_grid({name: p.outcomes for name, p in predictions.items()})
     save_figure(figure, output_dir / "reliability")
     report = output_dir / "report.md"
     parts = [f"# {title}", summary, markdown_table(stages), _READING, "![Reliability diagrams](reliability.png)"]

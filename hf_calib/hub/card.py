@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
-from ..data.prompts import DEFAULT_TEMPLATES
+from ..data.prompts import ANSWER_TEMPLATE, DEFAULT_TEMPLATES
 from ..evaluation.alignment_report import ALIGNED, REFERENCE, AlignmentReport
 from ..evaluation.evaluate import groups_of
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
@@ -44,7 +44,9 @@ METRICS = {
     "auroc_low": "AUROC, lower end of the 95% interval",
     "auroc_high": "AUROC, upper end of the 95% interval",
 }
+_FLAGS = {"answer_confidence": "confidence"}  # of `hf-calib evaluate`, where they have another name
 _TASK = {"task_type": "multiple-choice", "task_name": "Multiple choice"}
+_ANSWER_TASK = {"task_type": "question-answering", "task_name": "Short answers"}
 _SOURCE = "results.json of hf_calib"
 # Figures of a publication, and their descriptions.
 FIGURES = {
@@ -142,7 +144,7 @@ class CalibrationCard:
         name, _, config = protocol.dataset.partition(":")
         return [
             EvalResult(
-                **_TASK,
+                **(_ANSWER_TASK if protocol.answer_confidence else _TASK),
                 **source,
                 dataset_type=re.sub(r"[^\w./-]+", "-", name).strip("-") or "questions",
                 dataset_name=name or "questions",
@@ -202,7 +204,7 @@ class CalibrationCard:
             imports = [f"from peft import {auto}", "from transformers import AutoTokenizer"]
         name = self.results.get("repo_id") or self.results.get("model") or "org/model"
         protocol = EvaluationProtocol.of(self.results)
-        asked = [repr(protocol.scoring)]
+        asked = [repr("text" if protocol.answer_confidence else protocol.scoring)]
         if protocol.prompt_template not in (None, DEFAULT_TEMPLATES[protocol.scoring]):
             asked.append(f"prompt_template={protocol.prompt_template!r}")
         if protocol.use_chat_template is not None:
@@ -210,6 +212,8 @@ class CalibrationCard:
         if protocol.system_prompt is not None:
             asked.append(f"system_prompt={protocol.system_prompt!r}")
         public = ["PromptFormat", "load_questions", "predict_options"]
+        if protocol.answer_confidence:
+            public[1:] = ["load_short_questions", "predict_answers"]
         if calibrated := self.results.get("with_calibrator"):
             public.insert(1, "load_calibrator")
         lines = [
@@ -220,11 +224,7 @@ class CalibrationCard:
             f"model = {auto}.from_pretrained({name!r})",
             f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
             f"prompt_format = PromptFormat({', '.join(asked)})",
-            'questions = load_questions("questions.parquet")',
-            "predictions = predict_options(",
-            "    model, tokenizer, questions, prompt_format=prompt_format,",
-            f"    option_normalization={protocol.option_normalization!r},",
-            ")",
+            *_prediction_code(protocol),
             "print(predictions.probabilities)",
         ]
         if calibrated:
@@ -238,8 +238,11 @@ class CalibrationCard:
         for name, default in asdict(EvaluationProtocol(dataset="")).items():
             value = getattr(protocol, name)
             if value is not None and (value != default or name == "scoring"):
-                if name != "prompt_template" or value != DEFAULT_TEMPLATES[protocol.scoring]:
-                    command += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+                if name != "prompt_template" or value not in (DEFAULT_TEMPLATES[protocol.scoring], ANSWER_TEMPLATE):
+                    command += [
+                        f"--{_FLAGS.get(name, name)}",
+                        str(value).lower() if isinstance(value, bool) else str(value),
+                    ]
         return shlex.join(command)
 
     def alignment(self) -> str:
@@ -303,6 +306,27 @@ class CalibrationCard:
             at = found.start() if found else len(text)
             text = f"{text[:at].rstrip()}\n\n{section}\n\n{text[at:]}".rstrip() + "\n"
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text.lstrip()}", ignore_metadata_errors=True)
+
+
+def _prediction_code(protocol: EvaluationProtocol) -> list[str]:
+    """Lines of Python that load questions and predict."""
+    if name := protocol.answer_confidence:
+        return [
+            'questions = load_short_questions("questions.jsonl")',
+            "found = predict_answers(",
+            f"    model, tokenizer, questions, prompt_format=prompt_format, confidences=({name!r},),",
+            f"    max_new_tokens={protocol.max_new_tokens}, num_samples={protocol.num_samples}, "
+            f"temperature={protocol.temperature},",
+            ")",
+            f"predictions = found.predictions[{name!r}]  # probability that an answer is right, and wrong",
+        ]
+    return [
+        'questions = load_questions("questions.parquet")',
+        "predictions = predict_options(",
+        "    model, tokenizer, questions, prompt_format=prompt_format,",
+        f"    option_normalization={protocol.option_normalization!r},",
+        ")",
+    ]
 
 
 def check_results(results: Any) -> dict[str, Any]:

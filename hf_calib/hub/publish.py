@@ -280,7 +280,7 @@ def _draw(
     if evaluation is None:
         return {}
     drawing = evaluation.protocol.drawing
-    panels = {name: (predictions.probabilities, predictions.labels) for name, predictions in shown.items()}
+    panels = {name: predictions.outcomes for name, predictions in shown.items()}
     figures = {"reliability.png": reliability_grid(panels, **drawing)}
     stages = CalibrationCard(results).stages
     if all(stage.get("critical_accuracy") is not None for stage in stages):
@@ -288,7 +288,7 @@ def _draw(
         figures["regime.png"] = regime_plane(stages, runs)
     if "n_groups" in results:
         mine = evaluation.predictions
-        figures["groups.png"] = group_diagram(mine.probabilities, mine.labels, mine.subjects, **drawing)
+        figures["groups.png"] = group_diagram(*mine.outcomes, mine.subjects, **drawing)
     for name, figure in figures.items():
         save_figure(figure, folder / name, svg=False)
     return {name: FIGURES[name] for name in figures}

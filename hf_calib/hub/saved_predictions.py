@@ -60,6 +60,9 @@ def load_predictions(
     if place.is_dir():
         saved = place / "predictions.npz"
         if not saved.is_file():
+            parts = sorted(part.parent.name for part in place.glob("*/predictions.npz"))
+            if parts:
+                raise FileNotFoundError(f"{path}: name one of its folders {', '.join(parts)}, e.g. {path}/{parts[0]}")
             raise FileNotFoundError(
                 f"{path}: the folder holds no predictions.npz; name the files, e.g. {path}/*.jsonl"
             )

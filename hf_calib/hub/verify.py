@@ -182,9 +182,12 @@ def _per_question(predictions: OptionPredictions) -> dict[str, np.ndarray]:
     rows = np.arange(len(labels))
     right = np.zeros_like(probabilities)
     right[rows, labels] = 1.0
+    confidences, correct = probabilities.max(axis=1), (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    if predictions.of_answers:
+        confidences, correct = probabilities[:, 0], predictions.outcomes[1]
     return {
-        "accuracy": (probabilities.argmax(axis=1) == labels).astype(np.float64),
-        "confidence": probabilities.max(axis=1),
+        "accuracy": correct,
+        "confidence": confidences,
         "nll": -np.log(np.maximum(probabilities[rows, labels], 1e-12)),
         "brier": ((probabilities - right) ** 2).sum(axis=1),
     }
@@ -192,10 +195,9 @@ def _per_question(predictions: OptionPredictions) -> dict[str, np.ndarray]:
 
 def same_questions(published: Published, questions: Dataset, predictions: OptionPredictions) -> bool:
     """Tell whether the questions, or those predicted, are those of the card."""
-    digests = {
-        questions_digest(questions["id"], questions["answer"]),
-        questions_digest(predictions.ids, predictions.labels),
-    }
+    digests = {questions_digest(predictions.ids, predictions.labels)}
+    if "answer" in questions.column_names:  # written answers are right or wrong only when they are written
+        digests.add(questions_digest(questions["id"], questions["answer"]))
     return published.results.get("questions") in digests
 
 

@@ -2,8 +2,8 @@
 Confidences of written answers: likelihood, agreement of samples, P(True).
 
 All are kept as [`OptionPredictions`] with two options: the answer is right (option 0), the answer is wrong (option 1).
-Option 0 has the confidence as its probability. So everything that takes option predictions takes them, calibrators
-can shift a confidence across one half, and `metadata["confidence"]` tells the measures that the event is the answer.
+Option 0 has the confidence as its probability, and `metadata["answer_confidence"]` its name. So everything that takes
+option predictions takes them. Measures and thresholds take the probability of option 0 as the confidence.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.grading import Grader, grade_answers, normalize_answer
-from ..data.prompts import PromptFormat
+from ..data.prompts import ANSWER_TEMPLATE, PromptFormat
 from ..data.short_answers import p_true_questions, short_questions
 from .encoding import IGNORE_INDEX, QuestionTooLongError
 from .model_loading import process_state
 from .predict import predict_options
 from .predictions import OptionPredictions
-from .written_answers import ANSWER_TEMPLATE, AnswerWriter, ModelAnswers, Sampling, WrittenAnswer, write_answers
+from .written_answers import AnswerWriter, ModelAnswers, Sampling, WrittenAnswer, write_answers
 
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class AnswerOptions:
             after [`~hf_calib.normalize_answer`], `(k + 1/2) / (N + 1)` for k of N samples. `"p_true"`: probability of
             True to the question whether the answer is right.
         prompt_format ([`~hf_calib.PromptFormat`], *optional*):
-            How a question is written, with scoring `"text"`. Defaults to the template `ANSWER_TEMPLATE`.
+            How a question is written, with scoring `"text"`. Defaults to `ANSWER_TEMPLATE` of `hf_calib.data.prompts`.
         judgement_format ([`~hf_calib.PromptFormat`], *optional*):
             How the question whether an answer is right is written and scored. Defaults to letters, with the chat
             template and the system prompt of `prompt_format`.
@@ -294,10 +294,13 @@ def collect_answers(
     for name in options.confidences:
         if name == "p_true":
             judged = judge(found.judgements, options.path("p_true/predictions.npz"))
-            judged.metadata |= {"confidence": name, **{k: v for k, v in metadata.items() if k not in judged.metadata}}
+            judged.metadata |= {
+                "answer_confidence": name,
+                **{k: v for k, v in metadata.items() if k not in judged.metadata},
+            }
             found.predictions[name] = judged
             continue
-        entries = {"confidence": name, "prompt_format": asdict(options.answer_format), **metadata}
+        entries = {"answer_confidence": name, "prompt_format": asdict(options.answer_format), **metadata}
         if name == "agreement":
             entries |= {"num_samples": options.num_samples, "temperature": options.temperature}
             sampling = Sampling(options.num_samples, options.temperature, options.seed)

@@ -65,7 +65,7 @@ class OptionPredictions:
     @property
     def of_answers(self) -> bool:
         """Whether these are confidences of written answers: option 0 is that the answer is right."""
-        return "confidence" in self.metadata
+        return "answer_confidence" in self.metadata
 
     @property
     def outcomes(self) -> tuple[np.ndarray, np.ndarray]:

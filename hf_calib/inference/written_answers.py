@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ANSWER_TEMPLATE = "Answer the question in a few words.\n\nQuestion: {question}\nAnswer:"
-
 
 @dataclass(frozen=True)
 class WrittenAnswer:

@@ -138,7 +138,7 @@ def test_all_confidences(models, tokenizer, questions, tmp_path):
     assert set(found.predictions) == {"likelihood", "sequence_likelihood", "agreement", "p_true"}
     for name, predictions in found.predictions.items():
         assert predictions.of_answers
-        assert predictions.metadata["confidence"] == name
+        assert predictions.metadata["answer_confidence"] == name
         assert (predictions.labels == np.where(found.correct, 0, 1)).all()
         confidences, correct = predictions.outcomes
         assert ((confidences > 0) & (confidences < 1)).all()
