@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import extract_model_from_parallel, gather_object
 from tqdm.auto import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..data.layouts import digest
 from ..data.prompts import PromptFormat
@@ -171,12 +171,13 @@ class ModelAnswers:
         Returns:
             `list[list[WrittenAnswer]]`: `num_samples` answers of each question.
         """
-        prompts = [self.prompt(row) for row in questions for _ in range(sampling.num_samples)]
+        prompts, n = [self.prompt(row) for row in questions], sampling.num_samples
         config = generation_config(self.model, self.tokenizer, self.max_new_tokens, sampling.temperature)
         width, recorder = max(map(len, prompts)), _Recorder()
         with evaluation_mode(self.model), own_config(self.model, config), own_random_state(self.model, sampling.seed):
+            batch = self._read_once(pad_prompts(self.model, config.pad_token_id, prompts), n)
             sequences = self.model.generate(
-                **pad_prompts(self.model, config.pad_token_id, prompts),
+                **batch,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([recorder]),
                 stopping_criteria=StoppingCriteriaList([_LineEnd(self._text, width)]),
@@ -187,8 +188,20 @@ class ModelAnswers:
             self._answer(tokens, row, ends)
             for tokens, row in zip(sequences[:, width:].tolist(), log_probs, strict=True)
         ]
-        n = sampling.num_samples
         return [written[first : first + n] for first in range(0, len(written), n)]
+
+    def _read_once(self, batch: dict[str, torch.Tensor], n: int) -> dict[str, Any]:
+        """Repeat each prompt n times; the keys and values of its tokens but the last are computed once."""
+        repeated: dict[str, Any] = {name: tensor.repeat_interleave(n, dim=0) for name, tensor in batch.items()}
+        if n == 1 or batch["input_ids"].shape[1] < 2:
+            return repeated
+        first = {name: tensor[:, :-1] for name, tensor in batch.items()}
+        positions = (first["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        cache = self.model.base_model(**first, position_ids=positions, use_cache=True).past_key_values
+        if type(cache) is DynamicCache and not any(cache.is_sliding):
+            cache.batch_repeat_interleave(n)
+            repeated["past_key_values"] = cache
+        return repeated
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
