@@ -26,6 +26,9 @@ examples:
       --test allenai/ai2_arc --limit 500 --test_limit 300 --scoring text --option_normalization mean \\
       --use_chat_template false
 
+  # short answers (columns question, answers): the model answers, and learns to say whether it is right
+  hf-calib restore --model org/aligned --dataset short.jsonl --output_dir restored
+
   # on several GPUs
   accelerate launch -m hf_calib restore --model org/aligned --dataset questions.parquet
 

@@ -17,6 +17,7 @@ from ..evaluation.tables import check_output_dir, write_json
 from ..hub.publish import TRAINING_RECORD, Contents, Evaluation, write_publication
 from ..inference.predictions import OptionPredictions
 from .distributed import end_with_launcher
+from .judged_answers import with_judged_answers
 from .library_warnings import ignore_library_warnings
 from .restore_data import without_bars
 from .restore_method import choose_objective, choose_scoring
@@ -51,6 +52,9 @@ def run_restore(options: RestoreOptions, command: str | None = None) -> list[dic
     Raises:
         `ValueError`, `OSError`: for a wrong option, file or question, before the work begins.
 
+    Questions with accepted texts and no options become questions about the model's own answers; see
+    [`~hf_calib.training.judged_answers.with_judged_answers`].
+
     Example:
 
     ```python
@@ -66,7 +70,7 @@ def prepare_restore(options: RestoreOptions, command: str | None = None) -> Call
     """Check everything and make the plan; arguments as in [`run_restore`]. The result does the work."""
     end_with_launcher()
     ignore_library_warnings()
-    work = RestoreWork(options, command)
+    work = RestoreWork(with_judged_answers(options), command)
     return lambda: _restore(work)
 
 

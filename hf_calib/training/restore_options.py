@@ -19,7 +19,8 @@ class RestoreOptions(PromptArguments, ColumnArguments):
         model (`str`):
             The aligned model: a local folder or a name on the Hub.
         dataset (`str`):
-            Labelled questions.
+            Labelled questions, with options, or with accepted texts (see
+            [`~hf_calib.training.judged_answers.with_judged_answers`]).
         output_dir (`str`, *optional*, defaults to `"restored"`):
             Folder of the checkpoint and the report.
         reference (`str`, *optional*):

@@ -1,0 +1,82 @@
+"""`restore` of questions without options: the model learns to say whether its own answers are right."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+
+from hf_calib.data.prompts import ANSWER_TEMPLATE, PromptFormat
+from hf_calib.data.questions import load_questions
+from hf_calib.data.short_answers import short_questions
+from hf_calib.inference.answer_confidence import predict_answers
+from hf_calib.inference.model_loading import load_model
+from hf_calib.training import restore_recipe
+from hf_calib.training.judged_answers import with_judged_answers
+from hf_calib.training.restore import run_restore
+from hf_calib.training.restore_options import RestoreOptions
+
+
+N = 90
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizers, tiny_llama):
+    """A random model, and questions to half of which its own answer is accepted."""
+    folder = tmp_path_factory.mktemp("judged")
+    tiny_llama(tiny_tokenizers["qwen"]).save_pretrained(folder / "model")
+    tiny_tokenizers["qwen"].save_pretrained(folder / "model")
+    rows = [{"question": f"What is {i} + {i}?", "answers": ["?"]} for i in range(N)]
+    found = predict_answers(
+        *load_model(str(folder / "model")),
+        short_questions(Dataset.from_list(rows)),
+        confidences=("likelihood",),
+        prompt_format=PromptFormat("text", ANSWER_TEMPLATE),
+        batch_size=32,
+        progress=False,
+    )
+    for place, (row, answer) in enumerate(zip(rows, found.answers, strict=True)):
+        row["answers"] = [answer if place % 2 and answer else "no such answer"]
+    (folder / "short.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "more.jsonl").write_text(
+        "\n".join(json.dumps({"question": f"{i} * 2", "answers": []}) for i in range(9))
+    )
+    return folder
+
+
+@pytest.fixture
+def options(folder, tmp_path):
+    return RestoreOptions(
+        model=str(folder / "model"),
+        dataset=str(folder / "short.jsonl"),
+        unlabelled=str(folder / "more.jsonl"),
+        output_dir=str(tmp_path / "out"),
+        batch_size=32,
+    )
+
+
+def test_questions_become_judgements(options, capsys):
+    judged = with_judged_answers(options)
+    assert judged.scoring == "letter"
+    labelled = load_questions(judged.dataset)
+    assert len(labelled) == N and 0 < sum(labelled["answer"]) < N
+    assert labelled["choices"][0] == ["True", "False"]
+    assert len(load_questions(judged.unlabelled, labelled=False)) == 9
+    assert f"dataset: {N} answers, " in capsys.readouterr().out
+    assert with_judged_answers(judged) is judged  # option questions stay
+
+
+def test_all_wrong_is_an_error(options, tmp_path):
+    (tmp_path / "wrong.jsonl").write_text(
+        "\n".join(json.dumps({"question": f"{i}", "answer": "x y"}) for i in range(50))
+    )
+    with pytest.raises(ValueError, match="all 50 answers .* are wrong"):
+        with_judged_answers(replace(options, dataset=str(tmp_path / "wrong.jsonl"), unlabelled=None))
+
+
+def test_restore_takes_them(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", 1)
+    stages = run_restore(replace(options, unlabelled=None))
+    assert {stage["stage"] for stage in stages} >= {"aligned", "restored"}
+    assert all(0 < stage["ece"] < 1 for stage in stages)
+    assert (tmp_path / "out" / "model" / "config.json").is_file()
