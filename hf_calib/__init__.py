@@ -42,6 +42,7 @@ _MODULE_OF = {
     "EMCalibrator": "losses.em_calibrator",
     "em_ece_loss": "losses.em_ece_loss",
     "OptionEvaluator": "evaluation.option_evaluator",
+    "PredictionSets": "evaluation.prediction_sets",
     "load_calibrator": "hub.calibrator",
     "load_predictions": "hub.saved_predictions",
     "fold_temperature": "posthoc.fold_temperature",

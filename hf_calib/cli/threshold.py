@@ -1,7 +1,8 @@
-"""`hf-calib threshold`: a confidence threshold with a guarantee, and its check on new predictions."""
+"""`hf-calib threshold`: a confidence threshold or prediction sets with a guarantee, and their check."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,12 @@ examples:
   hf-calib threshold after --target_accuracy 0.9 --by subject --output_dir gate
   hf-calib threshold samples_arc_easy.jsonl --target_accuracy 0.9 --output_dir gate
 
+  # not one option, but a set that holds the right one in 90% of the cases (pip install "hf_calib[conformal]")
+  hf-calib threshold after --sets 0.9 --output_dir sets
+
+  # the sets of new predictions, as sets.csv, and with labels their coverage
+  hf-calib threshold --check sets/sets.json new.csv --output_dir new_sets
+
   # does it still hold? labelled predictions, oldest first; or predictions without labels
   hf-calib threshold --check gate/gate.json week_1 week_2 week_3
   hf-calib threshold --check gate/gate.json new.csv
@@ -42,6 +49,7 @@ writes to OUTPUT_DIR:
   gate.json              threshold, target, level, coverage and accuracy with intervals, fingerprint of the
                          predictions; the threshold is null where none reaches the target
   risk_coverage (.png, .svg)
+  sets.json              with --sets: method, level, quantile, sizes of the sets, coverage with interval, fingerprint
 
 --check with labels: a sequential test of the accuracy. It may be repeated whenever predictions are added at the end.
 --check without labels: a two-sample test for a shift of the confidences. It tests no accuracy.
@@ -65,21 +73,35 @@ class ThresholdArguments(ReadingArguments):
     by: str | None = field(
         default=None, metadata={"help": "A threshold for each subject (default: one).", "choices": ["subject"]}
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of gate.json and of the plot."})
+    sets: float | None = field(
+        default=None,
+        metadata={"help": "In place of a target: probability in (0, 1) with which a set holds the right option."},
+    )
+    sets_method: str = field(
+        default="lac",
+        metadata={"help": "Score behind the sets; lac gives the smallest ones.", "choices": ["lac", "aps"]},
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of gate.json and of the plot, or of sets.json."}
+    )
     check: str | None = field(
-        default=None, metadata={"help": "A gate.json, or its folder, to check on the predictions."}
+        default=None, metadata={"help": "A gate.json or sets.json, or its folder, to check on the predictions."}
     )
 
     def __post_init__(self):
         if self.check is not None:
-            if self.target_accuracy is not None or self.target_risk is not None or self.by is not None:
-                raise ValueError("--check takes target and subjects from the gate: leave out --target_... and --by.")
+            if any(value is not None for value in (self.target_accuracy, self.target_risk, self.by, self.sets)):
+                raise ValueError(
+                    "--check takes target and subjects from the gate: leave out --target_..., --sets and --by."
+                )
             return
-        if (self.target_accuracy is None) == (self.target_risk is None):
-            raise ValueError("give either --target_accuracy or --target_risk.")
+        if sum(value is not None for value in (self.target_accuracy, self.target_risk, self.sets)) != 1:
+            raise ValueError("give either --target_accuracy, --target_risk or --sets.")
+        if self.sets is not None and (self.by is not None or self.level != 0.95):
+            raise ValueError("--sets has no --by, and is its own level: leave out --by and --level.")
         if self.output_dir is None:
             raise ValueError("give --output_dir, the folder of gate.json, or --check a gate.")
-        for name in ("target_accuracy", "target_risk", "level"):
+        for name in ("target_accuracy", "target_risk", "sets", "level"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {value:g}.")
@@ -95,7 +117,13 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     usage = "FILE [FILE ...] --target_accuracy P --output_dir DIR"
     parser = FilesParser("threshold", ThresholdArguments, usage, _EXAMPLES)
     (args,) = parser.parse(argv)
-    return _prepare_check(args, parser.files) if args.check is not None else _prepare_gate(args, parser.files)
+    if args.sets is not None:
+        return _prepare_sets(args, parser.files)
+    if args.check is None:
+        return _prepare_gate(args, parser.files)
+    from ..evaluation.prediction_sets import holds_sets
+
+    return (_prepare_sets_check if holds_sets(args.check) else _prepare_check)(args, parser.files)
 
 
 def _prepare_gate(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
@@ -184,6 +212,54 @@ def _prepare_check(args: ThresholdArguments, files: Sequence[str]) -> Callable[[
             write_json(output_dir / "check.json", {"kind": result.kind, **result.results})
         for part in result.sentences if result.holds else result.sentences[:-1]:
             print(part)
+        if not result.holds:
+            raise ValueError(result.sentences[-1])
+
+    return show
+
+
+def _prepare_sets(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
+    from ..evaluation.prediction_sets import SETS_FILE, PredictionSets, sizes_sentence
+    from ..evaluation.tables import check_output_dir
+    from ..hub.saved_predictions import load_predictions
+
+    predictions = load_predictions(files[0] if len(files) == 1 else _paths(files), **args.reading)
+    rule = PredictionSets.fit(predictions, args.sets, args.sets_method)
+    output_dir = check_output_dir(args.output_dir)
+
+    def write() -> None:
+        rule.save(output_dir / SETS_FILE)
+        print(rule.sentence)
+        print(sizes_sentence(rule.sizes))
+        print(f"sets: {output_dir / SETS_FILE}")
+
+    return write
+
+
+def _prepare_sets_check(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
+    from ..evaluation.gate import check_same_model
+    from ..evaluation.prediction_sets import PredictionSets, check_sets, require_options
+    from ..evaluation.tables import check_output_dir, write_json
+    from ..hub.saved_predictions import load_predictions
+    from ..inference.predictions import OptionPredictions
+
+    rule, parts = PredictionSets.load(args.check), []
+    for name in files:
+        parts.append(require_options(load_predictions(name, **args.reading, labelled=False)))
+        check_same_model(rule, parts[-1], name)
+    predictions = parts[0] if len(parts) == 1 else OptionPredictions.join(parts)
+    chosen = rule.apply(predictions)
+    result = check_sets(rule, chosen, predictions.labels)
+    output_dir = check_output_dir(args.output_dir) if args.output_dir else None
+
+    def show() -> None:
+        if output_dir is not None:
+            write_json(output_dir / "check.json", {"kind": result.kind, **result.results})
+            with (output_dir / "sets.csv").open("w", encoding="utf-8", newline="") as file:
+                options = (" ".join(str(option) for option in row.nonzero()[0]) for row in chosen)
+                csv.writer(file).writerows([("id", "options"), *zip(predictions.ids, options, strict=True)])
+        for sentence in result.sentences if result.holds else result.sentences[:-1]:
+            print(sentence)
         if not result.holds:
             raise ValueError(result.sentences[-1])
 

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_calib import OptionPredictions, TemperatureScaling, accuracy_threshold, accuracy_thresholds, load_predictions
+from hf_calib import (
+    OptionPredictions,
+    PredictionSets,
+    TemperatureScaling,
+    accuracy_threshold,
+    accuracy_thresholds,
+    load_predictions,
+)
 from hf_calib.cli.main import main
 from hf_calib.evaluation.gate import Gate
 
@@ -202,8 +209,8 @@ def test_the_questions_of_the_gate_are_no_check(gate, capsys):
         (["--target_accuracy", "1.5"], "target_accuracy must lie in (0, 1), got 1.5"),
         (["--target_risk", "0"], "target_risk must lie in (0, 1), got 0"),
         (["--target_accuracy", "0.9", "--level", "1"], "level must lie in (0, 1), got 1"),
-        (["--target_accuracy", "0.9", "--target_risk", "0.1"], "either --target_accuracy or --target_risk"),
-        ([], "either --target_accuracy or --target_risk"),
+        (["--target_accuracy", "0.9", "--target_risk", "0.1"], "either --target_accuracy, --target_risk or --sets"),
+        ([], "either --target_accuracy, --target_risk or --sets"),
         (
             ["--target_accuracy", "0.999"],
             "there are 40 questions; a guarantee of an accuracy of 0.999 at level 0.95 needs at least 2995",
@@ -242,3 +249,60 @@ def test_no_gate(tmp_path, capsys, content):
     (tmp_path / "gate.json").write_text(content)
     assert threshold("--check", tmp_path / "gate.json", folder(tmp_path)) == 2
     assert "is no gate of `hf-calib threshold`" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    assert threshold(folder(root / "after", power=1), "--sets", 0.9, "--output_dir", root / "sets") == 0
+    return root / "sets/sets.json"
+
+
+def test_sets_are_those_of_python(sets, capsys):
+    saved = load_predictions(sets.parents[1] / "after")
+    rule = PredictionSets.fit(saved, 0.9)
+    assert PredictionSets.load(sets) == rule
+    assert threshold(sets.parents[1] / "after", "--sets", 0.9, "--output_dir", sets.parent) == 0
+    out = capsys.readouterr().out
+    assert f"at least {rule.coverage_least:.3f} for these sets" in out and "options on average" in out
+
+
+def test_sets_of_new_predictions(sets, tmp_path, capsys):
+    new = folder(tmp_path / "new", power=1, seed=1, n=400)
+    assert threshold("--check", sets, new, "--output_dir", tmp_path) == 0
+    assert "The guarantee is not refuted" in capsys.readouterr().out
+    saved, table = load_predictions(new), pd.read_csv(tmp_path / "sets.csv", dtype=str, keep_default_na=False)
+    chosen = PredictionSets.load(sets).apply(saved)
+    assert table["id"].tolist() == saved.ids.tolist()
+    assert table["options"].tolist() == [" ".join(map(str, np.flatnonzero(row))) for row in chosen]
+    check = json.loads((tmp_path / "check.json").read_text())
+    assert check["kind"] == "sets" and check["coverage"] == chosen[np.arange(400), saved.labels].mean()
+    assert threshold("--check", sets.parent, folder(tmp_path / "bare", power=1, seed=2, labelled=False)) == 0
+    assert "was not tested" in capsys.readouterr().out
+    assert threshold("--check", sets, new, folder(tmp_path / "bad", power=9, seed=3)) == 1
+    assert "The guarantee is refuted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--sets", "1"], "sets must lie in (0, 1), got 1"),
+        (["--sets", "0.9", "--target_accuracy", "0.9"], "either --target_accuracy, --target_risk or --sets"),
+        (["--sets", "0.9", "--by", "subject"], "leave out --by and --level"),
+        (["--sets", "0.99"], "there are 40 questions; prediction sets of level 0.99 need at least 100"),
+        (["--sets", "0.9", "--check", "gate"], "leave out --target_..., --sets and --by"),
+    ],
+)
+def test_wrong_calls_of_sets(tmp_path, capsys, arguments, message):
+    assert threshold(folder(tmp_path / "after", n=40), "--output_dir", tmp_path / "sets", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sets_of_another_model_or_of_confidences(sets, tmp_path, capsys):
+    assert threshold("--check", sets, folder(tmp_path / "other", seed=1, fingerprint={"weights": "w2"})) == 2
+    assert "org/aligned with other weights" in capsys.readouterr().err
+    pd.DataFrame({"confidence": [0.5] * 40, "correct": [0, 1] * 20}).to_csv(tmp_path / "new.csv", index=False)
+    assert threshold("--check", sets, tmp_path / "new.csv") == 2
+    assert "these are confidences alone" in capsys.readouterr().err
+    assert threshold(tmp_path / "new.csv", "--sets", 0.9, "--output_dir", tmp_path) == 2
+    assert "these are confidences alone" in capsys.readouterr().err
