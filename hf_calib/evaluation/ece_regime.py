@@ -64,6 +64,12 @@ Args:
     details (`bool`, *optional*, defaults to `False`):
         Whether to add kernel tests of calibration, the CORP split of Brier score and log-likelihood, and the gain of a
         cross-fitted recalibration.
+    risks (list of float, *optional*):
+        Error rates at which the coverage is computed: how many questions can be answered.
+    coverages (list of float, *optional*):
+        Shares of answered questions at which the error rate is computed.
+    target_accuracy (`float`, *optional*):
+        Accuracy for which a confidence threshold with a guarantee is sought.
 
 Returns:
     `dict` of floats and strings:
@@ -83,6 +89,8 @@ Returns:
     - with groups `n_groups`, `n_groups_miscalibrated` and the measures of each group as `group/<name>/<measure>`;
     - with other predictions `other/<measure>` and `difference/<measure>` (of `predictions` less that of the others)
       with `difference/<measure>_low`, `difference/<measure>_high` (95% interval) and `difference/<measure>_p_value`;
+    - with risks `coverage_at_risk/<risk>`, with coverages `risk_at_coverage/<coverage>`, each with `_low` and `_high`;
+      with a target accuracy `threshold`, `threshold_coverage`, `threshold_accuracy` and the like;
     - with details `skce`, `option_skce`, `corp_brier`, `corp_nll` and `recalibration_gain` with their parts.
 
 Examples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -15,6 +15,7 @@ from ..measures.checked import Examples, check_examples, check_predictions
 from ..measures.noise_floor import floor_of
 from ..measures.options import MeasureOptions
 from ..regime.classify import RegimeOptions, choose_other, classify_examples, classify_predictions
+from .decision import decision_results
 
 
 # Measures of a group. Those that need many questions are left out.
@@ -41,11 +42,21 @@ class EvaluationOptions(MeasureOptions):
         details (`bool`, *optional*, defaults to `False`):
             Whether to add the measures of [`~hf_calib.evaluation.details.probability_details`]: kernel tests, CORP
             split and calibration loss.
+        risks (sequence of `float`, *optional*, defaults to `()`):
+            Error rates in [0, 1] at which the coverage is computed.
+        coverages (sequence of `float`, *optional*, defaults to `()`):
+            Shares of answered questions in (0, 1] at which the error rate is computed.
+        target_accuracy (`float`, *optional*):
+            Accuracy in (0, 1) for which a confidence threshold with a guarantee is sought; see
+            [`~hf_calib.measures.threshold.accuracy_threshold`].
     """
 
     alpha: float = 0.05
     critical_accuracy: float | None = None
     details: bool = False
+    risks: Sequence[float] = ()
+    coverages: Sequence[float] = ()
+    target_accuracy: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,8 +96,8 @@ def evaluate_probabilities(
         groups (array-like of shape `(N,)`, *optional*):
             Group of each row, e.g. its subject; see [`group_results`].
         options:
-            `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha`, `critical_accuracy` and `details`, see
-            [`EvaluationOptions`].
+            `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha`, `critical_accuracy`, `details`, `risks`, `coverages`
+            and `target_accuracy`, see [`EvaluationOptions`].
 
     Returns:
         `dict`: the keys of [`~hf_calib.measures.calibration_error.calibration_report`], of
@@ -105,6 +116,7 @@ def evaluate_probabilities(
         report |= report_target(predictions, options)
     # The report uses the requested bins. A given critical accuracy takes precedence over that of the target.
     results = {**regime.to_dict(), **report, "critical_accuracy": regime.critical_accuracy}
+    results |= decision_results(predictions, options)
     if options.details:
         from .details import probability_details
 
@@ -130,8 +142,8 @@ def evaluate_confidences(
         groups (array-like of shape `(N,)`, *optional*):
             Group of each row, e.g. its subject; see [`group_results`].
         options:
-            `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha`, `critical_accuracy` and `details`, see
-            [`EvaluationOptions`].
+            `n_bins`, `binning`, `n_bootstrap`, `seed`, `alpha`, `critical_accuracy`, `details`, `risks`, `coverages`
+            and `target_accuracy`, see [`EvaluationOptions`].
 
     Returns:
         `dict`: as [`evaluate_probabilities`], without the measures that need every option (`cw_ece`, `nll`, `brier`
@@ -144,7 +156,7 @@ def evaluate_confidences(
     options = EvaluationOptions(**options)
     examples = check_examples(confidences, correct, sample_weight)
     regime = classify_examples(examples, num_options, options.regime)
-    results = {**regime.to_dict(), **report_examples(examples, options)}
+    results = {**regime.to_dict(), **report_examples(examples, options), **decision_results(examples, options)}
     if options.details:
         from .details import confidence_details
 

@@ -220,7 +220,7 @@ def selective_report(
     """
     options = MeasureOptions(**options)
     examples = check_examples(confidences, correct, sample_weight)
-    report = _report(examples, risks, coverages, options)
+    report = report_selective(examples, risks, coverages, options)
     if groups is None:
         return report
     groups = np.asarray(groups)
@@ -229,12 +229,13 @@ def selective_report(
     if examples.kept is not None:
         groups = groups[examples.kept]
     for name in np.unique(groups):
-        part = _report(examples.examples(groups == name), risks, coverages, options)
+        part = report_selective(examples.examples(groups == name), risks, coverages, options)
         report |= {f"group/{name}/{key}": value for key, value in part.items()}
     return report
 
 
-def _report(examples: Examples, risks, coverages, options: MeasureOptions) -> dict[str, float]:
+def report_selective(examples: Examples, risks, coverages, options: MeasureOptions) -> dict[str, float]:
+    """Compute [`selective_report`] of checked examples, without groups."""
     curve = RiskCoverage.of(examples)
     values = {"e_aurc": curve.e_aurc, "augrc": curve.augrc}
     values |= {f"coverage_at_risk/{risk:g}": curve.coverage_at_risk(risk).coverage for risk in risks}

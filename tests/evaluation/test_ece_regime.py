@@ -15,12 +15,14 @@ from sklearn.metrics import accuracy_score, brier_score_loss
 
 import hf_calib
 from hf_calib import (
+    accuracy_threshold,
     calibration_report,
     classify_regime,
     comparison_report,
     corp_decomposition,
     kernel_calibration_test,
     recalibration_gain,
+    selective_report,
 )
 from hf_calib.evaluation import ece_regime
 from hf_calib.evaluation.evaluate import groups_of
@@ -430,6 +432,46 @@ def test_batches_survive_a_wrong_option(metric):
 def test_unknown_configuration():
     with pytest.raises(ValueError, match="prediction_scores"):
         evaluate.load(hf_calib.metric_path(), "scores")
+
+
+# Decisions
+
+
+def test_points_of_the_risk_coverage_curve_and_threshold(metric):
+    """They are those of the measures, for option probabilities and for confidences."""
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0.5, 1, 800)
+    correct = rng.random(800) < confidences**0.3
+    options = {"risks": [0.05, 0.1], "coverages": (0.5,), "target_accuracy": 0.9, "n_bootstrap": 100}
+    results = metric.compute(predictions=confidences, correct=correct, **options)
+    report = selective_report(confidences, correct, risks=[0.05, 0.1], coverages=[0.5], n_bootstrap=100)
+    points = {key: value for key, value in report.items() if "_at_" in key}
+    assert len(points) == 9 and {key: results[key] for key in points} == points
+    found = accuracy_threshold(confidences, correct, 0.9)
+    assert results["threshold"] == found.threshold and results["threshold_coverage_low"] == found.coverage_low
+    assert results["threshold_n_answered"] == found.n_answered and "threshold_questions_needed" not in results
+    rows, references = np.column_stack([confidences, 1 - confidences]), 1 - correct.astype(int)
+    of_options = metric.compute(predictions=rows, references=references, **options)
+    assert of_options["threshold"] == found.threshold
+    assert of_options["coverage_at_risk/0.1_low"] == results["coverage_at_risk/0.1_low"]
+    json.dumps(results, allow_nan=False)
+    missing = metric.compute(predictions=confidences, correct=correct, target_accuracy=0.995)
+    assert not [key for key in missing if key.startswith("threshold") and key != "threshold_questions_needed"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"target_accuracy": 0.9}, "there are 20 questions; .* needs at least 29"),
+        ({"target_accuracy": 1.5}, r"`target_accuracy` must lie in \(0, 1\)"),
+        ({"target_accuracy": 0.8, "sample_weight": [1] * 20}, "does not go with `sample_weight`"),
+        ({"risks": [2]}, r"`risk` must lie in \[0, 1\]"),
+        ({"coverages": 0}, r"`coverage` must lie in \(0, 1\]"),
+    ],
+)
+def test_wrong_decisions(metric, options, message):
+    with pytest.raises(ValueError, match=message):
+        metric.compute(predictions=[0.9] * 20, correct=[True] * 20, **options)
 
 
 # Documentation
