@@ -9,7 +9,14 @@ from importlib.metadata import version
 # Minor releases of TRL that the tests ran with: from the first, up to but without the second.
 TRIED_TRL = ((1, 16), (1, 17))
 
-_EXTRA_OF = {"trl": "train", "peft": "train", "deepspeed": "deepspeed", "gradio": "app", "mapie": "conformal"}
+_EXTRA_OF = {
+    "trl": "train",
+    "peft": "train",
+    "deepspeed": "deepspeed",
+    "gradio": "app",
+    "mapie": "conformal",
+    "openai": "served",
+}
 
 
 def with_advice(error: ImportError) -> ImportError:

@@ -29,7 +29,7 @@ PACKAGE = ROOT / "hf_calib"
 LAYERS = [
     ("measures", "data", "paths", "extras"),
     ("regime", "plots", "inference", "losses"),
-    ("posthoc", "prediction_files"),
+    ("posthoc", "prediction_files", "served"),
     ("evaluation",),
     ("hub",),
     ("trainers",),
@@ -295,7 +295,7 @@ def requirements(*extras: str) -> list[Requirement]:
 def test_constraints_pin_what_setup_cfg_asks_for():
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
-    wanted = requirements("train", "app", "conformal", "deepspeed", "dev")
+    wanted = requirements("train", "served", "app", "conformal", "deepspeed", "dev")
     wrong = [str(r) for r in wanted if not r.specifier.contains(pins.get(canonicalize_name(r.name), "0"))]
     assert not wrong, f"constraints.txt does not pin these within their range: {wrong}"
 
@@ -311,7 +311,8 @@ def test_setup_cfg_asks_for_what_is_imported():
     roots = {name.split(".")[0] for module in MODULES for name in imports(module)}
     foreign = roots - set(sys.stdlib_module_names) - {"hf_calib"}
     distributions = packages_distributions()
-    declared = {canonicalize_name(requirement.name) for requirement in requirements("train", "conformal", "deepspeed")}
+    groups = ("train", "conformal", "served", "deepspeed")
+    declared = {canonicalize_name(requirement.name) for requirement in requirements(*groups)}
     missing = {root for root in foreign if not declared & {canonicalize_name(d) for d in distributions.get(root, [])}}
     assert not missing, f"imported, but not in install_requires: {sorted(missing)}"
 

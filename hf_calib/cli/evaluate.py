@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .arguments import PredictionArguments, RegimeArguments
 from .parser import CommandParser
+from .served_arguments import ServedArguments, served_summary
 from .short_answers import AnswerArguments, prepare_answers, takes_answers
 
 
@@ -36,6 +37,9 @@ examples:
   # on several GPUs
   accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
 
+  # a model behind a server (vLLM, SGLang, TGI, llama.cpp); see docs/guides/served-models.md
+  hf-calib evaluate --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-8B --dataset questions.parquet
+
 writes to OUTPUT_DIR:
   results.json           every measure, flat; those of the subjects, if there are any, as group/<subject>/...
   predictions.npz        option_logits, probabilities, labels, ids, ...; an interrupted run resumes from it
@@ -48,10 +52,14 @@ of short answers:
 
 
 @dataclass
-class EvaluateArguments(AnswerArguments, RegimeArguments, PredictionArguments):
+class EvaluateArguments(ServedArguments, AnswerArguments, RegimeArguments, PredictionArguments):
     """Arguments of `hf-calib evaluate`."""
 
-    model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
+    model: str = field(
+        metadata={
+            "help": "Model or adapter: a local folder or a name on the Hub; with --endpoint its name on the server."
+        }
+    )
     dataset: str = field(
         metadata={"help": "Questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
     )
@@ -67,22 +75,31 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
     output_dir = check_output_dir(args.output_dir)
     if takes_answers(args):
+        if args.endpoint is not None:
+            raise ValueError("--endpoint takes questions with options: short answers need a local model.")
         return prepare_answers(args, output_dir)
     questions = args.questions(args.dataset)
     reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
     if reference is not None and not args.drop_too_long:
         # That it has other questions is better said before the work.
         reference.matching(questions["id"][:], questions["answer"][:])
-    model, tokenizer = args.load(args.model)
-    args.check_tokenizer(tokenizer, questions)
+    if args.endpoint is None:
+        model, tokenizer = args.load(args.model)
+        args.check_tokenizer(tokenizer, questions)
+        predict = args.predict
+    else:
+        model, tokenizer = args.served_model(args.model), args.served_tokenizer(questions)
+        predict = args.predict_served
 
     def evaluate() -> None:
         from accelerate import PartialState
 
-        predictions = args.predict(model, tokenizer, questions, output_dir / "predictions.npz")
+        predictions = predict(model, tokenizer, questions, output_dir / "predictions.npz")
         if not PartialState().is_main_process:
             return
         described = {"model": args.model, **EvaluationProtocol.of(args).statement(predictions, tokenizer)}
+        served = predictions.metadata.get("served", {})
+        described |= {f"served/{name}": value for name, value in served.items()}
         options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha}
         if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
             options["groups"] = predictions.subjects
@@ -92,6 +109,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         print_table([{"stage": title, **results}])
         if "n_groups" in results:
             print_groups(results)
+        if served:
+            print(*served_summary(predictions), sep="\n")
         print(f"{results['regime']}: {results['explanation']}")
         print(f"recommended: {results['recommended_method']}    results: {output_dir}")
 

@@ -159,8 +159,7 @@ class PromptFormat:
         if self.uses_chat_template(tokenizer):
             prompt, lead, suffix = self._chat(tokenizer, self.messages(question, choices, subject))
         else:
-            prompt = self._content(question, choices, subject)
-            prompt = prompt if self.system_prompt is None else f"{self.system_prompt}\n\n{prompt}"
+            prompt = self.plain(question, choices, subject)
             lead, suffix = "" if prompt[-1:].isspace() else " ", tokenizer.eos_token or ""
         return prompt, [lead + candidate for candidate in self.candidates(choices)], suffix
 
@@ -168,6 +167,11 @@ class PromptFormat:
         """Write a question as messages, up to the answer; arguments as in [`PromptFormat.render`]."""
         messages = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*messages, {"role": "user", "content": self._content(question, choices, subject)}]
+
+    def plain(self, question: str, choices: list[str], subject: str | None = None) -> str:
+        """Write a question as a text without chat markup; arguments as in [`PromptFormat.render`]."""
+        prompt = self._content(question, choices, subject)
+        return prompt if self.system_prompt is None else f"{self.system_prompt}\n\n{prompt}"
 
     def _content(self, question: str, choices: list[str], subject: str | None) -> str:
         if subject is None and "{subject" in self._template:

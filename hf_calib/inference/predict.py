@@ -162,7 +162,10 @@ def predict_options(
     if results.finished is not None:
         return results.finished
     _score(model, tokenizer, questions, features, results, options)
-    predictions = _collect(questions, features, results.gather(), metadata, options)
+    rows = results.gather()
+    predictions = collect_predictions(questions, rows[: len(questions)], metadata)
+    if options.votes:
+        predictions.votes, metadata["votes"] = _votes(rows, features, options.option_normalization), ["sum", "pmi"]
     results.finish(predictions)
     return predictions
 
@@ -196,24 +199,28 @@ def _score(model, tokenizer, questions: Dataset, features, results: ResumableSco
         model.train(was_training)
 
 
-def _collect(
-    questions: Dataset,
-    features: Sequence[Mapping[str, Any]],
-    rows: Sequence[np.ndarray],
-    metadata: dict[str, Any],
-    options: PredictionOptions,
+def collect_predictions(
+    questions: Dataset, rows: Sequence[Sequence[float]], metadata: dict[str, Any]
 ) -> OptionPredictions:
-    """Combine the scores `(num_options,)` of each question with the columns of the data set."""
-    num_options = max(feature["num_options"] for feature in features)
+    """
+    Combine the scores of each question with the columns of the data set.
+
+    Args:
+        questions (`Dataset`):
+            Questions in the unified columns.
+        rows (`Sequence[Sequence[float]]`):
+            Log-likelihoods of the options of each question.
+        metadata (`dict`):
+            Metadata of the predictions.
+    """
+    num_options = max(map(len, rows))
     answers = [IGNORE_INDEX if answer is None else answer for answer in questions["answer"]]
     predictions = OptionPredictions(
-        option_logits=pad_rows(rows[: len(questions)], num_options, -np.inf),
+        option_logits=pad_rows(rows, num_options, -np.inf),
         labels=np.array(answers, dtype=np.int64),
         ids=np.array(questions["id"], dtype=np.str_),
         metadata=metadata,
     )
-    if options.votes:
-        predictions.votes, metadata["votes"] = _votes(rows, features, options.option_normalization), ["sum", "pmi"]
     if "target_probabilities" in questions.column_names:
         if all(targets is not None for targets in questions["target_probabilities"]):
             predictions.target_probabilities = pad_rows(questions["target_probabilities"], num_options, 0.0)

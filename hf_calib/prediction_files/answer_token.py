@@ -70,34 +70,40 @@ def _text(tokens: Sequence[str]) -> str:
     return "".join(tokens).translate({ord(mark): " " for mark in _SPACES})
 
 
-def option_scores(likeliest: Iterable[tuple[str, float]], names: Sequence[str]) -> list[float]:
+def option_scores(likeliest: Sequence[tuple[str, float]], names: Sequence[str]) -> list[float]:
     """
     Log-probability of each option at the position of the answer.
 
     Tokens that differ in white space alone, "A" and " A", add up. Options that are not among the likeliest tokens
-    share what these leave of the probability equally; if none is, all have the same probability.
+    share what these leave of the probability equally, up to the smallest probability of a likeliest token; if none
+    is, all have the same probability.
 
     Args:
-        likeliest (`Iterable[tuple[str, float]]`):
-            Likeliest tokens and their log-probabilities.
+        likeliest (`Sequence[tuple[str, float]]`):
+            Likeliest tokens and their log-probabilities, the written token first: it may be an unlikely one.
         names (`Sequence[str]`):
             What the model writes for each option.
     """
-    masses, total = dict.fromkeys(names, 0.0), 0.0
+    masses = listed_masses(likeliest, names)
+    probabilities = [math.exp(log_probability) for _, log_probability in likeliest]
+    missing = sum(mass == 0 for mass in masses)
+    share = (1 - sum(probabilities)) / missing if missing else 0.0
+    share = max(min([share, *probabilities[1:]]), _SMALLEST / len(names))
+    return [math.log(mass or share) for mass in masses]
+
+
+def listed_masses(likeliest: Iterable[tuple[str, float]], names: Sequence[str]) -> list[float]:
+    """Probability of each option among the likeliest tokens, 0 for one that is not; see [`option_scores`]."""
+    masses = dict.fromkeys(names, 0.0)
     for token, log_probability in likeliest:
-        probability = math.exp(log_probability)
-        total += probability
-        name = token.strip(_SPACES)
-        if name in masses:
-            masses[name] += probability
-    missing = sum(mass == 0 for mass in masses.values())
-    share = max(1 - total, _SMALLEST) / missing if missing else 0.0
-    return [math.log(mass or share) for mass in masses.values()]
+        if (name := token.strip(_SPACES)) in masses:
+            masses[name] += math.exp(log_probability)
+    return list(masses.values())
 
 
 def likeliest_tokens(position: Mapping[str, Any]) -> list[tuple[str, float]]:
     """
-    Likeliest tokens at a position of a chat completion, with the written one.
+    Likeliest tokens at a position of a chat completion, the written one first.
 
     Args:
         position (`Mapping`):
@@ -110,6 +116,8 @@ def likeliest_tokens(position: Mapping[str, Any]) -> list[tuple[str, float]]:
     if not top:
         raise ValueError("there are no top_logprobs: request them, as many as the API allows (e.g. top_logprobs=20)")
     pairs = list(top.items()) if isinstance(top, Mapping) else [(each["token"], each["logprob"]) for each in top]
-    if position.get("token") is not None and all(token != position["token"] for token, _ in pairs):
-        pairs.append((position["token"], position["logprob"]))
-    return pairs
+    if (written := position.get("token")) is None:
+        return pairs
+    place = next((place for place, (token, _) in enumerate(pairs) if token == written), None)
+    first = (written, position["logprob"]) if place is None else pairs.pop(place)
+    return [first, *pairs]

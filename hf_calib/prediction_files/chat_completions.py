@@ -60,9 +60,9 @@ def read(source: Source, options: ReadOptions, labels: GoldLabels | None = None)
         if count is None:
             raise ValueError(_NO_COUNT)
         names = option_names(count, given)
-        positions = _positions(body)
-        place = answer_position([position["token"] for position in positions], names)
-        scores = option_scores(likeliest_tokens(positions[place]), names)
+        found = positions(body)
+        place = answer_position([position["token"] for position in found], names)
+        scores = option_scores(likeliest_tokens(found[place]), names)
         none += len(set(scores)) == 1
         label = next((row[key] for key in ("label", "answer", "gold", "target") if key in row), None)
         return Question(name, scores, to_index(label, len(names), options.answers_from))
@@ -91,8 +91,13 @@ def _body(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row
 
 
-def _positions(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Tokens of the first choice with their log-probabilities, in the form of chat completions."""
+def positions(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """
+    Tokens of the first choice of a completion with their log-probabilities, in the form of chat completions.
+
+    Raises:
+        `ValueError`: the request failed, or has no log-probabilities.
+    """
     if body.get("object") == "response" or "output" in body:  # Responses API
         texts = [part for item in body["output"] for part in item.get("content") or () if "logprobs" in part]
         found = [position for part in texts for position in part["logprobs"]]
@@ -101,7 +106,7 @@ def _positions(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
             error = body.get("error") or "no choices"
             raise ValueError(f"the request failed ({str(error)[:80]}): leave such rows out with --drop_invalid true")
         found = body["choices"][0].get("logprobs") or {}
-        if "tokens" in found:  # text completion
+        if found.get("tokens"):  # text completion
             tops = found.get("top_logprobs") or [None] * len(found["tokens"])
             values = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
             found = [{"token": token, "logprob": value, "top_logprobs": top} for token, value, top in values]
