@@ -6,7 +6,7 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from hf_calib.prediction_files.answer_token import answer_position, option_scores
+from hf_calib.prediction_files.answer_token import answer_position, likeliest_tokens, option_scores
 from hf_calib.prediction_files.options import ReadOptions
 from hf_calib.prediction_files.read import read_predictions
 
@@ -124,6 +124,15 @@ def test_unclear_answers_are_errors():
         answer_position(["Either", " A", " or", " B"], ["A", "B"])
     with pytest.raises(ValueError, match="none of the tokens written is one of the options A, B"):
         answer_position(["I", " do", " not", " know"], ["A", "B"])
+
+
+def test_missing_options_have_no_more_than_the_smallest_listed_token():
+    # The written token comes first, and may be an unlikely one.
+    scores = option_scores([("x", log(0.001)), ("The", log(0.7)), ("A", log(0.02)), ("I", log(0.01))], ["A", "B"])
+    np.testing.assert_allclose(np.exp(scores), [0.02, 0.01])
+    place = position("x", The=0.7, A=0.02)
+    assert [token for token, _ in likeliest_tokens({**place, "logprob": -9.0})] == ["x", "The", "A"]
+    assert [token for token, _ in likeliest_tokens({**place, "token": "A"})] == ["A", "The"]
 
 
 def test_scores_are_never_of_probability_zero():
