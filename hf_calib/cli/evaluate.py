@@ -43,7 +43,7 @@ examples:
 writes to OUTPUT_DIR:
   results.json           every measure, flat; those of the subjects, if there are any, as group/<subject>/...
   predictions.npz        option_logits, probabilities, labels, ids, ...; an interrupted run resumes from it
-  reliability, groups (.png, .svg)
+  reliability, corp, groups (.png, .svg)
 of short answers:
   answers.jsonl, samples.jsonl  what the model wrote; an interrupted run resumes from them
   graded.jsonl                  answers, whether they are right, confidences
@@ -94,13 +94,15 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     def evaluate() -> None:
         from accelerate import PartialState
 
+        from ..evaluation.details import details_sentences
+
         predictions = predict(model, tokenizer, questions, output_dir / "predictions.npz")
         if not PartialState().is_main_process:
             return
         described = {"model": args.model, **EvaluationProtocol.of(args).statement(predictions, tokenizer)}
         served = predictions.metadata.get("served", {})
         described |= {f"served/{name}": value for name, value in served.items()}
-        options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha}
+        options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha, "details": True}
         if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
             options["groups"] = predictions.subjects
         results = evaluation_results(predictions, reference, **options)
@@ -111,6 +113,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             print_groups(results)
         if served:
             print(*served_summary(predictions), sep="\n")
+        for sentence in details_sentences(results):
+            print(sentence)
         print(f"{results['regime']}: {results['explanation']}")
         print(f"recommended: {results['recommended_method']}    results: {output_dir}")
 

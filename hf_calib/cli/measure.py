@@ -30,6 +30,9 @@ examples:
   hf-calib measure predictions.csv --columns probabilities=p_yes,p_no,label=gold
   hf-calib measure answers.csv --columns confidence=score,correct=hit
 
+  # two models on the same questions, matched by id: every difference with its interval and p-value
+  hf-calib measure after.csv --other_predictions before.csv
+
   # convert, then calibrate
   hf-calib measure samples_arc_easy.jsonl --output_dir before
   hf-calib calibrate --predictions before
@@ -55,7 +58,7 @@ Confidences alone give no cw-ECE, NLL, Brier or option mass; with --num_options 
 writes to OUTPUT_DIR, if it is given, what `hf-calib evaluate` writes:
   results.json           every measure, flat; those of the subjects as group/<subject>/...
   predictions.npz        for --predictions of calibrate and diagnose
-  reliability, groups (.png, .svg)
+  reliability, corp, groups (.png, .svg)
 """
 
 
@@ -65,6 +68,13 @@ class MeasureArguments(RegimeArguments, ReadingArguments, MeasuringArguments):
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of results, predictions and diagram (default: only print)."}
+    )
+    other_predictions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Predictions of another model for the same questions, to compare with: a folder or a file, "
+            "read as FILE is."
+        },
     )
 
 
@@ -81,12 +91,13 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     paths = parser.files[0] if len(parser.files) == 1 else parser.files
     predictions = load_predictions(paths, **args.reading)
     reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
+    other = load_predictions(args.other_predictions, **args.reading) if args.other_predictions else None
 
     def measure() -> None:
         from ..evaluation.measure import measure_predictions
 
-        options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha}
-        results = measure_predictions(predictions, reference, args.num_options, **options)
+        options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha, "details": True}
+        results = measure_predictions(predictions, reference, args.num_options, other, **options)
         _show(results, args)
         if output_dir is not None:
             from ..evaluation.tables import write_evaluation
@@ -102,8 +113,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
 def _show(results: dict[str, Any], args: MeasureArguments) -> None:
     """Print the measures, and what a reader should know about them."""
+    from ..evaluation.details import details_sentences
     from ..evaluation.measure import NEEDS_PROBABILITIES
-    from ..evaluation.tables import print_groups, print_table
+    from ..evaluation.tables import print_comparison, print_groups, print_table
 
     scored = f", option scores: {results['option_normalization']}" if results["option_normalization"] else ""
     print(f"{results['predictions_format']}, {len(results['files']) or 1} file(s){scored}")
@@ -118,6 +130,10 @@ def _show(results: dict[str, Any], args: MeasureArguments) -> None:
         print(f"left out: {results['left_out']} rows")
     for note in results.get("notes", ()):
         print(f"note: {note}")
+    if args.other_predictions:
+        print_comparison(results)
+    for sentence in details_sentences(results):
+        print(sentence)
     print(f"{results['regime']}: {results['explanation']}")
     print(f"recommended: {results['recommended_method']}")
     if args.output_dir is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..measures import position_bias as option_order
 from ..measures import preference_collapse as collapse
+from ..measures.paired import comparison_report
 from ..plots import confidence_shift, order_diagram, reliability_grid, save_figure
 from .alignment_report import ALIGNED, REFERENCE, AlignmentReport
 from .evaluate import groups_of
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from ..inference.predictions import OptionPredictions
 
 REPAIRED = "repaired"
+# Further measures whose change is reported, and what they mean.
+_SCORES = {
+    "nll": "Negative log-probability of the right option, in nats.",
+    "brier": "Brier score over all options.",
+    "auroc": "How well confidence separates right from wrong answers: .5 is chance, 1 is perfect.",
+    "aurc": "Mean error rate over all shares of the questions answered, the most confident first.",
+}
+_CHANGE_HEADER = ("measure", REFERENCE, f"{ALIGNED} [95%]", "change [95%]", "p", "what it means")
 
 
 def same_questions(reference: OptionPredictions, aligned: OptionPredictions) -> OptionPredictions:
@@ -71,17 +80,19 @@ def diagnose(
     Returns:
         `dict`: flat. The aligned model's measures and regime, as `hf-calib evaluate --reference_predictions` has them,
         with those of [`collapse_report`] and, where the questions have subjects, of [`group_results`]; the reference's
-        measures as `reference/<key>`; differences as `change/<measure>`; `order/<key>` of [`order_report`],
+        measures as `reference/<key>`; differences as `change/<measure>`, with `change/<measure>_p_value` where
+        [`~hf_calib.measures.paired.compare_predictions`] knows the measure; `order/<key>` of [`order_report`],
         `pairs/<key>` of [`pair_report`], and the repaired model's measures as `repaired/<key>`.
     """
     reference = same_questions(reference, aligned)
     measuring = {name: value for name, value in options.items() if name in ("n_bins", "n_bootstrap", "seed")}
+    binning = {name: value for name, value in options.items() if name == "binning"}
     evaluated = dict(options)
     if aligned.subjects is not None and len(set(aligned.subjects.tolist())) > 1:
         evaluated["groups"] = aligned.subjects
     before = evaluation_results(reference, **evaluated)
     kept = {"n", "accuracy", "confidence", "cw_ece", "ece_p_value"}
-    kept |= {f"{key}{end}" for key in ("nll", "brier", "auroc") for end in ("", "_low", "_high")}
+    kept |= {f"{key}{end}" for key in _SCORES for end in ("", "_low", "_high")}
     results = evaluation_results(aligned, reference, **evaluated)
     results |= {f"reference/{key}": value for key, value in before.items() if key in kept or key.startswith("group/")}
     results |= collapse.collapse_report(
@@ -89,9 +100,10 @@ def diagnose(
         aligned.labels,
         reference.probabilities,
         num_options=np.maximum(reference.num_options, aligned.num_options),  # as in evaluation_results
-        **({"binning": options["binning"]} if "binning" in options else {}),
+        **binning,
         **measuring,
     )
+    results |= _score_changes(reference, aligned, **measuring, **binning)
     if orders is not None:
         orders = _common_questions(orders)
         stacks = [np.stack([predictions.probabilities for predictions in one]) for one in orders]
@@ -103,6 +115,18 @@ def diagnose(
         after = evaluation_results(same_questions(repaired, aligned), reference, **options)
         results |= {f"{REPAIRED}/{key}": value for key, value in after.items()}
     return results
+
+
+def _score_changes(reference: OptionPredictions, aligned: OptionPredictions, **measuring) -> dict[str, float]:
+    """Changes of the scores with paired intervals, and p-values of these and of the changes that have an interval."""
+    tested = ("accuracy", "confidence", "overconfidence", "ece")
+    pair = [(one.probabilities, one.labels) for one in (reference, aligned)]
+    report = comparison_report(*pair, [*tested, *_SCORES], **measuring)
+    changes = {f"change/{name}_p_value": report[f"difference/{name}_p_value"] for name in tested}
+    for name in _SCORES:
+        for end in ("", "_low", "_high", "_p_value"):
+            changes[f"change/{name}{end}"] = report[f"difference/{name}{end}"]
+    return changes
 
 
 def _common_questions(orders: Sequence[Sequence[OptionPredictions]]) -> list[list[OptionPredictions]]:
@@ -168,9 +192,9 @@ def repair_command(results: Mapping[str, Any], model: str, metadata: Mapping[str
 
 
 def _change_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of measure, reference, aligned model, change with its interval, and meaning."""
+    """Rows of measure, reference, aligned model, change with its interval, p-value, and meaning."""
     rows = []
-    for name, meaning in collapse.MEANINGS.items():
+    for name, meaning in (collapse.MEANINGS | _SCORES).items():
         if f"change/{name}" in results:
             interval = f"[{results[f'change/{name}_low']:+.3f}, {results[f'change/{name}_high']:+.3f}]"
             change = f"{results[f'change/{name}']:+.3f} {interval}"
@@ -178,7 +202,8 @@ def _change_rows(results: Mapping[str, Any]) -> list[list[str]]:
         else:
             before, change = "–", "–"
         aligned = f"{results[name]:.3f} [{results[f'{name}_low']:.3f}, {results[f'{name}_high']:.3f}]"
-        rows.append([name, before, aligned, change, meaning])
+        p_value = f"{results[key]:.3f}" if (key := f"change/{name}_p_value") in results else "–"
+        rows.append([name, before, aligned, change, p_value, meaning])
     return rows
 
 
@@ -189,10 +214,10 @@ def changes_table(results: Mapping[str, Any]) -> Table:
 
     table = Table(title="What alignment changed", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("measure", no_wrap=True)
-    for name in (REFERENCE, f"{ALIGNED} [95%]", "change [95%]"):
+    for name in _CHANGE_HEADER[1:5]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in _change_rows(results):
-        table.add_row(*row[:4])
+        table.add_row(*row[:5])
     return table
 
 
@@ -295,7 +320,7 @@ def write_diagnosis(
         summary(results),
         markdown_table(stages(results)),
         "## What alignment changed",
-        _markdown(["measure", REFERENCE, f"{ALIGNED} [95%]", "change [95%]", "what it means"], _change_rows(results)),
+        _markdown(_CHANGE_HEADER, _change_rows(results)),
         f"Noise floors: conf-ECE {results['ece_noise_floor']:.3f}, position_shift "
         f"{results['position_shift_noise_floor']:.3f}. Smaller values are not evidence of an error.",
         "![Confidence before and after alignment](confidence.png)",

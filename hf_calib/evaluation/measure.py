@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..inference.predictions import OptionPredictions
+from ..measures.binning import top_label
+from ..measures.paired import comparison_report
 from ..prediction_files.confidences import ConfidencePredictions
 from .evaluate import EvaluationOptions, evaluate_confidences
 from .protocol import questions_digest
@@ -23,6 +25,7 @@ def measure_predictions(
     predictions: OptionPredictions | ConfidencePredictions,
     reference: OptionPredictions | None = None,
     num_options: int | None = None,
+    other: OptionPredictions | ConfidencePredictions | None = None,
     **options,
 ) -> dict[str, Any]:
     """
@@ -35,6 +38,9 @@ def measure_predictions(
             Predictions of the model before alignment for the same questions. They decide the regime.
         num_options (`int`, *optional*):
             Number of options of each question, for the regime of confidences.
+        other ([`OptionPredictions`] or [`~hf_calib.prediction_files.confidences.ConfidencePredictions`], *optional*):
+            Predictions of another model for the same questions. Adds the keys of
+            [`~hf_calib.measures.paired.comparison_report`].
         options:
             Options of [`~hf_calib.evaluation.evaluate.EvaluationOptions`].
 
@@ -49,15 +55,31 @@ def measure_predictions(
     several = predictions.subjects is not None and len(np.unique(predictions.subjects)) > 1
     groups = {"groups": predictions.subjects} if several else {}
     described = _description(predictions, EvaluationOptions(**options))
+    compared = {} if other is None else _comparison(predictions, other, groups, EvaluationOptions(**options))
     if isinstance(predictions, OptionPredictions):
         results = evaluation_results(predictions, reference, **options, **groups)
         if predictions.metadata.get("letters"):
             described["option_mass"] = float(predictions.option_mass.mean())
-        return {**described, **results}
+        return {**described, **results, **compared}
     if reference is not None:
         raise ValueError("a reference needs probabilities of all options, and these predictions are confidences")
     arrays = predictions.confidences, predictions.correct
-    return {**described, **evaluate_confidences(*arrays, num_options, **options, **groups)}
+    return {**described, **evaluate_confidences(*arrays, num_options, **options, **groups), **compared}
+
+
+def _comparison(
+    predictions: OptionPredictions | ConfidencePredictions,
+    other: OptionPredictions | ConfidencePredictions,
+    groups: Mapping[str, Any],
+    options: EvaluationOptions,
+) -> dict[str, float]:
+    """Compare with the predictions of another model, matched by the ids of the questions."""
+    other = other.select(predictions.ids)
+    sides = [one.outcomes for one in (other, predictions)]
+    if len({scores.ndim for scores, _ in sides}) > 1:  # one of them has confidences alone
+        sides = [side if side[0].ndim == 1 else top_label(*side) for side in sides]
+    named = {name: getattr(options, name) for name in ("n_bins", "binning", "n_bootstrap", "seed")}
+    return comparison_report(*sides, **groups, **named)
 
 
 def _description(predictions: OptionPredictions | ConfidencePredictions, options: EvaluationOptions) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..plots import group_diagram, regime_plane, reliability_diagram, reliability_grid, save_figure
+from ..plots import corp_diagram, group_diagram, regime_plane, reliability_diagram, reliability_grid, save_figure
 from .evaluate import evaluate_confidences, evaluate_probabilities, groups_of
 
 
@@ -101,7 +101,7 @@ def write_evaluation(
     **diagram,
 ) -> None:
     """
-    Write `results.json`, `reliability.png` and `.svg`; with groups in the results also `groups.png` and `.svg`.
+    Write `results.json` and the figures `reliability`, `corp` and, with groups, `groups`, each as `.png` and `.svg`.
 
     Args:
         output_dir (`str` or `Path`):
@@ -113,13 +113,16 @@ def write_evaluation(
         title (`str`, *optional*):
             Title of the diagram.
         diagram:
-            Options of [`reliability_diagram`], e.g. `n_bins`: those that the results were made with.
+            Options of [`reliability_diagram`], e.g. `n_bins`: those that the results were made with. The CORP diagram
+            uses `n_bootstrap` and `seed`.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "results.json", results)
     outcomes = predictions.outcomes
     save_figure(reliability_diagram(*outcomes, title=title, **diagram), output_dir / "reliability")
+    simulation = {name: diagram[name] for name in ("n_bootstrap", "seed") if name in diagram}
+    save_figure(corp_diagram(*outcomes, title=title, **simulation), output_dir / "corp")
     if "n_groups" in results:
         save_figure(group_diagram(*outcomes, predictions.subjects, **diagram), output_dir / "groups")
 
@@ -216,6 +219,38 @@ def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
     if len(groups) > most:
         table.caption = f"and {len(groups) - most} more in results.json"
     Console(width=max(Console().width, 140)).print(table)
+
+
+def print_comparison(results: Mapping[str, Any]) -> None:
+    """
+    Print the differences from another set of predictions.
+
+    Args:
+        results (`Mapping`):
+            Results with the keys of [`~hf_calib.measures.paired.comparison_report`].
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title="Compared with the other predictions", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    table.add_column("measure", no_wrap=True)
+    for name in ("other", "these", "difference [95%]", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key, other in results.items():
+        if key.startswith("other/"):
+            name = f"difference/{key.removeprefix('other/')}"
+            change, low, high, p_value = (results[f"{name}{end}"] for end in ("", "_low", "_high", "_p_value"))
+            cells = (
+                f"{other:.4f}",
+                f"{other + change:.4f}",
+                f"{change:+.4f} [{low:+.4f}, {high:+.4f}]",
+                f"{p_value:.3f}",
+            )
+            table.add_row(key.removeprefix("other/"), *cells)
+    Console(width=max(Console().width, 100)).print(table)
 
 
 def markdown_table(stages: Sequence[Mapping[str, Any]], empty_columns: bool = True) -> str:

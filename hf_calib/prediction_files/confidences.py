@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,37 @@ class ConfidencePredictions:
     def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
         """Confidences, and whether the predictions are right, as the diagrams take them."""
         return self.confidences, self.correct
+
+    def select(self, ids: Sequence[str]) -> ConfidencePredictions:
+        """
+        Select predictions by the ids of their questions, in the given order.
+
+        Raises:
+            `ValueError`: a question is not among those predicted, or its id is of several.
+        """
+        ids, own = [str(name) for name in ids], [str(name) for name in self.ids]
+        if ids == own:
+            return self
+        rows = {name: row for row, name in enumerate(own)}
+        if missing := [name for name in ids if name not in rows]:
+            raise ValueError(
+                f"{len(missing)} of {len(ids)} questions are not among the {len(self)} predicted, the first of them "
+                f"{missing[0]!r}; both must be of the same questions"
+            )
+        if len(rows) < len(own):
+            raise ValueError(
+                f"{len(own) - len(rows)} ids are of several questions, and the order of the questions differs: give "
+                "every question an id of its own"
+            )
+        order = np.array([rows[name] for name in ids])
+        subjects = None if self.subjects is None else self.subjects[order]
+        return replace(
+            self,
+            confidences=self.confidences[order],
+            correct=self.correct[order],
+            ids=self.ids[order],
+            subjects=subjects,
+        )
 
     @classmethod
     def join(cls, parts: Sequence[ConfidencePredictions]) -> ConfidencePredictions:

@@ -42,6 +42,9 @@ def test_report_holds_everything(report):
     results = json.loads((report / "results.json").read_text())
     assert results["change/confidence_low"] > 0 and results["change/accuracy"] == 0  # sharpened, never reordered
     assert results["confidence"] > results["reference/confidence"] and results["prediction_change"] == 0
+    assert results["change/accuracy_p_value"] == 1 and results["change/confidence_p_value"] < 0.05
+    assert results["change/nll_low"] < results["change/nll"] < results["change/nll_high"]
+    assert results["change/nll"] == pytest.approx(results["nll"] - results["reference/nll"])
     assert results["order/n"] == 30 and results["order/flip_rate"] == results["order/reference/flip_rate"]
     assert results["pairs/n"] == 40 and results["pairs/tce"] >= 0
     assert results["test"] == "reference" and results["regime"] in ("calibratable", "undetermined")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from samples import make, slow_ece
 
-from hf_calib import load_predictions
+from hf_calib import comparison_report, load_predictions
 from hf_calib.cli.main import main
 from hf_calib.cli.reading import parse_roles
 from hf_calib.evaluation.evaluate import evaluate_confidences, evaluate_probabilities
@@ -111,6 +111,35 @@ def test_reference_decides_the_regime(files, data, tmp_path):
     assert measure(files / "table.csv", *arguments) == 0
     expected = evaluate_probabilities(probabilities, labels, reference_probabilities=softer, n_bootstrap=30)
     assert results_of(out)["critical_accuracy"] == pytest.approx(expected["critical_accuracy"], abs=1e-4)
+
+
+def test_two_models_are_compared_by_the_ids_of_the_questions(files, data, tmp_path, capsys):
+    probabilities, labels = data
+    softer = probabilities**0.5 / (probabilities**0.5).sum(axis=1, keepdims=True)
+    frame = pd.DataFrame({f"p_{k}": softer[:, k] for k in range(4)})
+    frame = frame.assign(id=[f"q{row}" for row in range(400)], label=labels)
+    frame[::-1].to_csv(tmp_path / "other.csv", index=False)
+    out = tmp_path / "out"
+    assert measure(files / "table.csv", "--other_predictions", tmp_path / "other.csv", "--output_dir", out) == 0
+    results = results_of(out)
+    expected = comparison_report((softer, labels), (probabilities, labels), groups=["a", "b"] * 200, n_bootstrap=30)
+    for key, value in expected.items():
+        assert results[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    shown = capsys.readouterr().out
+    assert "difference [95%]" in shown and f"{results['difference/nll']:+.4f}" in shown
+    assert "cross-fitted" in shown and "kernel test" in shown and (out / "corp.png").is_file()
+    assert results["recalibration_gain"] > 0
+
+    # one of them as confidences, then with one question less
+    correct = softer.argmax(axis=1) == labels
+    plain = pd.DataFrame({"id": frame["id"], "confidence": softer.max(axis=1), "correct": correct.astype(int)})
+    plain[::-1].to_csv(tmp_path / "plain.csv", index=False)
+    assert measure(files / "table.csv", "--other_predictions", tmp_path / "plain.csv", "--output_dir", out) == 0
+    assert results_of(out)["difference/ece"] == pytest.approx(results["difference/ece"], abs=1e-5)
+    assert "difference/nll" not in results_of(out)
+    plain[1:].to_csv(tmp_path / "plain.csv", index=False)
+    assert measure(files / "table.csv", "--other_predictions", tmp_path / "plain.csv") != 0
+    assert "1 of 400 questions are not among the 399 predicted, the first of them 'q0'" in capsys.readouterr().err
 
 
 def test_calibrate_and_diagnose_take_the_files(files, tmp_path, capsys):
