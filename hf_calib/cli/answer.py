@@ -83,8 +83,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     (args,) = CommandParser("answer", AnswerArguments, usage, _EXAMPLES).parse(argv)
     from ..evaluation.selective_answers import check_output
     from ..evaluation.tables import check_output_dir
-    from ..hub.gate import load_gate
-    from ..hub.selective_answerer import SelectiveAnswerer, usable_gate
+    from ..hub.gate import load_gate, usable_gate
+    from ..hub.selective_answerer import SelectiveAnswerer
     from ..training.library_warnings import ignore_library_warnings
 
     output = check_output(args.output)

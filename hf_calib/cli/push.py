@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import CommitInfo
 
     from ..evaluation.alignment_report import AlignmentReport
+    from ..evaluation.gate import Gate
     from ..hub.publish import Evaluation
+    from ..posthoc import PostHocCalibrator
 
 _EXAMPLES = """\
 examples:
@@ -27,6 +29,9 @@ examples:
 
   # with the alignment that the model keeps, as `hf-calib diagnose --repaired calibrated-model` wrote it
   hf-calib push --model calibrated-model --evaluation after --alignment diagnosis --repo_id org/calibrated-model
+
+  # with the threshold above which it may answer alone, for hf-calib answer; and the calibrator, if the gate has one
+  hf-calib push --model calibrated-model --evaluation after --gate gate/gate.json --repo_id org/calibrated-model
 
   # with a post-hoc calibrator for hf_calib.load_calibrator, and the predictions, on a branch of a private repository
   hf-calib push --model calibrated-model --evaluation after --repo_id org/calibrated-model --private true \\
@@ -47,7 +52,8 @@ are published as safetensors only. The account is that of `hf auth login` or HF_
 
 # Arguments that only a model, and those that only a model or predictions have a use for.
 _FOR_MODELS = (
-    "model", "evaluation_before", "alignment", "calibrator", "include_predictions", "recipe", "base_model", "merge",
+    "model", "evaluation_before", "alignment", "calibrator", "gate", "include_predictions", "recipe", "base_model",
+    "merge",
 )  # fmt: skip
 _FOR_EVALUATIONS = ("evaluation", "output_dir", "revision", "create_pr")
 
@@ -86,6 +92,9 @@ class PushArguments:
         },
     )
     calibrator: str | None = field(default=None, metadata={"help": "Folder of a post-hoc calibrator of this model."})
+    gate: str | None = field(
+        default=None, metadata={"help": "gate.json of `hf-calib threshold` for this model, or its folder."}
+    )
     include_predictions: bool = field(default=False, metadata={"help": "Publish predictions.npz with the model."})
     recipe: str | None = field(
         default=None, metadata={"help": "Recipe of the training (default: the one in MODEL/training.json)."}
@@ -119,6 +128,8 @@ class PushArguments:
                 raise ValueError(f"--{name} has no meaning with --what {self.what}.")
         if self.merge and self.alignment:
             raise ValueError("--alignment is of the adapter; with --merge, measure and push the merged model.")
+        if self.merge and self.gate:
+            raise ValueError("--gate is of the adapter; with --merge, make a gate of the merged model and push that.")
         needed = {"model": ["model"], "predictions": ["evaluation"]}.get(self.what, [])
         if self.dry_run and self.evaluation:
             needed = []  # the card can be written without the model
@@ -218,6 +229,7 @@ def _prepare_card(args: PushArguments) -> Callable[[], None]:
 
 def _prepare_model(args: PushArguments) -> Callable[[], None]:
     from ..hub import publish
+    from ..hub.gate import usable_gate
     from ..posthoc import PostHocCalibrator
 
     folder = Path(args.model)
@@ -228,12 +240,12 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
     publish.model_files(folder)
     evaluation, before = _evaluations(args, folder)
     training, alignment = _training(args, folder), _alignment(args, folder, evaluation)
-    if args.calibrator:
-        PostHocCalibrator.load(args.calibrator)
+    calibrator = PostHocCalibrator.load(args.calibrator) if args.calibrator else None
+    gate = usable_gate(args.gate) if args.gate else None
     if args.merge and not (folder / "adapter_config.json").is_file():
         raise ValueError(f"--merge is for adapters; {folder} holds a whole model.")
     questions = evaluation.protocol.load_questions(_questions_of(args, evaluation)) if args.merge else None
-    base_model = args.base_model if args.merge else _check_weights(args, folder, evaluation)
+    base_model = args.base_model if args.merge else _check_model(args, folder, evaluation, gate, calibrator)
     repository = None
     if not args.dry_run:
         repository = publish.open_model_repository(args.repo_id, args.overwrite, **args.destination)
@@ -253,6 +265,7 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
             before=before,
             alignment=alignment,
             calibrator=args.calibrator,
+            gate=gate,
             training=training,
             include_predictions=args.include_predictions,
             base_model=base_model,
@@ -265,15 +278,24 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
     return push
 
 
-def _check_weights(args: PushArguments, folder: Path, evaluation: Evaluation) -> str | None:
-    """Check that the evaluation is of this model. Returns the base model of an adapter."""
+def _check_model(
+    args: PushArguments,
+    folder: Path,
+    evaluation: Evaluation,
+    gate: Gate | None,
+    calibrator: PostHocCalibrator | None,
+) -> str | None:
+    """Check that the evaluation and the gate are of this model. Returns the base model of an adapter."""
     from ..hub import publish
+    from ..hub.gate import check_gate_of_model
     from ..inference.model_loading import load_model
     from ..inference.predict import weights_digest
 
     base_model = publish.base_model_of(folder, args.base_model) or args.base_model
-    model, _ = load_model(str(folder), dtype=evaluation.protocol.dtype, use_safetensors=True)
+    model, tokenizer = load_model(str(folder), dtype=evaluation.protocol.dtype, use_safetensors=True)
     evaluation.check_weights(weights_digest(model), folder)
+    if gate is not None:
+        check_gate_of_model(gate, model, tokenizer, evaluation.predictions, calibrator)
     return base_model
 
 

@@ -18,8 +18,10 @@ examples:
 
 The evaluation is repeated as results.json states it: scoring, prompt, number of questions and seed. On all of the same
 questions, every figure must agree within --tolerance and one question; on a sample or on other questions, within the
-sampling error. Prints a table; the exit status is 1 if a figure does not hold. Only safetensors are loaded, and no
-code of the repository is run without --trust_remote_code. With --output_dir, an interrupted run resumes.
+sampling error. A published gate must belong to the model, its prompt and its calibrator; on its own questions coverage
+and accuracy of the answers must agree, on others the guarantee is tested. Prints a table; the exit status is 1 if a
+figure or the gate does not hold. Only safetensors are loaded, and no code of the repository is run without
+--trust_remote_code. With --output_dir, an interrupted run resumes.
 """
 
 
@@ -74,20 +76,30 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         from rich.console import Console
 
         from ..hub.verify import checks_table, compare, same_questions
+        from ..hub.verify_gate import verify_gate
         from ..inference.predict import weights_digest
 
         predictions = published.protocol.predict(model, tokenizer, sample, args.batch_size, output)
         same = same_questions(published, questions, predictions)
-        checks = compare(published, predictions, same, args.tolerance)
+        checks, gate, problem = compare(published, predictions, same, args.tolerance), [], None
+        try:
+            repeated, gate = verify_gate(published, predictions, same, args.tolerance)
+            checks += repeated
+        except (ValueError, OSError) as error:
+            problem = f"the gate of {args.model} does not hold: {error}"
         stated = published.results["n"]
         which = f"of its {stated:,} questions" if same else "other questions"
         title = f"{args.model} on {len(predictions):,} {which}"
         Console(width=max(Console().width, 100)).print(checks_table(checks, title))
         if published.results.get("weights") not in (None, weights_digest(model)):
             print("The weights differ from those of the evaluation, or were loaded with another dtype.")
+        print("".join(f"{line}\n" for line in gate), end="")
         wrong = [check.name for check in checks if not check.holds]
         if wrong:
-            raise ValueError(f"{len(wrong)} of {len(checks)} figures of {args.model} do not hold: {', '.join(wrong)}")
+            figures = f"{len(wrong)} of {len(checks)} figures of {args.model} do not hold: {', '.join(wrong)}"
+            raise ValueError("\n".join(filter(None, (figures, problem))))
+        if problem:
+            raise ValueError(problem)
         print(f"All {len(checks)} figures hold.")
 
     return verify

@@ -161,13 +161,17 @@ class Gate:
         least = {name: threshold.threshold for name, threshold in self.thresholds.items()}
         return answers.confidences >= np.array([least.get(str(name), inf) for name in answers.subjects])
 
-    def save(self, path: str | Path) -> None:
-        """Write the gate as JSON; a threshold that was not found is null."""
+    def to_dict(self) -> dict[str, Any]:
+        """Content of a gate.json; a threshold that was not found is `None`."""
         head = {"target_accuracy": self.target_accuracy, "level": self.level}
         described = {name: _as_json(threshold) for name, threshold in self.thresholds.items()}
         body = {"subjects": described} if self.by_subject else described[""]
         rest = {name: getattr(self, name) for name in ("fingerprint", "questions", "confidences")}
-        write_json(Path(path), {**head, **body, **rest})
+        return {**head, **body, **rest}
+
+    def save(self, path: str | Path) -> None:
+        """Write the gate as JSON."""
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Gate:
@@ -186,6 +190,8 @@ class Gate:
             rest = {
                 name: content[name] for name in ("target_accuracy", "level", "fingerprint", "questions", "confidences")
             }
+            _check_numbers([rest["target_accuracy"], rest["level"]])
+            rest["fingerprint"] = dict(rest["fingerprint"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} is no gate of `hf-calib threshold` ({reason}).") from None
@@ -200,8 +206,14 @@ def _as_json(threshold: AccuracyThreshold) -> dict[str, Any]:
     }
 
 
+def _check_numbers(values: Iterable[Any]) -> None:
+    if wrong := [value for value in values if isinstance(value, bool) or not isinstance(value, (int, float))]:
+        raise TypeError(f"{wrong[0]!r} is no number")
+
+
 def _from_json(entry: Mapping[str, Any]) -> AccuracyThreshold:
     names = [each.name for each in fields(AccuracyThreshold) if each.name != "questions_needed"]
+    _check_numbers([entry[name] for name in names if entry[name] is not None])
     values = {name: float("nan") if entry[name] is None else entry[name] for name in names}
     if entry["threshold"] is None:
         values["threshold"] = inf

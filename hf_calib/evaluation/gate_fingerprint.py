@@ -110,9 +110,9 @@ def check_fingerprint(
     key = "weights" if mine.get("weights") and others.get("weights") else "model"
     known = bool(mine.get(key) and others.get(key))
     if known and mine[key] != others[key]:
-        same_name = " with other weights or in another dtype" if mine.get("model") == others.get("model") else ""
+        differing = ", with other weights or in another dtype" if key == "weights" else ""
         raise ValueError(
-            f"{name} {of} {others.get('model')}{same_name}, and the gate is of {mine.get('model')}: make a gate for "
+            f"{name} {of} {others.get('model')}, and the gate is of {mine.get('model')}{differing}: make a gate for "
             "this model with hf-calib threshold."
         )
     if differing := _prompts(mine, others) or _scores(mine, others) or _calibrators(mine, others):

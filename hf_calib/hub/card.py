@@ -19,6 +19,7 @@ from ..evaluation.evaluate import groups_of
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import markdown_table
 from ..regime.report import CALIBRATABLE, NON_CALIBRATABLE, TARGET_CONTRADICTED, UNDETERMINED
+from .gate import check_statement, gate_section
 from .markup import BEGIN, END, escape, render
 
 
@@ -80,7 +81,8 @@ class CalibrationCard:
         results (`Mapping`):
             Content of a results.json: the flat results of an evaluation and, optionally, `before` and
             `with_calibrator` (results of the same kind), `alignment` (see
-            [`~hf_calib.evaluation.alignment_report.AlignmentReport.to_dict`]), `training` (see
+            [`~hf_calib.evaluation.alignment_report.AlignmentReport.to_dict`]), `gate` (see
+            [`~hf_calib.hub.gate.write_gate`]), `training` (see
             [`~hf_calib.training.hub_push.training_record`]), `inherited` (see [`inherit`]), `figures`
             (description of each file), `adapter` (whether the weights are an adapter's).
 
@@ -271,6 +273,7 @@ class CalibrationCard:
             protocol=EvaluationProtocol.of(self.results),
             on_hub=is_hub_id(self.results.get("dataset")),
             alignment=self.alignment(),
+            gate=gate_section(self.results),
             table=markdown_table(shown, empty_columns=False) if shown else "",
             groups=groups,
             off=[
@@ -354,12 +357,14 @@ def check_results(results: Any) -> dict[str, Any]:
             value, (str, type(None))
         ):
             raise ValueError(f"{key} is {value!r}, not a text")
-        if key in ("training", "figures", "inherited", "alignment", *_DESCRIBED) and not isinstance(
+        if key in ("training", "figures", "inherited", "alignment", "gate", *_DESCRIBED) and not isinstance(
             value, (Mapping, type(None))
         ):
             raise ValueError(f"{key} is {value!r}, not an object")
     if results.get("alignment"):
         AlignmentReport.from_dict(results["alignment"])
+    if results.get("gate"):
+        check_statement(results["gate"])
     for file in results.get("figures") or ():
         if not re.fullmatch(r"[\w-][\w.-]*\.(png|svg)", file):
             raise ValueError(f"figures names {file!r}, which is no picture beside it")

@@ -16,6 +16,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import CommitInfo
 
 from ..evaluation.alignment_report import AlignmentReport
+from ..evaluation.gate import FILE as GATE
+from ..evaluation.gate import Gate
 from ..evaluation.measure import measure_predictions
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id, questions_digest
 from ..evaluation.tables import check_output_dir, write_evaluation, write_json
@@ -24,6 +26,7 @@ from ..inference.predictions import OptionPredictions
 from ..plots import group_diagram, regime_plane, reliability_grid, save_figure
 from ..posthoc import PostHocCalibrator
 from .card import CARD, FIGURES, RECIPE, RESULTS, CalibrationCard, inherit
+from .gate import write_gate
 from .markup import BEGIN
 from .recipe import published_record
 from .repository import Repository, explained
@@ -148,6 +151,8 @@ class Contents:
             Alignment of this model, the only repaired one, and of the model before its repair.
         calibrator (`str` or `Path`, *optional*):
             Folder of a post-hoc calibrator of this model.
+        gate ([`~hf_calib.Gate`], *optional*):
+            Threshold of the confidence of this model.
         training (`Mapping`, *optional*):
             Record of the training; see [`training_record`].
         include_predictions (`bool`, *optional*, defaults to `False`):
@@ -163,6 +168,7 @@ class Contents:
     before: Evaluation | None = None
     alignment: AlignmentReport | None = None
     calibrator: str | Path | None = None
+    gate: Gate | None = None
     training: Mapping[str, Any] | None = None
     include_predictions: bool = False
     base_model: str | None = None
@@ -204,6 +210,10 @@ def write_publication(folder: str | Path, contents: Contents) -> list[str]:
     if fitted is not None:
         fitted.save(folder / CALIBRATOR)
         files += _CALIBRATOR_FILES
+    if contents.gate is not None:
+        measured = None if evaluation is None else evaluation.predictions
+        results["gate"] = write_gate(folder, contents.gate, contents.repo_id, measured, fitted)
+        files.append(GATE)
     results["figures"] = _draw(folder, results, evaluation, shown)
     files += results["figures"]
     if training and training.get("recipe"):
@@ -298,7 +308,8 @@ def publish(folder: str | Path, repository: Repository, files: list[str], messag
     """
     Send a folder completed by [`write_publication`], in one commit.
 
-    The same commit deletes weights, diagrams and calibrators of an earlier publication that are not among the files.
+    The same commit deletes weights, diagrams, calibrator and gate of an earlier publication that are not among the
+    files.
 
     Args:
         folder (`str` or `Path`), files (`list[str]`):
@@ -309,7 +320,7 @@ def publish(folder: str | Path, repository: Repository, files: list[str], messag
             Message of the commit.
     """
     folder = Path(folder)
-    own = (*FIGURES, *_CALIBRATOR_FILES, PREDICTIONS, RECIPE)
+    own = (*FIGURES, *_CALIBRATOR_FILES, GATE, PREDICTIONS, RECIPE)
 
     def stale(path: str) -> bool:
         # `hub_strategy` sends checkpoints with files that a training keeps for itself.

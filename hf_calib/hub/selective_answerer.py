@@ -18,7 +18,7 @@ from ..inference.model_loading import load_model, process_state
 from ..inference.predict import context_length, predict_options
 from ..posthoc import PostHocCalibrator
 from .calibrator import load_calibrator
-from .gate import load_gate
+from .gate import load_gate, usable_gate
 
 
 if TYPE_CHECKING:
@@ -220,20 +220,3 @@ class SelectiveAnswerer:
                 f"question {questions[subjects.index(None)]['id']!r} has no subject, and the {needed}: add the column "
                 "subject."
             )
-
-
-def usable_gate(gate: Gate | str | Path) -> Gate:
-    """
-    Load a gate, and check that questions can be answered with it.
-
-    Raises:
-        `ValueError`: it has no threshold, or does not state how questions were asked.
-    """
-    gate = gate if isinstance(gate, Gate) else load_gate(gate)
-    if not gate.found:
-        raise ValueError(
-            f"the gate has no threshold, because none reaches an accuracy of {gate.target_accuracy:.4g}: no question "
-            "would be answered."
-        )
-    stated_prompt_format(gate.fingerprint)
-    return gate

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..evaluation.gate import FILE as GATE
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id, questions_digest
 from ..inference.model_loading import check_model_name
 from .calibrator import load_calibrator
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _MEANS = ("accuracy", "confidence", "nll", "brier")
 _TITLES = {"ece": "conf-ECE", "cw_ece": "cw-ECE", "tce": "TCE", "nll": "NLL", "brier": "Brier", "auroc": "AUROC"}
 _TITLES |= {f"{key}_{end}": f"{title} {end}" for key, title in _TITLES.items() for end in ("low", "high")}
+# What stands before the key of a figure, and how the table shows it.
+_WHERE = {"": "", "with_calibrator": ", with the calibrator", "gate": ", of the gate"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Check:
     Comparison of one figure of a card.
 
     Attributes:
-        name (`str`): Key in results.json, perhaps with `with_calibrator/` before it.
+        name (`str`): Key in results.json, perhaps with `with_calibrator/` or `gate/` before it.
         stated (`float`): Value on the card.
         found (`float`): Value of the repeated evaluation.
         low (`float`), high (`float`): Range of values that agree with the card; for a calibration error on a sample,
@@ -87,7 +90,8 @@ def fetch(repo_id_or_path: str, revision: str | None = None, trust_remote_code: 
     folder = Path(repo_id_or_path)
     if not folder.is_dir():
         check_model_name(repo_id_or_path)
-        patterns = [*MODEL_FILES, RESULTS, f"{CALIBRATOR}/calibrator.*", *(["*.py"] if trust_remote_code else [])]
+        patterns = [*MODEL_FILES, RESULTS, GATE, f"{CALIBRATOR}/calibrator.*"]
+        patterns += ["*.py"] if trust_remote_code else []
         folder = download(repo_id_or_path, patterns, revision)
     if not (folder / RESULTS).is_file():
         raise HubError(
@@ -215,7 +219,7 @@ def checks_table(checks: list[Check], title: str) -> Table:
         prefix, _, key = check.name.rpartition("/")
         name = _TITLES.get(key, key.replace("_", " ").replace("ece", "conf-ECE"))
         table.add_row(
-            f"{name}, with the calibrator" if prefix else name,
+            f"{name}{_WHERE[prefix]}",
             f"{check.stated:.4f}",
             f"{check.found:.4f}",
             f"{check.low:.4f} to {check.high:.4f}",

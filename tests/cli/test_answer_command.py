@@ -207,7 +207,10 @@ def changed(world, tmp_path, **fingerprint):
 @pytest.mark.parametrize(
     "fingerprint, message",
     [
-        ({"weights": "0", "model": "org/other"}, "and the gate is of org/other: make a gate for this model"),
+        (
+            {"weights": "0", "model": "org/other"},
+            "and the gate is of org/other, with other weights or in another dtype: make a gate",
+        ),
         ({"calibrator": "temperature", "calibrator_digest": "0"}, "has none"),
         ({"prompt_digest": "0"}, "the answerer differs from the gate in its chat template or tokenizer"),
         ({"prompt_format": None}, "does not state its model's weights and how questions were asked"),

@@ -148,7 +148,7 @@ def test_check_without_labels(gate, tmp_path, capsys):
     [
         (
             {"fingerprint": {"weights": "w2"}},
-            "org/aligned with other weights or in another dtype, and the gate is of org/aligned",
+            "org/aligned, and the gate is of org/aligned, with other weights or in another dtype",
         ),
         ({"fingerprint": {}, "model": "org/other"}, "predictions of org/other, and the gate is of org/aligned"),
         ({"prompt_format": {"scoring": "text"}}, "differs from the gate in its prompt format"),
