@@ -20,7 +20,9 @@ CROSS_VALIDATED = (
     "its predictions were calibrated by cross-validation, each by a fit on the others, so no one calibrator made "
     "them. Fit on some questions, calibrate others with `hf-calib calibrate --apply_to`, and make the gate of these."
 )
-_STATED = ("prompt_format", "prompt_digest", "option_normalization", "calibrator", "calibrator_digest")
+_STATED = (
+    "prompt_format", "prompt_digest", "option_normalization", "answer_confidence", "calibrator", "calibrator_digest",
+)  # fmt: skip
 
 
 def predictions_fingerprint(predictions: OptionPredictions | ConfidencePredictions) -> dict[str, Any]:
@@ -137,6 +139,9 @@ def _prompts(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, A
 
 
 def _scores(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    name = "answer_confidence"  # options have none
+    if mine.get(name) != others.get(name):
+        return "confidence", mine.get(name), others.get(name)
     name = "option_normalization"
     here, there = mine.get(name), others.get(name)
     unknown = (None, "logits", "probabilities")  # files with named columns do not tell

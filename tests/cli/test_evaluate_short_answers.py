@@ -102,6 +102,8 @@ def test_calibrate_and_threshold_take_them(world, tmp_path, capsys):
     found = read(tmp_path / "gate.json")
     assert correct[confidences >= found["threshold"]].mean() >= 0.12
     np.testing.assert_allclose(Answers.of(predictions).confidences, confidences)
+    assert main(["threshold", "--check", str(tmp_path), str(world / "train" / "agreement")]) == 2
+    assert "differs from the gate in its" in capsys.readouterr().err
     mixed = [*call[:2], str(world / "train" / "agreement"), *call[3:]]
     assert main(mixed) == 2 and "confidence" in capsys.readouterr().err
     assert main(["calibrate", "--predictions", str(world / "test")]) == 2
