@@ -62,6 +62,7 @@ def model_fingerprint(
     return {
         "model": model_name(model),
         "weights": weights_digest(model),
+        "answer_confidence": None,
         "prompt_format": asdict(prompt_format),
         "prompt_digest": prompt_format.digest(tokenizer),
         "option_normalization": option_normalization,
@@ -75,13 +76,19 @@ def stated_prompt_format(fingerprint: Mapping[str, Any]) -> PromptFormat:
     The prompt format of a gate that a model can be run with.
 
     Raises:
-        `ValueError`: the gate does not state how questions were asked, or the weights of the model.
+        `ValueError`: the gate is of written answers, or it does not state how questions were asked, or the weights of
+            the model.
     """
+    if kind := fingerprint.get("answer_confidence"):
+        raise ValueError(
+            f"the gate is of answers that the model wrote (confidence {kind}): only questions with options are "
+            "answered behind a gate."
+        )
     stated = fingerprint.get("prompt_format")
     if not (stated and fingerprint.get("weights") and fingerprint.get("option_normalization")):
         raise ValueError(
             "the gate does not state its model's weights and how questions were asked, as with predictions of other "
-            "tools: make it from the output of `hf-calib evaluate`."
+            "tools and of served models: make it from the output of `hf-calib evaluate`."
         )
     try:
         return PromptFormat(**stated)
@@ -117,7 +124,8 @@ def check_fingerprint(
             f"{name} {of} {others.get('model')}, and the gate is of {mine.get('model')}{differing}: make a gate for "
             "this model with hf-calib threshold."
         )
-    if differing := _prompts(mine, others) or _scores(mine, others) or _calibrators(mine, others):
+    compared = (compare(mine, others) for compare in (_confidences, _prompts, _scores, _calibrators))
+    if differing := next(filter(None, compared), None):
         title, here, there = differing
         raise ValueError(
             f"{name} differs from the gate in its {title}: {there} instead of {here}; ask and calibrate as for the "
@@ -126,6 +134,14 @@ def check_fingerprint(
     if mine.get("calibrator") and not (mine.get("calibrator_digest") and others.get("calibrator_digest")):
         raise ValueError(f"the gate cannot be compared with {name}: {CROSS_VALIDATED}")
     return known
+
+
+def _confidences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Kind of the confidence: of options, or one of those of written answers; files of other tools do not tell."""
+    if not (mine.get("prompt_format") and others.get("prompt_format")):
+        return None
+    here, there = ((each.get("answer_confidence") or "option probability") for each in (mine, others))
+    return None if here == there else ("kind of confidence", here, there)
 
 
 def _prompts(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
@@ -139,9 +155,6 @@ def _prompts(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, A
 
 
 def _scores(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    name = "answer_confidence"  # options have none
-    if mine.get(name) != others.get(name):
-        return "confidence", mine.get(name), others.get(name)
     name = "option_normalization"
     here, there = mine.get(name), others.get(name)
     unknown = (None, "logits", "probabilities")  # files with named columns do not tell

@@ -153,6 +153,10 @@ def test_check_without_labels(gate, tmp_path, capsys):
         ({"fingerprint": {}, "model": "org/other"}, "predictions of org/other, and the gate is of org/aligned"),
         ({"prompt_format": {"scoring": "text"}}, "differs from the gate in its prompt format"),
         ({"calibrator": "temperature"}, "differs from the gate in its calibrator: temperature instead of None"),
+        (
+            {"answer_confidence": "p_true"},
+            "differs from the gate in its kind of confidence: p_true instead of option probability",
+        ),
         ({"option_normalization": "mean"}, "differs from the gate in its option_normalization: mean instead of sum"),
     ],
 )
