@@ -3,9 +3,9 @@
     python benchmarks/thresholds/prediction_sets.py
     python benchmarks/thresholds/prediction_sets.py --num_rows 60 --num_draws 5000
 
-The model is overconfident: its logits are twice those of the truth. N questions calibrate the sets; 1,000 others
+The model is overconfident: its logits are twice those of the truth. N questions calibrate the sets; 20,000 others
 measure their coverage. Prints the mean coverage, which is at least the level in expectation, the share of the draws
-whose coverage is below `coverage_least` (at most .05 is promised, up to the noise of 1,000 questions), and the mean
+whose coverage is below `coverage_least` (at most .05 is promised, up to the noise of the 20,000), and the mean
 number of options. The last line is JSON.
 """
 
@@ -22,7 +22,7 @@ from hf_calib.evaluation.prediction_sets import METHODS
 
 
 KINDS = {"2 options": (2, 2), "4 options": (4, 4), "2 to 6 options": (2, 6)}
-NEW = 1000
+NEW = 20_000
 
 
 def draw(n: int, fewest: int, most: int, rng: np.random.Generator) -> OptionPredictions:
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_rows", type=int, nargs="+", default=[60, 300, 2000])
     parser.add_argument("--levels", type=float, nargs="+", default=[0.9])
-    parser.add_argument("--num_draws", type=int, default=1000)
+    parser.add_argument("--num_draws", type=int, default=300)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -14,7 +14,6 @@ from .reading import FilesParser, ReadingArguments
 if TYPE_CHECKING:
     from ..evaluation.gate import Gate
     from ..inference.predictions import OptionPredictions
-    from ..measures.threshold import AccuracyThreshold
     from ..prediction_files.confidences import ConfidencePredictions
 
 _EXAMPLES = """\
@@ -139,7 +138,7 @@ def _prepare_gate(args: ThresholdArguments, files: Sequence[str]) -> Callable[[]
         gate.save(output_dir / FILE)
         _draw(gate, predictions, output_dir)
         for name, threshold in gate.thresholds.items():
-            print(f"{f'{name}: ' if name else ''}{sentence(threshold, gate)}")
+            print(f"{f'{name}: ' if name else ''}{threshold.sentence(gate.target_accuracy, gate.level)}")
         print(f"gate: {output_dir / FILE}")
         if not gate.found:
             raise ValueError(f"no threshold reaches an accuracy of {gate.target_accuracy:.1%}.")
@@ -150,28 +149,6 @@ def _prepare_gate(args: ThresholdArguments, files: Sequence[str]) -> Callable[[]
 def _paths(files: Sequence[str]) -> list[str]:
     """Files; those of folders are their predictions.npz."""
     return [str(Path(name) / "predictions.npz") if Path(name).expanduser().is_dir() else name for name in files]
-
-
-def sentence(threshold: AccuracyThreshold, gate: Gate) -> str:
-    """Say in a sentence what a threshold guarantees, or why there is none."""
-    target = f"{gate.target_accuracy:.4g}"
-    if threshold.found:
-        where = f"where the confidence is at least {threshold.threshold:.4f}" if threshold.threshold else "everything"
-        return (
-            f"Answer {where}: with {gate.level:.4g} probability an accuracy of at least {target} is guaranteed "
-            f"(measured {threshold.accuracy:.3f} [{threshold.accuracy_low:.3f}, {threshold.accuracy_high:.3f}] on "
-            f"{threshold.n_answered:,} answers); {threshold.coverage:.1%} [{threshold.coverage_low:.1%}, "
-            f"{threshold.coverage_high:.1%}] of {threshold.n:,} questions are answered."
-        )
-    if threshold.questions_needed is None:
-        return (
-            f"No threshold reaches an accuracy of {target}: on these {threshold.n:,} questions the answers have it at "
-            "no threshold, so more questions alone would not help."
-        )
-    return (
-        f"No threshold is known to reach an accuracy of {target} on {threshold.n:,} questions: about "
-        f"{threshold.questions_needed:,} would be needed at least."
-    )
 
 
 def _draw(gate: Gate, predictions: OptionPredictions | ConfidencePredictions, output_dir: Path) -> None:

@@ -49,6 +49,27 @@ class AccuracyThreshold:
         """Whether a threshold reaches the target."""
         return self.threshold < inf
 
+    def sentence(self, target_accuracy: float, level: float = 0.95) -> str:
+        """Say in a sentence what the threshold guarantees, or why there is none."""
+        target = f"{target_accuracy:.4g}"
+        if self.found:
+            where = f"where the confidence is at least {self.threshold:.4f}" if self.threshold else "everything"
+            return (
+                f"Answer {where}: with {level:.4g} probability an accuracy of at least {target} is guaranteed "
+                f"(measured {self.accuracy:.3f} [{self.accuracy_low:.3f}, {self.accuracy_high:.3f}] on "
+                f"{self.n_answered:,} answers); {self.coverage:.1%} [{self.coverage_low:.1%}, "
+                f"{self.coverage_high:.1%}] of {self.n:,} questions are answered."
+            )
+        if self.questions_needed is None:
+            return (
+                f"No threshold reaches an accuracy of {target}: on these {self.n:,} questions the answers have it at "
+                "no threshold, so more questions alone would not help."
+            )
+        return (
+            f"No threshold is known to reach an accuracy of {target} on {self.n:,} questions: about "
+            f"{self.questions_needed:,} would be needed at least."
+        )
+
 
 def least_questions(target_accuracy: float, level: float = 0.95) -> int:
     """

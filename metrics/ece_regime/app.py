@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,13 +13,18 @@ from examples import EXAMPLES
 from reading import FILE_TYPES, Predictions, read_file, read_text
 from rendering import CSS, render, render_error
 
+from hf_calib.measures.threshold import least_questions
+
+
+RISKS, COVERAGES = (0.05, 0.1, 0.2), (0.5, 0.8)  # points of the risk-coverage curve in the table
 
 INTRODUCTION = """
 # Is this model calibrated, and can it be?
 
 A calibrated model with a confidence of 80% is right 80% of the time. Give the predictions of a model on
 multiple-choice questions. This page measures the gap between confidence and accuracy (**expected calibration error**),
-how much of it is chance, and whether the gap can be closed at the accuracy of the model (**regime**).
+how much of it is chance, whether the gap can be closed at the accuracy of the model (**regime**), and from which
+confidence on the answers are as accurate as you need (**threshold**).
 """
 
 FORMATS = """
@@ -60,47 +66,68 @@ Probabilities of a row sum to 1: apply a softmax if you have logits.
 """
 
 
-def measure_text(text: str, critical_accuracy: str = "", n_bins: int = 10, binning: str = "equal_width"):
+def measure_text(
+    text: str,
+    critical_accuracy: str = "",
+    n_bins: int = 10,
+    binning: str = "equal_width",
+    target_accuracy: str = "0.9",
+):
     """Measure pasted predictions."""
-    return _measure(lambda: read_text(text), critical_accuracy, n_bins, binning)
+    return _measure(lambda: read_text(text), critical_accuracy, n_bins, binning, target_accuracy)
 
 
-def measure_file(path: str | None, critical_accuracy: str = "", n_bins: int = 10, binning: str = "equal_width"):
+def measure_file(
+    path: str | None,
+    critical_accuracy: str = "",
+    n_bins: int = 10,
+    binning: str = "equal_width",
+    target_accuracy: str = "0.9",
+):
     """Measure an uploaded file."""
-    return _measure(lambda: read_file(path) if path else read_text(""), critical_accuracy, n_bins, binning)
+    read = partial(read_file, path) if path else partial(read_text, "")
+    return _measure(read, critical_accuracy, n_bins, binning, target_accuracy)
 
 
-def _measure(read: Callable[[], Predictions], critical_accuracy: str, n_bins: int, binning: str):
+def _measure(read: Callable[[], Predictions], critical_accuracy: str, n_bins: int, binning: str, target_accuracy: str):
     """Return the results as HTML, the visibility of the numbers and all numbers; or an error message."""
     try:
         predictions = read()
-        results = compute(predictions, _fraction(critical_accuracy), n_bins, binning)
-        page = render(predictions, results, n_bins, binning)
+        target = _fraction(target_accuracy, "target accuracy")
+        results = compute(predictions, _fraction(critical_accuracy, "critical accuracy"), n_bins, binning, target)
+        page = render(predictions, results, n_bins, binning, target)
     except ValueError as error:  # wrong input; other errors are defects
         return render_error(error), gr.update(visible=False), None
     return page, gr.update(visible=True), results
 
 
-def _fraction(text: str) -> float | None:
+def _fraction(text: str, name: str) -> float | None:
     try:
         return float(text) if text.strip() else None
     except ValueError:
-        raise ValueError(f"The critical accuracy must be a number such as 0.62, got {text!r}.") from None
+        raise ValueError(f"The {name} must be a number such as 0.62, got {text!r}.") from None
 
 
-def compute(predictions: Predictions, critical_accuracy: float | None, n_bins: int, binning: str) -> dict[str, Any]:
+def compute(
+    predictions: Predictions, critical_accuracy: float | None, n_bins: int, binning: str, target_accuracy: float | None
+) -> dict[str, Any]:
     """Compute the metric. Undefined numbers are `None`, because JSON has no NaN."""
+    if target_accuracy is not None and len(predictions.outcomes) < least_questions(target_accuracy):
+        target_accuracy = None  # the page says that there are too few questions
     optional = {
         "target_probs": predictions.target,
         "reference_probs": predictions.reference,
         "groups": predictions.groups,
         "critical_accuracy": critical_accuracy,
+        "target_accuracy": target_accuracy,
     }
     results = ECERegime(keep_in_memory=True).compute(
         predictions=predictions.scores,
         references=predictions.outcomes,
         n_bins=int(n_bins),
         binning=binning,
+        risks=RISKS,
+        coverages=COVERAGES,
         **{name: value for name, value in optional.items() if value is not None},
     )
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in results.items()}
@@ -129,13 +156,17 @@ def build() -> gr.Blocks:
                     label="Critical accuracy (optional)", placeholder="unknown", elem_id="critical-accuracy",
                     info="Accuracy of the best predictor of these questions; decides the regime",
                 )  # fmt: skip
+                target_accuracy = gr.Textbox(
+                    label="Target accuracy (optional)", value="0.9", elem_id="target-accuracy",
+                    info="Seeks the confidence from which on the answers are right this often",
+                )  # fmt: skip
                 n_bins = gr.Slider(5, 30, value=10, step=1, label="Bins")
                 binning = gr.Radio(
                     [("equal width", "equal_width"), ("equal mass", "equal_mass")],
                     value="equal_width",
                     label="Kind of bins",
                 )
-        options = [critical_accuracy, n_bins, binning]
+        options = [critical_accuracy, n_bins, binning, target_accuracy]
         results = gr.HTML(elem_id="results")
         with gr.Accordion("All numbers", open=False, visible=False) as more:
             numbers = gr.JSON(show_label=False, open=True, elem_id="numbers")

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 from reading import Predictions
 
 from hf_calib.evaluation.evaluate import groups_of
-from hf_calib.plots import regime_plane, reliability_diagram
+from hf_calib.measures.checked import check_predictions
+from hf_calib.measures.threshold import accuracy_threshold
+from hf_calib.plots import regime_plane, reliability_diagram, risk_coverage_diagram
 from hf_calib.plots.style import STYLE
 from hf_calib.regime.report import NON_CALIBRATABLE, TARGET_CONTRADICTED
 
@@ -41,9 +44,18 @@ MEASURES = {
     },
     "Quality of the predictions": {  # each with its 95% interval
         "auroc": ("AUROC", "how well confidence separates right from wrong answers; 0.5: not at all, 1: perfectly"),
-        "aurc": ("AURC", "error rate if the least confident answers are left out; lower is better"),
         "nll": ("Log-likelihood (negative)", "in nats; lower is better"),
         "brier": ("Brier score", "squared error over all options, from 0 to 2; lower is better"),
+    },
+    "Selective answering": {  # each with its 95% interval
+        "aurc": ("AURC", "error rate without the least confident answers, over all coverages; lower is better"),
+        "e_aurc": ("Excess AURC", "AURC less that of the best order; 0 is perfect"),
+        "augrc": ("AUGRC", "share of all questions answered wrongly, over all coverages; lower is better"),
+        "coverage_at_risk/0.05": ("Coverage at risk 5%", "questions answered if 5% of the answers may be wrong"),
+        "coverage_at_risk/0.1": ("Coverage at risk 10%", "the same for 10%; measured, without a guarantee"),
+        "coverage_at_risk/0.2": ("Coverage at risk 20%", "the same for 20%"),
+        "risk_at_coverage/0.5": ("Risk at coverage 50%", "error rate of the most confident half"),
+        "risk_at_coverage/0.8": ("Risk at coverage 80%", "error rate without the least confident fifth"),
     },
     "Regime": {
         "regime": ("Regime", "calibratable: accuracy need not fall; non-calibratable, target-contradicted: some error "
@@ -61,7 +73,9 @@ _TEMPLATES = Path(__file__).parent
 CSS = (_TEMPLATES / "style.css.j2").read_text(encoding="utf-8")
 
 
-def render(predictions: Predictions, results: dict[str, Any], n_bins: int, binning: str) -> str:
+def render(
+    predictions: Predictions, results: dict[str, Any], n_bins: int, binning: str, target_accuracy: float | None
+) -> str:
     """
     Render the results of the metric.
 
@@ -74,6 +88,8 @@ def render(predictions: Predictions, results: dict[str, Any], n_bins: int, binni
             Number of bins of the diagram.
         binning (`str`):
             `"equal_width"` or `"equal_mass"`.
+        target_accuracy (`float`, *optional*):
+            Accuracy for which a threshold is sought.
 
     Returns:
         `str`: HTML.
@@ -103,9 +119,36 @@ def render(predictions: Predictions, results: dict[str, Any], n_bins: int, binni
         warn=not calibrated or results["regime"] in (NON_CALIBRATABLE, TARGET_CONTRADICTED),
         figures=figures,
         measures=MEASURES,
+        with_intervals=("Quality of the predictions", "Selective answering"),
+        decision=_decision(predictions, target_accuracy),
         # the ECE of a small group is large by chance, so the lower end of the interval orders the groups
         groups=sorted(groups_of(results).items(), key=lambda item: -item[1]["ece_low"]),
     )
+
+
+def _decision(predictions: Predictions, target_accuracy: float | None) -> dict[str, Any]:
+    """Risk-coverage plot, and a sentence about the threshold, if one is sought."""
+    if np.ndim(predictions.scores[0]) == 0:
+        arrays = predictions.scores, predictions.outcomes
+    else:
+        checked = check_predictions(predictions.scores, predictions.outcomes)
+        arrays = checked.confidences, checked.correct
+    found = sentence = None
+    if target_accuracy is not None:
+        try:
+            found = accuracy_threshold(*arrays, target_accuracy)
+            sentence = found.sentence(target_accuracy)
+        except ValueError as error:  # too few questions
+            sentence = f"No threshold: {error}"
+    threshold = found.threshold if found and found.found else None
+    risk = None if target_accuracy is None else 1 - target_accuracy
+    figure = {
+        "title": "Risk and coverage",
+        "data": _svg(risk_coverage_diagram({"this model": arrays}, risk, threshold)),
+        "caption": "Error rate of the answers if only the most confident part of the questions is answered, with its "
+        "95% interval. Dotted: everything is answered.",
+    }
+    return {"figure": figure, "sentence": sentence, "found": threshold is not None}
 
 
 def render_error(error: ValueError) -> str:

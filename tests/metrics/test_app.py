@@ -12,9 +12,10 @@ import urllib.request
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from playwright.sync_api import expect, sync_playwright
 
-from hf_calib.measures.calibration_error import calibration_report
+from hf_calib import accuracy_threshold, calibration_report, risk_coverage
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -63,6 +64,48 @@ def test_critical_accuracy_and_bins_are_used(app):
         calibration_report(probabilities, labels, n_bins=15, binning="equal_mass")["ece"]
     )
     assert "Distance to the border" in page
+
+
+def draw_selective(n=600, seed=3):
+    """Confidences that tell the right answers from the wrong ones."""
+    rng = np.random.default_rng(seed)
+    confidences = rng.uniform(0.3, 1, n).round(3)
+    correct = (rng.random(n) < confidences**0.4).astype(int)
+    rows = [f"{confidence},{right}" for confidence, right in zip(confidences, correct, strict=True)]
+    return confidences, correct, "\n".join(["confidence,correct", *rows])
+
+
+def test_threshold_is_that_of_the_measures(app):
+    confidences, correct, text = draw_selective()
+    page, _, numbers = app.measure_text(text, target_accuracy="0.85")
+    found = accuracy_threshold(confidences, correct, 0.85)
+    assert found.found and escape(found.sentence(0.85)) in page and "When to trust an answer" in page
+    assert numbers["threshold"] == found.threshold
+    point = risk_coverage(confidences, correct).coverage_at_risk(0.1)
+    assert numbers["coverage_at_risk/0.1"] == point.coverage and "Coverage at risk 10%" in page
+    rows = [
+        f"{confidence:.3f},{1 - confidence:.3f},{int(not right)}"
+        for confidence, right in zip(np.maximum(confidences, 0.501), correct, strict=True)
+    ]
+    of_options = app.measure_text("\n".join(["p_0,p_1,label", *rows]), target_accuracy="0.85")
+    assert of_options[2]["threshold"] == pytest.approx(found.threshold, abs=1e-6)
+    page, _, numbers = app.measure_text(text, target_accuracy="")
+    assert "threshold" not in numbers and "No threshold" not in page and "Risk and coverage" in page
+
+
+def test_target_that_few_questions_cannot_show(app):
+    page, _, numbers = app.measure_text(draw_selective(n=20)[2])
+    assert "there are 20 questions; a guarantee of an accuracy of 0.9" in page and "at least 29" in page
+    assert numbers["n"] == 20 and "threshold" not in numbers
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [("2", "must lie in (0, 1)"), ("nan", "must lie in (0, 1)"), ("90%", "&#39;90%&#39;")]
+)
+def test_wrong_target_is_a_message(app, target, message):
+    page, more, numbers = app.measure_text(draw_selective(n=50)[2], target_accuracy=target)
+    assert 'role="alert"' in page and message in page
+    assert numbers is None and not more["visible"]
 
 
 def test_confidences_and_groups(app):
@@ -210,7 +253,7 @@ def test_pasted_predictions(page):
     page.locator("#text textarea").fill(as_csv(probabilities, labels))
     page.locator("#measure").click()
     results = page.locator("#results")
-    expect(results.locator("figure img")).to_have_count(2, timeout=WAIT)
+    expect(results.locator("figure img")).to_have_count(3, timeout=WAIT)
     assert all(
         image.evaluate("image => image.complete && image.naturalWidth > 100") for image in results.locator("img").all()
     )
@@ -225,13 +268,30 @@ def test_pasted_predictions(page):
 
 
 @needs_chromium
+def test_threshold_for_a_target(page):
+    confidences, correct, text = draw_selective()
+    page.locator("#text textarea").fill(text)
+    page.locator("#target-accuracy").get_by_role("textbox").fill("0.85")
+    page.locator("#measure").click()
+    decision = page.locator("#results .decision")
+    expect(decision).to_contain_text(accuracy_threshold(confidences, correct, 0.85).sentence(0.85), timeout=WAIT)
+    assert decision.locator("img").evaluate("image => image.complete && image.naturalWidth > 100")
+    page.locator("#target-accuracy").get_by_role("textbox").fill("0.999")
+    page.locator("#measure").click()
+    expect(decision).to_contain_text("needs at least 2995", timeout=WAIT)
+    page.locator("#target-accuracy").get_by_role("textbox").fill("1.2")
+    page.locator("#measure").click()
+    expect(page.locator("#results").get_by_role("alert")).to_contain_text("target_accuracy", timeout=WAIT)
+
+
+@needs_chromium
 def test_uploaded_predictions(page, tmp_path):
     probabilities, labels = draw(seed=2)
     np.savez(tmp_path / "predictions.npz", probabilities=probabilities, labels=labels)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     page.get_by_role("tab", name="Upload").click()
     page.locator("#file input[type=file]").set_input_files(tmp_path / "predictions.npz")
-    expect(page.locator("#results figure img")).to_have_count(2, timeout=WAIT)
+    expect(page.locator("#results figure img")).to_have_count(3, timeout=WAIT)
     expect(page.locator("#results")).to_contain_text(f"{calibration_report(probabilities, labels)['smooth_ece']:.3f}")
     page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
     page.locator("#file input[type=file]").set_input_files(tmp_path / "other.csv")
@@ -249,7 +309,7 @@ def test_examples(page, space_module):
     assert list(verdicts) == list(space_module("examples").EXAMPLES)
     for label, verdict in verdicts.items():
         page.get_by_text(label, exact=True).first.click()
-        expect(page.locator("#results h3")).to_have_text(verdict, timeout=WAIT)
+        expect(page.locator("#results h3").first).to_have_text(verdict, timeout=WAIT)
     expect(page.locator("#results")).to_contain_text("2 of 2 groups are miscalibrated")
     page.get_by_text("What to paste or upload").click()
     expect(page.get_by_text("Probabilities of a row sum to 1")).to_be_visible()
