@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import asdict, dataclass, field, fields
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,10 @@ class PredictionSets:
         path = path / SETS_FILE if path.is_dir() else path
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{each.name: content[each.name] for each in fields(cls)})
+            rule = cls(**{each.name: content[each.name] for each in fields(cls)})
+            if rule.method not in METHODS or not (isfinite(rule.quantile) and 0 < rule.coverage_least < 1):
+                raise ValueError(f"method {rule.method!r}, quantile {rule.quantile!r}")
+            return rule
         except (ValueError, KeyError, TypeError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} holds no prediction sets of `hf-calib threshold` ({reason}).") from None

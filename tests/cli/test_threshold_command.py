@@ -304,7 +304,7 @@ def test_wrong_calls_of_sets(tmp_path, capsys, arguments, message):
 
 def test_sets_of_another_model_or_of_confidences(sets, tmp_path, capsys):
     assert threshold("--check", sets, folder(tmp_path / "other", seed=1, fingerprint={"weights": "w2"})) == 2
-    assert "org/aligned with other weights" in capsys.readouterr().err
+    assert "with other weights" in capsys.readouterr().err
     pd.DataFrame({"confidence": [0.5] * 40, "correct": [0, 1] * 20}).to_csv(tmp_path / "new.csv", index=False)
     assert threshold("--check", sets, tmp_path / "new.csv") == 2
     assert "these are confidences alone" in capsys.readouterr().err

@@ -1,7 +1,8 @@
 """Conformal prediction sets against MAPIE, on questions with different numbers of options, and their coverage."""
 
+import json
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,10 @@ def test_saved_and_loaded(tmp_path):
     (tmp_path / "sets.json").write_text('{"method": "lac"}')
     with pytest.raises(ValueError, match="holds no prediction sets .*it lacks 'level'"):
         PredictionSets.load(tmp_path)
+    for change in ({"method": "naive"}, {"quantile": "a"}, {"quantile": None}, {"coverage_least": 2}):
+        (tmp_path / "sets.json").write_text(json.dumps(asdict(rule) | change))
+        with pytest.raises(ValueError, match="holds no prediction sets"):
+            PredictionSets.load(tmp_path)
 
 
 def test_check():
