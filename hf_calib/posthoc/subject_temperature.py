@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +16,9 @@ from .scaling import LOG_TEMPERATURE_LIMIT, fit_temperature
 # Standard deviation of the prior of the spread: temperatures of subjects seldom differ by more than a factor of 5.
 _SPREAD_SCALE = 0.8
 
+_NODES = 5  # of the quadrature over a temperature
+_LEAST_INFORMATION = 1.0  # on the mean, so its standard deviation is at most 1
+
 
 class SubjectTemperature(PostHocCalibrator):
     r"""
@@ -24,23 +28,27 @@ class SubjectTemperature(PostHocCalibrator):
 
     .. math:: \log T_g \sim N(\mu, \tau^2), \quad \tau \sim N^+(0, 0.8^2)
 
-    The temperatures and their mean are fitted by maximum a posteriori, so a subject with few labels stays near the
-    mean. The spread is the one, among values from 0 to 4, with the largest posterior density, in Laplace's
-    approximation of the marginal likelihood. Spread 0 is temperature scaling, and is taken with fewer than two labels
-    a subject. The answers do not change.
+    A subject with few labels stays near the mean. The probabilities are means over the posterior distribution of
+    `tau`, `mu` and `T_g`, in Laplace's approximation for each of seven values of `tau` from 0 to 4: with few labels a
+    temperature is uncertain, and a single one makes the probabilities too large or too small. With fewer than two
+    labels a subject this is temperature scaling. The answers do not change.
 
     Attributes:
         temperature (`np.ndarray` of shape `(1,)`):
-            `exp(mu)`, which is used for subjects that had no labels.
+            `exp(mu)` at the most probable `tau`.
         temperatures (`np.ndarray` of shape `(G,)`):
-            The temperature of each subject.
+            The most probable temperature of each subject.
         subjects (`list[str]`):
             Names of the subjects, sorted.
         spread (`np.ndarray` of shape `(1,)`):
-            `tau`.
+            The most probable `tau`.
+        support (`np.ndarray` of shape `(M, G + 1)`):
+            Temperatures that the probabilities are averaged over; the last column is for subjects that had no labels.
+        weights (`np.ndarray` of shape `(M,)`):
+            Their weights.
 
     References:
-        Gelman et al., "Bayesian data analysis", chapters 5 and 13: hierarchical models, and marginal modes.
+        Gelman et al., "Bayesian data analysis", chapters 5 and 13: hierarchical models, and Laplace's approximation.
 
     Example:
 
@@ -60,33 +68,40 @@ class SubjectTemperature(PostHocCalibrator):
 
     method = "subject_temperature"
     title = "temperature per subject"
-    parameters = ("temperature", "temperatures", "spread")
+    parameters = ("temperature", "temperatures", "spread", "support", "weights")
     names = ("subjects",)
     grouped = True
     spreads: ClassVar[tuple[float, ...]] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 4.0)
 
     def _fit(self, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> None:
         subjects, index = np.unique(groups, return_inverse=True)
-        count = len(subjects)
-        temperature, problem = fit_temperature(logits, labels)
-        start = np.concatenate([np.log(temperature), np.zeros(count)])
-        solutions = [(_cost(start, logits, labels, index, 0.0), start, 0.0)]
-        # With a problem, no temperature is reliable.
-        for spread in self.spreads[1:] if count > 1 and len(labels) >= 2 * count and not problem else ():
-            theta = _fit_deviations(start, logits, labels, index, spread)
-            solutions.append((_cost(theta, logits, labels, index, spread), theta, spread))
-        _, theta, spread = min(solutions, key=lambda solution: solution[0])
-        self.subjects = subjects.tolist()
-        self.temperature = np.exp(theta[:1])
-        self.temperatures = np.exp(
-            np.clip(theta[0] + spread * theta[1:], -LOG_TEMPERATURE_LIMIT, LOG_TEMPERATURE_LIMIT)
-        )
-        self.spread = np.array([spread])
+        self.subjects, count = subjects.tolist(), len(subjects)
+        self.temperature, problem = fit_temperature(logits, labels)
+        start = np.concatenate([np.log(self.temperature), np.zeros(count)])
+        if count == 1 or len(labels) < 2 * count or problem:  # with a problem, no temperature is reliable
+            self.temperatures, self.spread = np.repeat(self.temperature, count), np.zeros(1)
+            self.support, self.weights = np.repeat(self.temperature, count + 1)[None], np.ones(1)
+            return
+        solutions = []
+        for spread in self.spreads:
+            theta = _fit_deviations(start, logits, labels, index, spread) if spread else start
+            solutions.append(_posterior(theta, logits, labels, index, spread))
+        costs = np.array([solution.cost for solution in solutions])
+        best = solutions[costs.argmin()]
+        self.temperature, self.spread = np.exp([best.mean]), np.array([self.spreads[costs.argmin()]])
+        self.temperatures = np.exp(best.log_temperatures[:-1])
+        # Of tau by the trapezoidal rule, times those of a normal distribution by Gauss and Hermite.
+        nodes, of_nodes = np.polynomial.hermite_e.hermegauss(_NODES)
+        of_spreads = softmax(-costs) * np.gradient(self.spreads)
+        self.weights = np.outer(of_spreads / of_spreads.sum(), of_nodes / of_nodes.sum()).ravel()
+        support = [s.log_temperatures + node * s.deviations for s in solutions for node in nodes]
+        self.support = np.exp(np.clip(support, -LOG_TEMPERATURE_LIMIT, LOG_TEMPERATURE_LIMIT))
 
     def _transform(self, logits: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        known = dict(zip(self.subjects, self.temperatures, strict=True))
-        temperatures = np.array([known.get(name, self.temperature.item()) for name in groups.tolist()])
-        return softmax(logits / temperatures[:, None], axis=1)
+        known = {name: column for column, name in enumerate(self.subjects)}
+        columns = np.array([known.get(name, len(self.subjects)) for name in groups.tolist()])
+        temperatures = self.support[:, columns, None]
+        return sum(w * softmax(logits / t, axis=1) for w, t in zip(self.weights, temperatures, strict=True))
 
 
 def _fit_deviations(
@@ -128,14 +143,43 @@ def penalised_loss(
     return value, np.concatenate([[slope.sum()], by_subject])
 
 
-def _cost(theta: np.ndarray, logits: np.ndarray, labels: np.ndarray, index: np.ndarray, spread: float) -> float:
-    """Negative logarithm of the posterior density of a spread, in Laplace's approximation, up to a constant."""
+@dataclass(frozen=True)
+class _Posterior:
+    """
+    The posterior distribution for one spread, in Laplace's approximation.
+
+    Args:
+        cost (`float`): negative logarithm of the posterior density of the spread, up to a constant.
+        mean (`float`): `mu`.
+        log_temperatures (`np.ndarray` of shape `(G + 1,)`): mean of each subject, and of one without labels.
+        deviations (`np.ndarray` of shape `(G + 1,)`): their standard deviations.
+    """
+
+    cost: float
+    mean: float
+    log_temperatures: np.ndarray
+    deviations: np.ndarray
+
+
+def _posterior(
+    theta: np.ndarray, logits: np.ndarray, labels: np.ndarray, index: np.ndarray, spread: float
+) -> _Posterior:
+    """The posterior around its mode theta."""
     scaled, log_probabilities = _scale(theta, logits, index, spread)
     probabilities = np.exp(log_probabilities)
     variance = (probabilities * scaled**2).sum(axis=1) - (probabilities * scaled).sum(axis=1) ** 2
     information = np.bincount(index, variance, len(theta) - 1)  # Fisher's, on the log-temperature of each subject
     value, _ = penalised_loss(theta, logits, labels, index, spread)
-    return value + 0.5 * np.log1p(spread**2 * information).sum() + 0.5 * (spread / _SPREAD_SCALE) ** 2
+    cost = value + 0.5 * np.log1p(spread**2 * information).sum() + 0.5 * (spread / _SPREAD_SCALE) ** 2
+    own = np.append(information, 0.0)
+    shrinkage = 1 / (1 + spread**2 * own)
+    of_mean = 1 / max((own * shrinkage).sum(), _LEAST_INFORMATION)
+    return _Posterior(
+        cost,
+        theta[0],
+        theta[0] + spread * np.append(theta[1:], 0.0),
+        np.sqrt(spread**2 * shrinkage + shrinkage**2 * of_mean),
+    )
 
 
 def _scale(theta: np.ndarray, logits: np.ndarray, index: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ def test_load_errors_name_the_file(tmp_path):
     with pytest.raises(ValueError, match="newer hf_calib"):
         PostHocCalibrator.load(tmp_path)
     config.write_text(json.dumps({"format_version": 1, "method": "subject_temperature"}))
-    with pytest.raises(ValueError, match=r"safetensors lacks spread, temperatures"):
+    with pytest.raises(ValueError, match=r"safetensors lacks spread, support, temperatures, weights"):
         PostHocCalibrator.load(tmp_path)
     config.write_text(json.dumps({"format_version": 1, "method": "beta"}))
     with pytest.raises(ValueError, match="lacks coefficients"):

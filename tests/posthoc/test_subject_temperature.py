@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.optimize import approx_fprime
 from scipy.special import softmax
+from scipy.stats import norm
 
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.measures.calibration_error import negative_log_likelihood
@@ -97,14 +98,57 @@ def test_subjects_with_a_label_or_without_wrong_ones_stay_finite():
     assert 1e-3 < calibrator.temperatures[calibrator.subjects.index("law")] < calibrator.temperature
 
 
-def test_an_unseen_subject_gets_the_common_temperature():
+def test_an_unseen_subject_has_the_mean_and_the_spread_of_the_others():
     logits, labels, subjects = draw(1000)
     calibrator = SubjectTemperature().fit(logits, labels, groups=subjects)
     assert calibrator.spread > 0
-    mean_of_logs = np.exp(np.log(calibrator.temperatures).mean())
-    assert calibrator.temperature.item() == pytest.approx(mean_of_logs, rel=1e-3)
+    mean_of_logs = np.log(calibrator.temperatures).mean()
+    assert np.log(calibrator.temperature).item() == pytest.approx(mean_of_logs, rel=1e-3)
+    unseen, moments = np.log(calibrator.support[:, -1]), []
+    for power in (1, 2):
+        moments.append(calibrator.weights @ (unseen - mean_of_logs * (power == 2)) ** power)
+    assert moments[0] == pytest.approx(mean_of_logs, abs=0.05)
+    assert np.sqrt(moments[1]) > np.log(calibrator.temperatures).std()
     probabilities = calibrator.transform(logits, groups=np.full(1000, "chess"))
-    np.testing.assert_allclose(probabilities, softmax(logits / calibrator.temperature, axis=1))
+    expected = [softmax(logits / temperature, axis=1) for temperature in np.exp(unseen)]
+    np.testing.assert_allclose(probabilities, np.tensordot(calibrator.weights, expected, 1))
+
+
+def test_few_labels_make_an_average_that_is_better_than_its_most_probable_temperatures():
+    differences = []
+    for seed in range(10):
+        logits, labels, subjects = draw(60, seed=seed)
+        average = SubjectTemperature().fit(logits, labels, groups=subjects)
+        single = SubjectTemperature().fit(logits, labels, groups=subjects)
+        single.support, single.weights = np.append(single.temperatures, single.temperature)[None], np.ones(1)
+        differences.append(held_out_nll(single) - held_out_nll(average))
+    assert np.mean(differences) > 0.005
+
+
+def test_posterior_of_a_temperature_is_that_of_a_grid():
+    """Two subjects: the mean and the spread are integrated on a grid."""
+    logits, labels, subjects = draw(80, {"art": 1.0, "maths": 4.0}, seed=3)
+    calibrator = SubjectTemperature().fit(logits, labels, groups=subjects)
+    rows, grid = np.arange(len(labels)), np.linspace(-4, 4, 161)
+    likelihood = {
+        name: np.array(
+            [np.log(softmax(logits / np.exp(t), axis=1)[rows, labels][subjects == name]).sum() for t in grid]
+        )
+        for name in ("art", "maths")
+    }
+    posterior = np.zeros((2, len(grid)))
+    for spread in np.linspace(0.025, 4, 160):
+        for mean in np.linspace(-3, 3, 61):
+            prior = norm.logpdf(grid, mean, spread)
+            both = [np.exp(each - each.max() + prior) for each in likelihood.values()]
+            evidence = [each.sum() for each in both]
+            weight = np.prod(evidence) * norm.pdf(spread, 0, 0.8)
+            posterior += [weight * each / max(total, 1e-300) for each, total in zip(both, evidence, strict=True)]
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    for column in range(2):
+        expected = sum(p * softmax(logits / np.exp(t), axis=1) for p, t in zip(posterior[column], grid, strict=True))
+        found = calibrator.transform(logits, groups=np.full(80, calibrator.subjects[column]))
+        assert np.abs(found - expected).mean() < 0.01
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.8, 4.0])
@@ -183,5 +227,5 @@ def test_logits_processor_takes_the_subject():
         OptionCalibrationProcessor(calibrator, [1, 2, 3, 4], 3)
     scores = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
     after = OptionCalibrationProcessor(calibrator, [1, 2, 3, 4], 3, group="maths")(torch.zeros(2, 3), scores)
-    expected = softmax(scores[:, 1:5].numpy() / calibrator.temperatures[3], axis=1)
+    expected = calibrator.transform(scores[:, 1:5].numpy(), groups=np.full(2, "maths"))
     np.testing.assert_allclose(after[:, 1:5].softmax(-1), expected, rtol=1e-5)
