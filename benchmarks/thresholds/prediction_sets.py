@@ -3,9 +3,9 @@
     python benchmarks/thresholds/prediction_sets.py
     python benchmarks/thresholds/prediction_sets.py --num_rows 60 --num_draws 5000
 
-The model is overconfident: its logits are twice those of the truth. N questions calibrate the sets; 20,000 others
+The model is overconfident: its logits are twice those of the truth. N questions calibrate the sets; 100,000 others
 measure their coverage. Prints the mean coverage, which is at least the level in expectation, the share of the draws
-whose coverage is below `coverage_least` (at most .05 is promised, up to the noise of the 20,000), and the mean
+whose coverage is below `coverage_least` (at most .05 is promised, up to the noise of the 100,000), and the mean
 number of options. The last line is JSON.
 """
 
@@ -22,7 +22,7 @@ from hf_calib.evaluation.prediction_sets import METHODS
 
 
 KINDS = {"2 options": (2, 2), "4 options": (4, 4), "2 to 6 options": (2, 6)}
-NEW = 20_000
+NEW = 100_000
 
 
 def draw(n: int, fewest: int, most: int, rng: np.random.Generator) -> OptionPredictions:
@@ -36,10 +36,9 @@ def draw(n: int, fewest: int, most: int, rng: np.random.Generator) -> OptionPred
 
 def simulate(kind: str, n: int, level: float, method: str, num_draws: int, rng: np.random.Generator) -> np.ndarray:
     """Mean over draws: coverage, whether it is below `coverage_least`, number of options."""
-    rows = np.empty((num_draws, 3))
+    rows, new = np.empty((num_draws, 3)), draw(NEW, *KINDS[kind], rng)
     for row in rows:
-        rule = PredictionSets.fit(draw(n, *KINDS[kind], rng), level, method)
-        new = draw(NEW, *KINDS[kind], rng)
+        rule = PredictionSets.fit(draw(n, *KINDS[kind], rng), level, method, folds=0)
         sets = rule.apply(new)
         coverage = sets[np.arange(NEW), new.labels].mean()
         row[:] = coverage, coverage < rule.coverage_least, sets.sum(axis=1).mean()

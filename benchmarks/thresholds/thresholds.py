@@ -2,6 +2,7 @@
 
     python benchmarks/thresholds/thresholds.py
     python benchmarks/thresholds/thresholds.py --num_rows 60 --num_draws 10000
+    python benchmarks/thresholds/thresholds.py --num_rows 60 300 --kinds "one confidence" --random 100
 
 A population is a list of confidences, from the highest to the lowest, with a probability of being right, a mass and
 an importance weight each. N rows are drawn from it and given to `accuracy_threshold`. The returned threshold is wrong
@@ -54,6 +55,16 @@ def weighted(confidences: list, right: Callable[[float], np.ndarray]) -> Callabl
     return lambda target: (np.repeat(confidences, 3), np.clip(right(target), 0, 1).ravel(), masses, weights)
 
 
+def random_ties(target: float, rng: np.random.Generator) -> Population:
+    """Two to six confidences; the accuracy down to each is just below the target, or a little above it."""
+    size = rng.integers(2, 7)
+    masses = rng.dirichlet(np.ones(size))
+    accuracy = target + np.where(rng.random(size) < 0.6, -1e-9, rng.uniform(0, 1 - target, size))
+    covered = np.cumsum(masses)
+    right = np.diff(accuracy * covered, prepend=0) / masses
+    return 1 - np.arange(size) / 10, np.clip(right, 0, 1), masses, np.ones(size)
+
+
 def wave(coverage: np.ndarray, target: float) -> np.ndarray:
     """Probability of being right where the selective accuracy is `target + size * sin(4 pi coverage)`."""
     size, angle = 0.15 * (1 - target), 4 * np.pi * coverage
@@ -95,9 +106,10 @@ def selective_accuracy(population: Population) -> np.ndarray:
     return np.cumsum(masses * weights * right) / np.cumsum(masses * weights)
 
 
-def simulate(kind: str, n: int, target: float, num_draws: int, rng: np.random.Generator) -> dict[str, float]:
+def simulate(
+    population: Population, n: int, target: float, num_draws: int, rng: np.random.Generator
+) -> dict[str, float]:
     """Share of draws with a wrong threshold and with any, mean coverage, and the largest possible coverage."""
-    population = KINDS[kind](target)
     confidences, right, masses, weights = population
     truth, covered = selective_accuracy(population), np.cumsum(masses * weights) / (masses @ weights)
     ends = np.cumsum(masses) / masses.sum()
@@ -142,6 +154,7 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="+", default=[0.8, 0.9])
     parser.add_argument("--num_draws", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--random", type=int, default=0, help="number of random populations with ties for each target")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -153,12 +166,18 @@ def main() -> None:
         rates = []
         for kind in args.kinds:
             for target in args.targets:
-                result = simulate(kind, n, target, args.num_draws, rng)
+                result = simulate(KINDS[kind](target), n, target, args.num_draws, rng)
                 rates.append(result["wrong"])
                 shown = (f"{result[key]:.3f}" for key in ("wrong", "found", "coverage", "best"))
                 table.add_row(kind, f"{target:g}", *shown)
         console.print(table)
         figures |= {f"wrong_mean_{n}": float(np.mean(rates)), f"wrong_most_{n}": float(max(rates))}
+    for n in args.num_rows if args.random else ():
+        drawn = [
+            simulate(random_ties(t, rng), n, t, args.num_draws, rng) for t in args.targets for _ in range(args.random)
+        ]
+        rates = [result["wrong"] for result in drawn]
+        figures |= {f"random_mean_{n}": float(np.mean(rates)), f"random_most_{n}": float(max(rates))}
     target = args.targets[-1]
     figures["wrong_any_of_10_subjects"] = simulate_subjects(10 * max(args.num_rows), target, args.num_draws // 4, rng)
     for accuracy in (target, target - 0.02, target - 0.05, target - 0.1):

@@ -24,7 +24,6 @@ from .tables import write_json
 
 SETS_FILE = "sets.json"
 METHODS = ("lac", "aps")
-_FOLDS = 5  # of the measured coverage
 _ROUNDING = 1e-8  # MAPIE's tolerance
 _ERROR = 0.05  # of `coverage_least`, and of the test of new predictions
 
@@ -74,7 +73,7 @@ class PredictionSets:
 
     @classmethod
     def fit(
-        cls, predictions: OptionPredictions, level: float = 0.9, method: str = "lac", seed: int = 0
+        cls, predictions: OptionPredictions, level: float = 0.9, method: str = "lac", seed: int = 0, folds: int = 5
     ) -> PredictionSets:
         """
         Calibrate the sets on labelled predictions, with MAPIE.
@@ -87,7 +86,9 @@ class PredictionSets:
             method (`str`, *optional*, defaults to `"lac"`):
                 `"lac"` or `"aps"`.
             seed (`int`, *optional*, defaults to `0`):
-                Seed of what `"aps"` draws, and of the folds of the measured coverage.
+                Seed of what `"aps"` draws, and of the folds.
+            folds (`int`, *optional*, defaults to `5`):
+                Number of folds of the measured coverage; 0 does not measure it.
 
         Raises:
             ImportError: MAPIE is not installed.
@@ -105,20 +106,18 @@ class PredictionSets:
         rule.coverage_least = _coverage_least(rule.n, level)
         rule.sizes = _sizes(rule.apply(predictions))
         rule.fingerprint, rule.questions = predictions_fingerprint(predictions), predictions_digest(predictions)
-        held = rule._cross_fitted(predictions, probabilities, seed)
-        if held is not None:
+        if folds and len(labels) * (folds - 1) // folds >= least_questions_of_sets(level):
+            held = rule._cross_fitted(probabilities, labels, seed, folds)
             rule.coverage = float(held.mean())
             rule.coverage_low, rule.coverage_high = clopper_pearson(int(held.sum()), len(held))
         return rule
 
-    def _cross_fitted(self, predictions: OptionPredictions, probabilities: np.ndarray, seed: int) -> np.ndarray | None:
+    def _cross_fitted(self, probabilities: np.ndarray, labels: np.ndarray, seed: int, folds: int) -> np.ndarray:
         """Whether the set of each question, calibrated on the others' folds, holds the right option, `(N,)`."""
-        n, labels = len(predictions), predictions.labels
-        if n * (_FOLDS - 1) // _FOLDS < least_questions_of_sets(self.level):
-            return None
-        fold = np.random.default_rng(seed).permutation(n) % _FOLDS
+        n = len(labels)
+        fold = np.random.default_rng(seed).permutation(n) % folds
         held = np.empty(n, dtype=bool)
-        for number in range(_FOLDS):
+        for number in range(folds):
             rest, rows = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
             quantile = _calibrated(probabilities[rest], labels[rest], self.level, self.method, seed)
             chosen = _sets(probabilities[rows], self.method, quantile)

@@ -106,6 +106,16 @@ def test_no_threshold_reaches_the_target(tmp_path, capsys):
     assert "the gate has no threshold" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_answers_that_are_all_right_or_all_wrong(tmp_path, capsys, right):
+    frame = pd.DataFrame({"confidence": np.linspace(0.3, 1, 200), "correct": right})
+    frame.to_csv(tmp_path / "all.csv", index=False)
+    assert threshold(tmp_path / "all.csv", "--target_accuracy", 0.9, "--output_dir", tmp_path) == 1 - right
+    expected = "Answer everything" if right else "so more questions alone would not help"
+    assert expected in capsys.readouterr().out
+    assert json.loads((tmp_path / "gate.json").read_text())["threshold"] == (0 if right else None)
+
+
 def test_predictions_of_another_tool(tmp_path, capsys):
     rng = np.random.default_rng(0)
     confidence = rng.random(600)
