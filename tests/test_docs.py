@@ -139,7 +139,8 @@ def write_files_of_other_tools(folder: Path) -> None:
     for name, rows in (("samples_arc_easy", samples), ("samples_openbookqa", samples), ("batch_output", batch)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     table = pd.DataFrame({f"p_{k}": probabilities[:, k] for k in range(4)}).assign(label=labels)
-    table.to_csv(folder / "predictions.csv", index=False)
+    for name in ("predictions", "before", "after"):
+        table.to_csv(folder / f"{name}.csv", index=False)
     pd.DataFrame({"id": [f"q{row}" for row in range(40)], "label": labels}).to_csv(folder / "answers.csv", index=False)
     yes = probabilities[:, 0]
     scores = pd.DataFrame({"p_yes": yes, "p_no": 1 - yes, "gold": np.where(labels < 2, "yes", "no")})
@@ -204,6 +205,7 @@ def test_readme_runs(models_and_files, evaluate_cache, tmp_path, monkeypatch):
         "docs/guides/measure-predictions.md",
         "docs/guides/choose-a-threshold.md",
         "docs/guides/align-without-losing-calibration.md",
+        "docs/concepts/which-measure.md",
     ],
 )
 def test_guide_runs(page, repaired, evaluate_cache, monkeypatch):

@@ -13,7 +13,7 @@ import json
 import tracemalloc
 from collections.abc import Callable
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from hf_calib.evaluation.details import probability_details
 from hf_calib.measures.calibration_error import (
     StreamingCalibration,
     calibration_report,
@@ -33,6 +34,11 @@ from hf_calib.measures.calibration_error import (
     smooth_calibration_error,
     top_label,
 )
+from hf_calib.measures.checked import check_predictions
+from hf_calib.measures.corp import corp_curve
+from hf_calib.measures.kernel_test import kernel_calibration_test
+from hf_calib.measures.options import MeasureOptions
+from hf_calib.measures.paired import comparison_report
 
 
 N_BINS = 15  # torchmetrics' default
@@ -65,11 +71,11 @@ def race(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str,
     return {name: (median(times[name]), results[name]) for name in contestants}
 
 
-def seconds_and_peak(run: Callable[[], object]) -> tuple[float, float]:
+def seconds_and_peak(run: Callable[[], object], clock: Callable[[], float] = perf_counter) -> tuple[float, float]:
     """Seconds, and megabytes allocated at the worst moment in a second run."""
-    start = perf_counter()
+    start = clock()
     run()
-    seconds = perf_counter() - start
+    seconds = clock() - start
     tracemalloc.start()
     run()
     peak = tracemalloc.get_traced_memory()[1] / 1e6
@@ -82,6 +88,20 @@ def stream(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     for start in range(0, len(labels), BATCH):
         calibration.update(probabilities[start : start + BATCH], labels[start : start + BATCH])
     return calibration.report()
+
+
+def further(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], object]]:
+    """The measures that a report does not hold, with their default numbers of draws, and those of an evaluation."""
+    confidences, correct = top_label(probabilities, labels)
+    other = probabilities**0.7
+    other /= other.sum(axis=1, keepdims=True)
+    return {
+        "skce_confidences": lambda: kernel_calibration_test(confidences, correct),
+        "skce_options": lambda: kernel_calibration_test(probabilities, labels),
+        "corp_curve": lambda: corp_curve(confidences, correct),
+        "comparison": lambda: comparison_report((other, labels), (probabilities, labels)),
+        "details": lambda: probability_details(check_predictions(probabilities, labels), MeasureOptions()),
+    }
 
 
 def main() -> None:
@@ -135,8 +155,14 @@ def main() -> None:
                 }
                 ratio = show("AUROC", n, dtype, race(auroc, args.repeats))["scikit-learn"]
                 figures[f"auroc_speed_vs_sklearn_{size}"] = ratio
+                for name, run in further(probabilities, labels).items():
+                    seconds, peak = seconds_and_peak(run, process_time)
+                    share = peak * 1e6 / (probabilities.nbytes + labels.nbytes)
+                    cost.add_row(name, f"{n:,}", dtype, f"{seconds:.2f}", f"{peak:.0f}", f"{share:.2f}")
+                    figures[f"{name}_cpu_seconds_{size}"] = seconds
     console.print(speed)
-    console.print("All measures of a report, with 1,000 bootstrap resamples; streaming in batches of 65,536:")
+    console.print("All measures of a report, with 1,000 bootstrap resamples; streaming in batches of 65,536.")
+    console.print("Below these the other measures, in processor seconds:")
     console.print(cost)
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 

@@ -24,9 +24,10 @@ class RecalibrationGain(NamedTuple):
     What recalibration would gain, in nats per question.
 
     Attributes:
-        gain (`float`): NLL of the predictions less that of the recalibrated ones. Below 0 where no map helps.
+        gain (`float`): NLL of the predictions less that of the recalibrated ones. Below 0 where the noise of the fit
+            costs more than the map gains, as for a calibrated model.
         low (`float`): Lower end of the 95% interval.
-        high (`float`): Upper end.
+        high (`float`): Upper end, at least 0: no map at all gains 0.
         nll (`float`): NLL of the predictions.
         recalibrated_nll (`float`): NLL under the map, the refinement loss.
         method (`str`): Name of the map in [`~hf_calib.posthoc.METHODS`].
@@ -111,4 +112,5 @@ def recalibration_gain(
     mapped = -np.log(np.maximum(outcomes[method][rows, labels], 1e-12))
     sums, means = MeanSums(), [float(np.average(loss, weights=weights)) for loss in (stated, mapped)]
     sums.add(stated - mapped, weights)
-    return RecalibrationGain(*sums.estimate(-_LARGEST_LOSS, _LARGEST_LOSS), *means, method)
+    gain, low, high = sums.estimate(-_LARGEST_LOSS, _LARGEST_LOSS)
+    return RecalibrationGain(gain, low, max(0.0, high), *means, method)
