@@ -25,6 +25,7 @@ from .tables import write_json
 SETS_FILE = "sets.json"
 METHODS = ("lac", "aps")
 _ROUNDING = 1e-8  # MAPIE's tolerance
+_SMALL = 1e-12  # rounding of a sum of probabilities
 _ERROR = 0.05  # of `coverage_least`, and of the test of new predictions
 
 
@@ -130,7 +131,8 @@ class PredictionSets:
 
         The score of an option is 1 less its probability (`"lac"`), or the sum of its probability and those of all more
         probable options (`"aps"`). A set holds the options with a score of at most the quantile; with `"aps"` also the
-        next one. The result is that of MAPIE's `predict_set`.
+        next one. The result is that of MAPIE's `predict_set`, except that options with a probability below 1e-8 count:
+        without them `"aps"` misses the level where a very sure model is often wrong.
 
         Args:
             predictions ([`OptionPredictions`]):
@@ -323,10 +325,11 @@ def _sets(probabilities: np.ndarray, method: str, quantile: float) -> np.ndarray
     if method == "lac":
         return 1 - probabilities <= quantile + _ROUNDING
     ordered = np.flip(np.sort(probabilities, axis=1), axis=1)
-    # the last option is the first whose score reaches the quantile; options as probable are in too
-    last = (np.cumsum(ordered, axis=1) >= quantile - _ROUNDING).argmax(axis=1)
+    before = np.cumsum(ordered, axis=1) - ordered
+    # MAPIE leaves out options below 1e-8, and so misses the level where a sure model is often wrong. Here they count.
+    last = (before <= quantile + _SMALL).sum(axis=1) - 1
     least = np.take_along_axis(ordered, last[:, None], axis=1)
-    return probabilities >= np.maximum(least, 1.01 * _ROUNDING) - _ROUNDING
+    return probabilities >= least - _ROUNDING  # options as probable as the last one are in too
 
 
 def _coverage_least(n: int, level: float) -> float:

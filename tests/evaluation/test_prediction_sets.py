@@ -60,6 +60,15 @@ def test_coverage(method):
         assert np.mean(covered) <= 0.8 + 1 / 61 + 0.015
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [10, 40])
+def test_coverage_of_a_very_sure_model(method, scale):
+    """Right options have probabilities far below 1e-8, which MAPIE's own sets leave out."""
+    old, new = draw(1000, 20, scale=scale), draw(3000, 21, scale=scale)
+    sets = PredictionSets.fit(old, 0.9, method, folds=0).apply(new)
+    assert sets[np.arange(3000), new.labels].mean() > 0.88
+
+
 def test_measured_coverage_is_that_of_other_questions():
     rule = PredictionSets.fit(draw(2000, 3), 0.9)
     assert rule.coverage == pytest.approx(0.9, abs=0.02)
