@@ -101,7 +101,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             return
         described = {"model": args.model, **EvaluationProtocol.of(args).statement(predictions, tokenizer)}
         served = predictions.metadata.get("served", {})
-        described |= {f"served/{name}": value for name, value in served.items()}
+        described |= {f"served/{name}": value for name, value in served.items() if name != "extra_body"}
         options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha, "details": True}
         if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
             options["groups"] = predictions.subjects

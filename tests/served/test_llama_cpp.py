@@ -68,7 +68,7 @@ def running(gguf):
         return
     if find_spec("xllamacpp") is None:
         pytest.skip("no xllamacpp, and HF_CALIB_LLAMA_SERVER names no server")
-    script = Path(__file__).parents[1] / "helpers" / "llama_server.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "evaluation" / "llama_server.py"
     processes = []
 
     def start():
