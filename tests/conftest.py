@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 from launching import Launch
 from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -23,6 +24,10 @@ NEED_MORE = [
     *("inference/test_smollm2.py", "metrics/test_app.py", "regime/test_regime_world.py"),
 ]
 collect_ignore = [] if find_spec("trl") else NEED_MORE
+
+# A slow machine fails no test.
+settings.register_profile("hf_calib", deadline=None)
+settings.load_profile("hf_calib")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -86,7 +86,7 @@ NAMES = list(written([dict(zip(COLUMNS, "0qabcAs", strict=True))] * 2))
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=tables())
 def test_every_file_is_read_as_arrow_is(tmp_path_factory, name, rows):
     # pandas does not quote a \r. In the last cell of a row no reader can tell it from a line end of \r\n.

@@ -29,7 +29,7 @@ def predictions(draw, min_options=2):
     return softmax(logits), labels
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(predictions(), st.sampled_from(ESTIMATORS), st.sampled_from([0.0, 2.0, 50.0]), st.sampled_from([*TAILS]))
 def test_targets_are_distributions_of_the_same_ranking(prediction, estimator, pseudo_count, tail):
     probabilities, labels = prediction
@@ -41,7 +41,7 @@ def test_targets_are_distributions_of_the_same_ranking(prediction, estimator, ps
     assert (np.diff(np.take_along_axis(targets, order, -1), axis=-1) <= 1e-9).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(predictions(min_options=4), st.sampled_from(ESTIMATORS), st.sampled_from([*TAILS]))
 def test_padding_gets_nothing_and_changes_nothing(prediction, estimator, tail):
     probabilities, labels = prediction

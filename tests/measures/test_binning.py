@@ -48,7 +48,7 @@ def test_confidences_at_an_edge(form):
     assert expected_calibration_error(rows(form, confidences), labels) == pytest.approx(0.075, abs=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=20), st.integers(1, 25), st.sampled_from(sorted(FORMS)))
 def test_bins_are_those_of_exact_arithmetic(hundredths, n_bins, form):
     values = FORMS[form]([h / 100 for h in hundredths])
@@ -63,7 +63,7 @@ def test_bins_are_those_of_exact_arithmetic(hundredths, n_bins, form):
     assert filled == [count for count in counts if count]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(50, 100), min_size=1, max_size=20), st.integers(1, 25), st.integers(0, 2**20))
 def test_the_calibration_map_looks_up_the_bin_of_the_fit(hundredths, n_bins, seed):
     confidences = [h / 100 for h in hundredths]

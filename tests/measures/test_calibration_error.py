@@ -116,7 +116,7 @@ def test_confidence_one_is_in_the_last_bin_unlike_torchmetrics():
 
 
 @given(predictions(), st.integers(1, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_binned_errors_against_loops(data, n_bins):
     probabilities, labels = data
     confidences, correct = top_label(probabilities, labels)
@@ -210,7 +210,7 @@ def test_debiasing_removes_most_of_the_bias():
 
 
 @given(predictions(), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_order_of_rows_and_padding_do_not_matter(data, random):
     probabilities, labels = data
     order = list(range(len(labels)))

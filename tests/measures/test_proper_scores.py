@@ -35,7 +35,7 @@ def test_agrees_with_scikit_learn():
 
 
 @given(predictions())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_scores_against_definitions(data):
     probabilities, labels = data
     onehot = np.eye(probabilities.shape[1])[labels]
@@ -49,7 +49,7 @@ def test_scores_against_definitions(data):
 
 
 @given(predictions())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ranking_measures_against_pairs(data):
     confidences, correct = top_label(*data)
     right, wrong = confidences[correct == 1], confidences[correct == 0]

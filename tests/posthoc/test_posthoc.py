@@ -95,7 +95,7 @@ def test_isotonic_corrects_what_no_temperature_can():
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.floats(0.1, 300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_set_confidence_keeps_the_ranking(seed, k, scale):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(20, k)) * scale
@@ -274,7 +274,7 @@ def test_few_labels_do_not_explode(kind, n):
 
 @pytest.mark.parametrize("kind", [TemperatureScaling, EnsembleTemperatureScaling, VectorScaling, MatrixScaling])
 @given(st.integers(0, 10_000), st.integers(5, 60), st.integers(2, 5), st.floats(0.1, 100))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_likelihood_is_not_worse_where_it_was_fitted(kind, seed, n, k, temperature):
     logits, labels = make(n=n, k=k, temperature=temperature, seed=seed)
     with warnings.catch_warnings():

@@ -100,7 +100,7 @@ def test_the_detectable_distance_falls_with_the_number_of_questions():
 
 @pytest.mark.parametrize("name", ["rate", "paired"])
 @given(st.integers(0, 10_000), st.integers(1, 80), st.floats(0.001, 0.49), st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_interval_and_test_agree(name, seed, n, alpha, weighted):
     weights = np.random.default_rng(seed).gamma(1.0, size=n) + 1e-3 if weighted else None
     result = TESTS[name](*draw(seed, n), alpha, weights)
@@ -111,7 +111,7 @@ def test_interval_and_test_agree(name, seed, n, alpha, weighted):
 
 @pytest.mark.parametrize("name", TESTS)
 @given(st.integers(0, 10_000), st.integers(2, 60), st.floats(1e-6, 1e6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_only_the_ratios_of_weights_matter(name, seed, n, scale):
     arrays, weights = draw(seed, n), np.random.default_rng(seed).gamma(1.0, size=n) + 1e-3
     once, scaled = (TESTS[name](*arrays, 0.05, w) for w in (weights, scale * weights))

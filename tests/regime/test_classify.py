@@ -50,7 +50,7 @@ def check_bounds(report):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 5), st.integers(1, 12), st.floats(0.1, 8))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_bounds_on_a_data_set(seed, n, k, n_bins, scale):
     rng = np.random.default_rng(seed)
     probabilities, target = softmax(rng.normal(size=(n, k)) * scale), softmax(rng.normal(size=(n, k)) * scale)
@@ -63,7 +63,7 @@ def test_bounds_on_a_data_set(seed, n, k, n_bins, scale):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(2, 5), st.integers(1, 12), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_bounds_in_the_population(seed, n, k, n_bins, follows):
     """Exact expectations. Labels follow the target or another distribution."""
     rng = np.random.default_rng(seed)
@@ -81,7 +81,7 @@ def test_bounds_in_the_population(seed, n, k, n_bins, follows):
 
 
 @given(st.integers(0, 10_000), st.integers(2, 5), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_constant_confidence_attains_the_bound(seed, k, share):
     rng = np.random.default_rng(seed)
     n = 40
@@ -99,7 +99,7 @@ def test_a_constant_confidence_attains_the_bound(seed, k, share):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 80), st.integers(1, 12), st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_critical_accuracies_of_a_reference(seed, n, n_bins, weighted):
     """They differ by at most the ECE of the reference, and ECE + TCE is at least the distance to the higher one."""
     rng = np.random.default_rng(seed)

@@ -17,7 +17,7 @@ def overconfident(n, seed):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 15), st.sampled_from([0.0, 0.2, 0.25, 0.5]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_error_left_by_an_isotonic_recalibration(seed, levels, n_bins, floor):
     """Proposition 6 in a population of a few confidences: the error for any bins, and where it is 0."""
     rng = np.random.default_rng(seed)
