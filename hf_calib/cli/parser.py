@@ -18,10 +18,10 @@ from .suggestions import did_you_mean
 # Arguments shown after all others, under "advanced arguments".
 RARELY_USED = frozenset({
     "alpha", "answers_from", "attn_implementation", "base_model", "batch_size", "binning", "commit_message",
-    "create_pr", "drop_invalid", "drop_too_long", "dtype", "em_estimator", "em_fold", "em_loss", "em_pseudo_count",
-    "likelihood_weight", "max_length", "n_bins", "n_bootstrap", "no_resume", "overwrite",
-    "prompts_limit", "recipe", "reference_pseudo_count", "revision", "seed", "texts_limit", "tolerance",
-    "trust_remote_code",
+    "create_pr", "drop_invalid", "drop_too_long", "drop_unanswered", "dtype", "em_estimator", "em_fold", "em_loss",
+    "em_pseudo_count", "extra_body", "likelihood_weight", "max_length", "max_retries", "n_bins", "n_bootstrap",
+    "no_resume", "overwrite", "prompts_limit", "recipe", "reference_pseudo_count", "request_timeout", "revision",
+    "seed", "texts_limit", "tolerance", "trust_remote_code",
 })  # fmt: skip
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import openai
 
 _TOO_LONG = re.compile(
-    r"context.{0,12}(length|size|window)|maximum.{0,12}length|too long|inputs.{0,9}tokens.*must have", re.IGNORECASE
+    r"context.{0,12}(length|size|window)|maximum.{0,12}length|too long|`inputs`.*tokens", re.IGNORECASE
 )
 
 

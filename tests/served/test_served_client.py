@@ -8,7 +8,7 @@ import pytest
 from hf_calib import extras
 from hf_calib.served import client
 from hf_calib.served.client import Sampling, ServedModel, ServedOptions
-from hf_calib.served.errors import EndpointError
+from hf_calib.served.errors import EndpointError, RequestRefusedError
 
 
 MESSAGES = [{"role": "user", "content": "What is ice?"}]
@@ -112,6 +112,24 @@ def test_an_interrupt_ends_at_once(server):
     with pytest.raises(KeyboardInterrupt):
         answers.throw(KeyboardInterrupt)
     assert len(server.requests) < 10
+
+
+@pytest.mark.parametrize(
+    ("words", "too_long"),
+    [
+        ("This model's maximum context length is 4096 tokens. However, you requested 5001 tokens", True),  # vLLM
+        (
+            "request (6031 tokens) exceeds the available context size (2048 tokens), try increasing it",
+            True,
+        ),  # llama.cpp
+        ("The input (5000 tokens) is longer than the model's context length (4096 tokens).", True),  # SGLang
+        ("`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 `inputs` tokens and 1", True),  # TGI
+        ("`top_n_tokens` must be >= 0 and <= 5. Given: 20", False),
+        ("Prompt contains invalid tokens", False),
+    ],
+)
+def test_words_of_servers_for_a_question_that_is_too_long(words, too_long):
+    assert RequestRefusedError(words).too_long is too_long
 
 
 def test_without_the_package_openai(monkeypatch):
