@@ -77,6 +77,7 @@ _MODULE_OF = {
     "ServedModel": "served.client",
     "ServedOptions": "served.client",
     "predict_served_options": "served.predict",
+    "predict_served_answers": "served.answers",
     "RegimeReport": "regime.report",
     "classify_confidences": "regime.classify",
     "classify_regime": "regime.classify",

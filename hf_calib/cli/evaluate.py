@@ -75,8 +75,6 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
     output_dir = check_output_dir(args.output_dir)
     if takes_answers(args):
-        if args.endpoint is not None:
-            raise ValueError("--endpoint takes questions with options: short answers need a local model.")
         return prepare_answers(args, output_dir)
     questions = args.questions(args.dataset)
     reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None

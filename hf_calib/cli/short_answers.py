@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..inference.answer_confidence import AnswerPredictions
+    from ..inference.answer_confidence import AnswerOptions, AnswerPredictions
     from .evaluate import EvaluateArguments
 
 DEFAULT_CONFIDENCES = ["likelihood", "agreement", "p_true"]
@@ -68,17 +68,14 @@ def prepare_answers(args: EvaluateArguments, output_dir: Path) -> Callable[[], N
     protocol = EvaluationProtocol.of({**vars(args), "answer_confidence": confidences[0]})
     keeping = {"batch_size": args.batch_size, "output_dir": output_dir, "resume": not args.no_resume}
     options = protocol.answer_options(confidences, grader, **keeping)
-    model, tokenizer = args.load(args.model)
-    if "p_true" in confidences:
-        _check_letters(tokenizer, questions, options)
+    predict, tokenizer = _predictor(args, questions, options)
 
     def evaluate() -> None:
         from accelerate import PartialState
 
         from ..evaluation.tables import print_groups, print_table
-        from ..inference.answer_confidence import predict_answers
 
-        found = predict_answers(model, tokenizer, questions, options)
+        found = predict()
         if not PartialState().is_main_process:
             return
         print(found.summary())
@@ -96,6 +93,21 @@ def prepare_answers(args: EvaluateArguments, output_dir: Path) -> Callable[[], N
         print(f"results: {output_dir}/{{{','.join(confidences)}}}")
 
     return evaluate
+
+
+def _predictor(args: EvaluateArguments, questions: Dataset, options: AnswerOptions):
+    """Function that writes and judges answers, of a local or a served model, and the tokenizer, if it is here."""
+    if args.endpoint is not None:
+        from ..served.answers import predict_served_answers
+
+        served = args.served_model(args.model)
+        return lambda: predict_served_answers(served, questions, options), None
+    from ..inference.answer_confidence import predict_answers
+
+    model, tokenizer = args.load(args.model)
+    if "p_true" in options.confidences:
+        _check_letters(tokenizer, questions, options)
+    return lambda: predict_answers(model, tokenizer, questions, options), tokenizer
 
 
 def _check_letters(tokenizer, questions: Dataset, options) -> None:

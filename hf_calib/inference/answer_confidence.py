@@ -19,7 +19,7 @@ import numpy as np
 
 from ..data.grading import Grader, grade_answers, normalize_answer
 from ..data.prompts import ANSWER_TEMPLATE, PromptFormat
-from ..data.short_answers import p_true_questions, short_questions
+from ..data.short_answers import JUDGEMENT_CHOICES, JUDGEMENT_TEMPLATE, p_true_questions, short_questions
 from .encoding import IGNORE_INDEX, QuestionTooLongError
 from .model_loading import process_state
 from .predict import predict_options
@@ -54,6 +54,8 @@ class AnswerOptions:
         judgement_format ([`~hf_calib.PromptFormat`], *optional*):
             How the question whether an answer is right is written and scored. Defaults to letters, with the chat
             template and the system prompt of `prompt_format`.
+        judgement_template (`str`, *optional*), judgement_choices (`tuple[str, str]`, *optional*):
+            Text of that question, and its two options; see [`~hf_calib.p_true_questions`].
         max_new_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of an answer.
         num_samples (`int`, *optional*, defaults to `10`):
@@ -87,6 +89,8 @@ class AnswerOptions:
     confidences: Sequence[str] = ("likelihood", "agreement", "p_true")
     prompt_format: PromptFormat | None = None
     judgement_format: PromptFormat | None = None
+    judgement_template: str = JUDGEMENT_TEMPLATE
+    judgement_choices: tuple[str, str] = JUDGEMENT_CHOICES
     max_new_tokens: int = 32
     num_samples: int = 10
     temperature: float = 1.0
@@ -284,7 +288,8 @@ def collect_answers(
     found = AnswerPredictions(questions, [answer.text for answer in greedy], None)
     if options.labelled:
         found.correct = grade_answers(found.answers, questions["answers"][:], options.grader)
-    found.judgements = p_true_questions(questions, found.answers, found.correct)
+    wording = (options.judgement_template, options.judgement_choices)
+    found.judgements = p_true_questions(questions, found.answers, found.correct, *wording)
     metadata = {
         **(metadata or {}),
         "max_new_tokens": options.max_new_tokens,

@@ -78,6 +78,22 @@ class Sampling:
 Write = Callable[[Sequence[Mapping[str, Any]], Sampling], list[list[WrittenAnswer]]]
 
 
+class InterruptedWriting(ValueError):
+    """
+    Raised where a batch was answered in part.
+
+    Args:
+        reason (`str`):
+            What went wrong.
+        written (`Mapping[int, list[WrittenAnswer]]`, *optional*):
+            Answers of the questions that have all of them, by their place in the batch.
+    """
+
+    def __init__(self, reason: str, written: Mapping[int, list[WrittenAnswer]] | None = None):
+        super().__init__(reason)
+        self.written = dict(written or {})
+
+
 @dataclass(frozen=True, eq=False)
 class AnswerWriter:
     """
@@ -85,7 +101,8 @@ class AnswerWriter:
 
     Args:
         write (`Callable`):
-            From questions and a [`Sampling`] to a list of [`WrittenAnswer`] for each question.
+            From questions and a [`Sampling`] to a list of [`WrittenAnswer`] for each question. It may raise
+            [`InterruptedWriting`] with the answers that it has.
         fingerprint (`Mapping[str, str]`):
             Digests or names of weights, prompts and limits: answers are kept only where all are equal.
     """
@@ -209,11 +226,28 @@ class ModelAnswers:
     def _answer(self, tokens: list[int], log_probs: list[float], ends: Sequence[int]) -> WrittenAnswer:
         """The first line with text, and the log-probabilities of its tokens."""
         length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-        length = next((n for n in range(1, length + 1) if _is_line(self._text(tokens[:n]))), length)
-        text = first_line(self._text(tokens[:length]))
-        while length and first_line(self._text(tokens[: length - 1])) == text:  # a line break or a space alone
-            length -= 1
-        return WrittenAnswer(text, tuple(log_probs[:length]))
+        return first_answer(tokens[:length], log_probs, self._text)
+
+
+def first_answer(
+    tokens: Sequence[Any], log_probs: Sequence[float], decode: Callable[[Sequence[Any]], str]
+) -> WrittenAnswer:
+    """
+    Cut what a model wrote to its first line with text.
+
+    Args:
+        tokens (`Sequence`):
+            What was written, without the token that ends it.
+        log_probs (`Sequence[float]`):
+            Log-probability of each token, in nats.
+        decode (`Callable`):
+            From the first tokens to their text.
+    """
+    length = next((n for n in range(1, len(tokens) + 1) if _is_line(decode(tokens[:n]))), len(tokens))
+    text = first_line(decode(tokens[:length]))
+    while length and first_line(decode(tokens[: length - 1])) == text:  # a line break or a space alone
+        length -= 1
+    return WrittenAnswer(text, tuple(log_probs[:length]))
 
 
 def first_line(text: str) -> str:
@@ -310,7 +344,11 @@ def write_answers(
             # A batch has draws of its own. A resumed run has the same batches.
             seed = int(digest(sampling.seed, *(row["id"] for row in rows))[:8], 16)
             drawn = Sampling(sampling.num_samples, sampling.temperature, seed)
-            written = list(zip(own, writer.write(rows, drawn) if rows else [], strict=True))
+            try:
+                written = list(zip(own, writer.write(rows, drawn) if rows else [], strict=True))
+            except InterruptedWriting as error:
+                file.add([(own[place], answers) for place, answers in error.written.items()])
+                raise
             file.add(gather_object(written))
             bar.update(sum(map(len, together)))
     return [file.done[index] for index in range(len(questions))]

@@ -1,0 +1,148 @@
+"""Written answers of a model behind a server, and their confidences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..data.layouts import digest
+from ..data.prompts import PromptFormat
+from ..data.short_answers import short_questions
+from ..inference.answer_confidence import AnswerOptions, AnswerPredictions, collect_answers
+from ..inference.written_answers import AnswerWriter, InterruptedWriting, Sampling, WrittenAnswer, first_answer
+from . import client
+from .client import Generation, Prompt, ServedModel
+from .errors import EndpointError
+from .predict import predict_served_options
+from .probe import probe_server
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def predict_served_answers(
+    served: ServedModel, dataset: Dataset, options: AnswerOptions | None = None, **changes
+) -> AnswerPredictions:
+    """
+    Let a served model write answers, grade them, and compute their confidences.
+
+    Questions are chat messages; with `use_chat_template=False` they are plain texts that the model continues. Every
+    answer is saved when its batch ends or fails.
+
+    Args:
+        served ([`ServedModel`]):
+            The model.
+        dataset (`Dataset`):
+            Questions with accepted texts, or option questions; see [`~hf_calib.load_short_questions`].
+        options ([`~hf_calib.AnswerOptions`], *optional*):
+            As for [`~hf_calib.predict_answers`], without `max_length` and `drop_too_long`.
+        changes:
+            Fields that replace those of `options`.
+
+    Returns:
+        [`~hf_calib.inference.answer_confidence.AnswerPredictions`]
+
+    Raises:
+        `ValueError`: for a malformed question, or one that the server refuses.
+        [`~hf_calib.served.errors.EndpointError`]: if the server fails, or if its sampling changes the
+            log-probabilities and a likelihood is wanted.
+    """
+    options = replace(options or AnswerOptions(), **changes)
+    questions = short_questions(dataset, labelled=options.labelled)
+    source = ServedAnswers(served, options.answer_format, options.max_new_tokens)
+    if {"likelihood", "sequence_likelihood"} & set(options.confidences):
+        _check_sampling(served, source.prompt(min(questions, key=lambda row: len(row["question"]))))
+
+    def judge(judgements: Dataset, path):
+        settings = {"prompt_format": options.judging_format, "labelled": options.labelled, "output_path": path}
+        return predict_served_options(served, judgements, resume=options.resume, progress=options.progress, **settings)
+
+    return collect_answers(source.writer(), judge, questions, options, {"model": served.model, "too_long": 0})
+
+
+def _check_sampling(served: ServedModel, prompt: Prompt) -> None:
+    found = probe_server(served, prompt, 2)
+    if found.sampling == "touched":
+        raise EndpointError(
+            f"the likelihood of an answer needs log-probabilities from before sampling: {found.describe()}; or leave "
+            "the likelihood out (--confidence agreement p_true)"
+        )
+
+
+class ServedAnswers:
+    """
+    Write answers with a served model; it takes the place of [`~hf_calib.inference.written_answers.ModelAnswers`].
+
+    Args:
+        served ([`ServedModel`]):
+            The model.
+        prompt_format ([`~hf_calib.PromptFormat`]):
+            How a question is written.
+        max_new_tokens (`int`, *optional*, defaults to `32`):
+            Largest number of tokens of an answer.
+    """
+
+    def __init__(self, served: ServedModel, prompt_format: PromptFormat, max_new_tokens: int = 32):
+        self.served, self.prompt_format, self.max_new_tokens = served, prompt_format, max_new_tokens
+
+    def writer(self) -> AnswerWriter:
+        """The writer, with what its answers depend on."""
+        extra = json.dumps(dict(self.served.options.extra_body), sort_keys=True)
+        fingerprint = {
+            "model": digest(self.served.model),
+            "prompts": digest(repr(self.prompt_format)),
+            "max_new_tokens": str(self.max_new_tokens),
+            "requests": digest(extra),
+        }
+        return AnswerWriter(self, fingerprint)
+
+    def prompt(self, row: Mapping[str, Any]) -> Prompt:
+        """Messages or text of a question."""
+        chat = self.prompt_format.use_chat_template is not False
+        write = self.prompt_format.messages if chat else self.prompt_format.plain
+        return write(row["question"], [], row.get("subject"))
+
+    def __call__(self, questions: Sequence[Mapping[str, Any]], sampling: Sampling) -> list[list[WrittenAnswer]]:
+        """
+        Write answers to a batch of questions, at the same time.
+
+        Raises:
+            [`InterruptedWriting`]: if the server fails or refuses a question, with the answers that were written.
+        """
+        items = [(place, draw) for place in range(len(questions)) for draw in range(sampling.num_samples)]
+        written: dict[tuple[int, int], WrittenAnswer] = {}
+
+        def write(item: tuple[int, int]) -> Generation:
+            drawing = {"seed": (sampling.seed + item[1]) % 2**31, "top_p": 1.0} if sampling.temperature else {}
+            request = client.Sampling(sampling.temperature, max_tokens=self.max_new_tokens, **drawing)
+            return self.served.generate(self.prompt(questions[item[0]]), request)
+
+        problem = None
+        try:
+            for item, found in self.served.concurrently(write, items):
+                if isinstance(found, Exception):
+                    problem = problem or f"question {questions[item[0]]['id']!r}: {found}"
+                else:
+                    written[item] = self._answer(found)
+        except EndpointError as error:
+            problem = str(error)
+        draws = range(sampling.num_samples)
+        whole = {
+            place: [written[place, draw] for draw in draws]
+            for place in range(len(questions))
+            if all((place, draw) in written for draw in draws)
+        }
+        if problem is not None:
+            raise InterruptedWriting(f"{problem} (all answers so far are saved if there is an output_dir)", whole)
+        return list(whole.values())
+
+    @staticmethod
+    def _answer(found: Generation) -> WrittenAnswer:
+        """The first line of the answer. Some servers list the token that ends it, too."""
+        tokens, log_probs = found.tokens, found.log_probabilities
+        if tokens and "".join(tokens[:-1]).strip() == found.text.strip() != "".join(tokens).strip():
+            tokens = tokens[:-1]
+        return first_answer(tokens, log_probs, "".join)

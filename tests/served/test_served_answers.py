@@ -1,0 +1,90 @@
+"""Short answers of a served model beside those of the same model here."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hf_calib.cli.main import main
+from hf_calib.data.prompts import PromptFormat
+from hf_calib.data.short_answers import short_questions
+from hf_calib.inference.answer_confidence import predict_answers
+from hf_calib.inference.written_answers import WrittenAnswer
+from hf_calib.served.answers import ServedAnswers, predict_served_answers
+from hf_calib.served.client import Generation, ServedModel, ServedOptions
+from hf_calib.served.errors import EndpointError
+
+
+PLAIN = PromptFormat("text", "{question}", use_chat_template=False)
+
+
+@pytest.fixture
+def served(server):
+    return ServedModel(server.url, "tiny", ServedOptions(concurrency=2, top_logprobs=400, max_retries=0))
+
+
+@pytest.fixture
+def short():
+    rows = [{"question": f"What is {i} + {i}?", "answers": [str(2 * i)]} for i in range(8)]
+    return short_questions(Dataset.from_list(rows))
+
+
+def test_they_are_those_of_the_local_model(served, tiny_model, tokenizer, short, tmp_path):
+    options = {"prompt_format": PLAIN, "max_new_tokens": 1, "num_samples": 2, "progress": False}
+    there = predict_served_answers(served, short, output_dir=tmp_path, **options)
+    here = predict_answers(tiny_model, tokenizer, short, confidences=("likelihood", "p_true"), **options)
+    assert there.answers == here.answers
+    found, expected = (each.predictions["likelihood"].outcomes[0] for each in (there, here))
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert list(there.predictions) == ["likelihood", "agreement", "p_true"]
+    assert all(predictions.metadata["answer_confidence"] == name for name, predictions in there.predictions.items())
+    # The server's letters are counted with and without a space.
+    assert there.predictions["p_true"].option_mass.min() >= here.predictions["p_true"].option_mass.min() - 1e-3
+
+
+def test_a_server_that_dies_loses_no_answer(served, server, short, tmp_path):
+    def options(**more):
+        return {"prompt_format": PLAIN, "max_new_tokens": 1, "confidences": ("likelihood",), "progress": False, **more}
+
+    server.on_request = lambda count: server.failures.extend([500] * 20) if count == 11 else None
+    with pytest.raises(ValueError, match="so far are saved"):
+        predict_served_answers(served, short, output_dir=tmp_path, **options(batch_size=8))
+    saved = len((tmp_path / "answers.jsonl").read_text().splitlines())
+    assert 0 < saved < 8
+    server.on_request = lambda count: None
+    server.failures.clear()
+    before = len(server.requests)
+    found = predict_served_answers(served, short, output_dir=tmp_path, **options())
+    assert len(found.answers) == 8
+    sent = [request["prompt"] for request in server.requests[before:]]
+    assert len(set(sent)) <= 8 - saved + 1  # those that were missing, and the prompt of the probe
+
+
+def test_likelihoods_from_after_sampling_are_refused(served, server, short):
+    server.processed = True
+    with pytest.raises(EndpointError, match="from before sampling"):
+        predict_served_answers(served, short, prompt_format=PLAIN, confidences=("likelihood",), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("generation", "answer"),
+    [
+        (Generation("Paris", [" Par", "is", "<eos>"], [-1.0, -2.0, -3.0], True), WrittenAnswer("Paris", (-1.0, -2.0))),
+        (Generation(" red\nblue", [" red", "\n", "blue"], [-1.0, -2.0, -3.0], True), WrittenAnswer("red", (-1.0,))),
+        (Generation("", [], [], True), WrittenAnswer("")),
+    ],
+)
+def test_the_first_line_is_the_answer(generation, answer):
+    assert ServedAnswers._answer(generation) == answer
+
+
+def test_the_command(server, tmp_path, capsys):
+    rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(6)]
+    (tmp_path / "short.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    call = ["evaluate", "--endpoint", server.url, "--model", "tiny", "--dataset", str(tmp_path / "short.jsonl")]
+    call += ["--top_logprobs", "400", "--n_bootstrap", "20", "--num_samples", "2", "--max_new_tokens", "1"]
+    assert main([*call, "--output_dir", str(tmp_path / "out")]) == 0
+    for name in ("likelihood", "agreement", "p_true"):
+        assert json.loads((tmp_path / "out" / name / "results.json").read_text())["n"] == 6
+    assert "6 answers" in capsys.readouterr().out
