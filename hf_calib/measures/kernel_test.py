@@ -63,7 +63,7 @@ def kernel_calibration_test(
 
     The p-value is of a simulation: outcomes are drawn from the predictions themselves. So it is valid for any N up to
     4,096 and any bandwidth. Beyond, a random sample of 4,096 rows gives the distribution of N times the SKCE, which
-    converges. The interval is normal, with the variance of the jackknife.
+    converges. The interval is normal, with the variance of the jackknife, of the same sample.
 
     For confidences the sum over pairs is exact and takes one sort. For option probabilities the kernel is
     approximated by 256 random features, the same for all rows, in O(N): the estimate differs by some percent
@@ -130,20 +130,21 @@ def kernel_test_of(
     weights = np.ones(len(examples)) if examples.weights is None else examples.weights
     total, squares = weights.sum(), weights @ weights
     pairs = total**2 - squares
-    shares = kernel.shares()
-    value = float(shares.sum() / pairs)
-    error = 2 * sqrt(((shares / (total - weights) - weights * value) ** 2).sum()) / total
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     sample = np.arange(len(weights))
     if len(weights) > _NULL_ROWS:
         sample = np.sort(rng.choice(len(weights), _NULL_ROWS, replace=False))
+    summed, shares = kernel.pairs(sample)
+    value, of_sample = float(summed / pairs), weights[sample]
+    spread = ((shares / (total - of_sample) - of_sample * value) ** 2).mean()
+    error = 2 * sqrt(len(weights) * spread) / total
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     scale = squares / (weights[sample] @ weights[sample]) / pairs
     drawn = kernel.draws(sample, options.n_bootstrap, rng) * scale
     # the tolerance keeps the rounding of sums from breaking ties
     exceeding = int((drawn >= value - 1e-9 * abs(value) - 1e-12).sum())
     p_value = (1 + exceeding) / (1 + len(drawn))
     noise = float(np.quantile(drawn, 0.95))
-    low, high = (max(0.0, value + side * z * error) for side in (-1, 1))
+    low, high = (max(0.0, float(value + side * z * error)) for side in (-1, 1))
     return KernelTest(value, low, high, noise, p_value, float(bandwidth))
 
 
@@ -168,14 +169,14 @@ class _ConfidenceKernel:
         self.residuals = self.weights * (examples.correct[order] - self.confidences)
         self.growth = np.exp(self.confidences / bandwidth)
 
-    def shares(self) -> np.ndarray:
-        """Sum of the pairs of each row, `(N,)`, in the order of the rows."""
+    def pairs(self, sample: np.ndarray) -> tuple[float, np.ndarray]:
+        """Sum over the pairs of different rows, and that of each row of a sample, `(rows,)`."""
         scaled, shrunk = self.residuals * self.growth, self.residuals / self.growth
         below = (np.cumsum(scaled) - scaled) / self.growth
         above = (np.cumsum(shrunk[::-1])[::-1] - shrunk) * self.growth
         shares = np.empty(len(self.order))
         shares[self.order] = self.residuals * (below + above)
-        return shares
+        return float(shares.sum()), shares[sample]
 
     def draws(self, sample: np.ndarray, n_draws: int, rng: np.random.Generator) -> np.ndarray:
         """Sum over the pairs of a sample of rows of calibrated models, `(n_draws,)`."""
@@ -207,25 +208,23 @@ class _OptionKernel:
         angles = probabilities.astype(np.float32) @ self.frequencies
         return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.float32(sqrt(_FREQUENCIES))
 
-    def _chunks(self):
-        """Features and weighted residuals of some rows at a time."""
-        for start in range(0, len(self.weights), _FEATURE_ROWS):
-            part = slice(start, start + _FEATURE_ROWS)
-            probabilities = self.predictions.probabilities[part].astype(np.float64)
-            residuals = -probabilities
-            residuals[np.arange(len(residuals)), self.predictions.labels[part]] += 1
-            yield self.features(probabilities), residuals * self.weights[part, None]
+    def _parts(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features and weighted residuals of some rows."""
+        probabilities = self.predictions.probabilities[rows].astype(np.float64)
+        residuals = -probabilities
+        residuals[np.arange(len(residuals)), self.predictions.labels[rows]] += 1
+        return self.features(probabilities), residuals * self.weights[rows, None]
 
-    def shares(self) -> np.ndarray:
-        """Sum of the pairs of each row, `(N,)`."""
-        total = np.zeros((2 * _FREQUENCIES, self.predictions.probabilities.shape[1]))
-        for features, residuals in self._chunks():
+    def pairs(self, sample: np.ndarray) -> tuple[float, np.ndarray]:
+        """Sum over the pairs of different rows, and that of each row of a sample, `(rows,)`."""
+        total, diagonal = np.zeros((2 * _FREQUENCIES, self.predictions.probabilities.shape[1])), 0.0
+        for start in range(0, len(self.weights), _FEATURE_ROWS):
+            features, residuals = self._parts(slice(start, start + _FEATURE_ROWS))
             total += features.T @ residuals.astype(np.float32)
-        parts = [
-            np.einsum("nk,nk->n", features @ total.astype(np.float32) - residuals, residuals)
-            for features, residuals in self._chunks()
-        ]
-        return np.concatenate(parts)
+            diagonal += np.einsum("nk,nk->", residuals, residuals)
+        features, residuals = self._parts(sample)
+        shares = np.einsum("nk,nk->n", features @ total.astype(np.float32) - residuals, residuals)
+        return float((total**2).sum() - diagonal), shares
 
     def draws(self, sample: np.ndarray, n_draws: int, rng: np.random.Generator) -> np.ndarray:
         """Sum over the pairs of a sample of rows of calibrated models, `(n_draws,)`."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import softmax
 
+from ..measures.bootstrap import Estimate
 from ..measures.score_intervals import MeanSums
 from ..measures.validation import as_weights
 from .base import check_labels, check_option_logits
-from .selection import AS_IS, choose_method, cross_validate
+from .selection import AS_IS, choose_method, cross_validate, fit_calibrator
 
 
 # Maps that keep the answers, the simplest first.
 MAPS = ("temperature", "ensemble_temperature", "beta", "temperature_isotonic")
-_LARGEST_LOSS = -np.log(1e-12)
+_SMALLEST_PROBABILITY = 1e-12
+_LARGEST_LOSS = -np.log(_SMALLEST_PROBABILITY)
 
 
 class RecalibrationGain(NamedTuple):
@@ -27,7 +30,7 @@ class RecalibrationGain(NamedTuple):
         gain (`float`): NLL of the predictions less that of the recalibrated ones. Below 0 where the noise of the fit
             costs more than the map gains, as for a calibrated model.
         low (`float`): Lower end of the 95% interval.
-        high (`float`): Upper end, at least 0: no map at all gains 0.
+        high (`float`): Upper end, at least 0.
         nll (`float`): NLL of the predictions.
         recalibrated_nll (`float`): NLL under the map, the refinement loss.
         method (`str`): Name of the map in [`~hf_calib.posthoc.METHODS`].
@@ -51,6 +54,10 @@ def recalibration_gain(
     [`~hf_calib.posthoc.choose_method`] among `methods`, and the gain is the mean difference of the two losses of a
     question. The rest of the NLL, the refinement loss, cannot be removed by these maps. The choice of the map on the
     same questions makes the gain a little too large.
+
+    The cross-fitted gain is too small by the noise of the fits, the gain of a map on the questions that it was fitted
+    on is too large by it. The lower end of the interval is of the former, the upper end of the latter, and at least 0,
+    since no map at all gains 0.
 
     Unlike the ECE the gain has no bins, is not biased upwards by noise, and is in the unit of the NLL. Unlike the
     miscalibration of [`~hf_calib.measures.corp.corp_decomposition`] it is of maps fitted on other questions, and of
@@ -108,9 +115,22 @@ def recalibration_gain(
     del outcomes[AS_IS]  # maps compete with each other; the predictions are what they are compared with
     method, _ = choose_method(outcomes, labels, methods)
     rows = np.arange(len(labels))
-    stated = np.minimum(-log_softmax(logits, axis=1)[rows, labels], _LARGEST_LOSS)
-    mapped = -np.log(np.maximum(outcomes[method][rows, labels], 1e-12))
-    sums, means = MeanSums(), [float(np.average(loss, weights=weights)) for loss in (stated, mapped)]
-    sums.add(stated - mapped, weights)
-    gain, low, high = sums.estimate(-_LARGEST_LOSS, _LARGEST_LOSS)
-    return RecalibrationGain(gain, low, max(0.0, high), *means, method)
+
+    def losses(probabilities: np.ndarray) -> np.ndarray:
+        return -np.log(np.maximum(probabilities[rows, labels], _SMALLEST_PROBABILITY))
+
+    with warnings.catch_warnings():  # as in cross_validate
+        warnings.simplefilter("ignore", UserWarning)
+        same = fit_calibrator(method, logits, labels).transform(logits)
+    stated, mapped = losses(softmax(logits, axis=1)), losses(outcomes[method])
+    gain, low, high = _estimate(stated - mapped, weights)
+    high = max(0.0, high, _estimate(stated - losses(same), weights).high)
+    means = [float(np.average(loss, weights=weights)) for loss in (stated, mapped)]
+    return RecalibrationGain(gain, low, high, *means, method)
+
+
+def _estimate(differences: np.ndarray, weights: np.ndarray | None) -> Estimate:
+    """Mean difference of two losses with its interval."""
+    sums = MeanSums()
+    sums.add(differences, weights)
+    return sums.estimate(-_LARGEST_LOSS, _LARGEST_LOSS)

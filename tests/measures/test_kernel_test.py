@@ -50,6 +50,7 @@ def test_options_against_all_pairs(monkeypatch):
 
 def test_chunks_change_nothing_and_questions_may_differ_in_options(monkeypatch):
     probabilities, labels, _ = make(300, k=3)
+    assert all(type(number) is float for number in kernel_calibration_test(probabilities, labels, n_bootstrap=5))
     found = kernel_calibration_test(probabilities, labels, n_bootstrap=20)
     monkeypatch.setattr(kernel_test, "_FEATURE_ROWS", 64)
     monkeypatch.setattr(kernel_test, "_DRAWN_AT_ONCE", 1)
