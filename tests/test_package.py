@@ -119,7 +119,7 @@ import importlib, hf_calib
 for name in hf_calib._MODULE_OF:
     if hf_calib._MODULE_OF[name].split(".")[0] not in ("trainers", "training"):
         getattr(hf_calib, name)
-for name in ("evaluate", "diagnose", "calibrate", "push", "verify", "register", "transfer"):
+for name in ("evaluate", "diagnose", "calibrate", "threshold", "answer", "push", "verify", "register", "transfer"):
     importlib.import_module(f"hf_calib.cli.{name}")
 try:
     hf_calib.CalibratedSFTTrainer
@@ -189,6 +189,8 @@ def test_help_is_fast():
         "measure",
         "diagnose",
         "calibrate",
+        "threshold",
+        "answer",
         "push",
         "verify",
         "register",

@@ -88,10 +88,10 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..training.library_warnings import ignore_library_warnings
 
     output = check_output(args.output)
-    check_output_dir(output.parent)
     predictions = output.with_suffix(".npz")
     _check_resumable(args, output, predictions)
     gate = usable_gate(args.gate or load_gate(args.model, args.revision))
+    check_output_dir(output.parent)
     questions, unlabelled = _questions(args)
     ignore_library_warnings()
     answerer = SelectiveAnswerer.from_pretrained(args.model, gate, args.calibrator, args.batch_size, **args.loading)

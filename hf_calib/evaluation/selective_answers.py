@@ -62,23 +62,23 @@ def selective_answers(gate: Gate, questions: Dataset, predictions: OptionPredict
         predictions ([`~hf_calib.OptionPredictions`]):
             Calibrated predictions for them, in the same order.
     """
-    chosen, answered = predictions.probabilities.argmax(axis=1), gate.answered(Answers.of(predictions))
-    labels = predictions.labels
-    right = [bool(chosen[row] == labels[row]) if labels[row] >= 0 else None for row in range(len(labels))]
+    chosen, labels = predictions.probabilities.argmax(axis=1), predictions.labels
+    answered = gate.answered(Answers.of(predictions)).tolist()
     subjects = [None] * len(chosen) if predictions.subjects is None else predictions.subjects.tolist()
+    columns = (questions[name][:] for name in ("id", "question", "choices"))
     rows = []
-    for row, question in enumerate(questions):
+    for row, (name, question, choices) in enumerate(zip(*columns, strict=True)):
         option = int(chosen[row])
         rows.append(
             SelectiveAnswer(
-                id=question["id"],
-                question=question["question"],
-                answered=bool(answered[row]),
+                id=name,
+                question=question,
+                answered=answered[row],
                 answer=ascii_uppercase[option] if answered[row] else None,
-                text=question["choices"][option] if answered[row] else None,
+                text=choices[option] if answered[row] else None,
                 confidence=float(str(predictions.probabilities[row, option])),  # the shortest digits of a float32
                 subject=subjects[row],
-                correct=right[row],
+                correct=bool(option == labels[row]) if labels[row] >= 0 else None,
             )
         )
     return rows
