@@ -134,14 +134,17 @@ def _write(args: EvaluateArguments, folder: Path, found: AnswerPredictions, resu
 
 def write_answer_files(output_dir: Path, found: AnswerPredictions) -> None:
     """Write `graded.jsonl`, a question a line with answer, grade and confidences, and `p_true/questions.parquet`."""
-    confidences = {
-        name: dict(zip(predictions.ids.tolist(), predictions.outcomes[0].tolist(), strict=True))
-        for name, predictions in found.predictions.items()
-    }
+    columns = {}
+    for name, predictions in found.predictions.items():
+        values = predictions.outcomes[0].tolist()
+        if len(values) < len(found.answers):  # judgements may be too long
+            of = dict(zip(predictions.ids.tolist(), values, strict=True))
+            values = [of.get(question) for question in found.questions["id"]]
+        columns[name] = values
     with open(output_dir / "graded.jsonl", "w", encoding="utf-8") as file:
-        for row, answer, right in zip(found.questions, found.answers, found.correct, strict=True):
-            stated = {name: values.get(row["id"]) for name, values in confidences.items()}
-            line = {**row, "answer": answer, "correct": right, **stated}
+        for place, row in enumerate(found.questions):
+            stated = {name: values[place] for name, values in columns.items()}
+            line = {**row, "answer": found.answers[place], "correct": found.correct[place], **stated}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     (output_dir / "p_true").mkdir(exist_ok=True)
     found.judgements.to_parquet(output_dir / "p_true" / "questions.parquet")

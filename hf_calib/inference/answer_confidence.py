@@ -172,7 +172,7 @@ class AnswerPredictions:
         return text
 
 
-# Scores option questions, and keeps the scores at a path: `predict_options` of a model, or a served one.
+# Scores option questions without their labels, and keeps the scores at a path: `predict_options`, or a served model.
 Judge = Callable[["Dataset", "Path | None"], OptionPredictions]
 
 
@@ -233,7 +233,7 @@ def predict_answers(
             output_path=path,
             resume=options.resume,
             progress=options.progress,
-            labelled=options.labelled,
+            labelled=False,
         )
 
     name = getattr(model, "adapter_name_or_path", model.name_or_path)
@@ -298,12 +298,7 @@ def collect_answers(
     }
     for name in options.confidences:
         if name == "p_true":
-            judged = judge(found.judgements, options.path("p_true/predictions.npz"))
-            judged.metadata |= {
-                "answer_confidence": name,
-                **{k: v for k, v in metadata.items() if k not in judged.metadata},
-            }
-            found.predictions[name] = judged
+            found.predictions[name] = _judged(found, judge, options, metadata)
             continue
         entries = {"answer_confidence": name, "prompt_format": asdict(options.answer_format), **metadata}
         if name == "agreement":
@@ -314,9 +309,31 @@ def collect_answers(
         else:
             values = [likelihood(answer, mean=name == "likelihood") for answer in greedy]
         found.predictions[name] = answer_predictions(np.array(values), found, entries)
-        if options.output_dir is not None and process_state().is_main_process:
-            found.predictions[name].save(options.path(f"{name}/predictions.npz"))
+        _save(found.predictions[name], options.path(f"{name}/predictions.npz"))
     return found
+
+
+def _judged(
+    found: AnswerPredictions, judge: Judge, options: AnswerOptions, metadata: dict[str, Any]
+) -> OptionPredictions:
+    """P(True), with the grades as labels. It is scored without them, so that other grades need no other scores."""
+    path = options.path("p_true/predictions.npz")
+    judged = judge(found.judgements, path)
+    labels = np.array([IGNORE_INDEX if label is None else label for label in found.judgements["answer"]])
+    if len(judged) < len(labels):  # some were too long
+        of = dict(zip(found.judgements["id"], labels, strict=True))
+        labels = np.array([of[name] for name in judged.ids])
+    stated = {**metadata, **judged.metadata, "answer_confidence": "p_true"}
+    judged = replace(judged, labels=labels, metadata=stated)
+    _save(judged, path)
+    return judged
+
+
+def _save(predictions: OptionPredictions, path: Path | None) -> None:
+    state = process_state()
+    if path is not None and state.is_main_process:
+        predictions.save(path)
+    state.wait_for_everyone()
 
 
 def likelihood(answer: WrittenAnswer, mean: bool = True) -> float:

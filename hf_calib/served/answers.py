@@ -57,7 +57,7 @@ def predict_served_answers(
         _check_sampling(served, source.prompt(min(questions, key=lambda row: len(row["question"]))))
 
     def judge(judgements: Dataset, path):
-        settings = {"prompt_format": options.judging_format, "labelled": options.labelled, "output_path": path}
+        settings = {"prompt_format": options.judging_format, "labelled": False, "output_path": path}
         return predict_served_options(served, judgements, resume=options.resume, progress=options.progress, **settings)
 
     return collect_answers(source.writer(), judge, questions, options, {"model": served.model, "too_long": 0})

@@ -1,6 +1,7 @@
 """Short answers from `hf-calib evaluate` to `calibrate`, `threshold`, `push` and `verify`."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -153,7 +154,17 @@ def test_all_three_confidences_by_default_and_a_function_that_grades(letters, tm
     judged = load_questions(letters / "out" / "p_true" / "questions.parquet")
     predictions = OptionPredictions.load(letters / "out" / "p_true" / "predictions.npz")
     assert judged["answer"][:] == predictions.labels.tolist() and set(judged["answer"]) == {0, 1}
-    assert evaluation_results(predictions, n_bootstrap=20)["n"] == 20
+    assert predictions.of_answers
+    stated = read(letters / "out" / "p_true" / "results.json")
+    assert evaluation_results(predictions, n_bootstrap=20)["confidence"] == pytest.approx(stated["confidence"])
+    answers = (letters / "out" / "answers.jsonl").read_bytes()
+    (tmp_path / "graders.py").write_text("def odd(answer, accepted):\n    return len(answer) % 2 == 1\n")
+    sys.modules.pop("graders")
+    assert main([*call[:-1], "graders:odd"]) == 0  # graded anew, and neither written nor scored again
+    assert (letters / "out" / "answers.jsonl").read_bytes() == answers
+    again = OptionPredictions.load(letters / "out" / "p_true" / "predictions.npz")
+    assert (again.labels != predictions.labels).any()
+    np.testing.assert_array_equal(again.option_logits, predictions.option_logits)
     printed = capsys.readouterr().out
     assert "20 answers" in printed and "p_true" in printed
     saved = load_dataset("parquet", data_files=str(letters / "out" / "p_true" / "questions.parquet"), split="train")
