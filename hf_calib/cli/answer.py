@@ -30,6 +30,10 @@ examples:
   # gate and calibrator that were published with the model
   hf-calib answer --model org/calibrated-model --dataset questions.parquet --output answers.parquet
 
+  # on several GPUs
+  accelerate launch --module hf_calib.cli answer --model ./my-model --gate gate/gate.json \\
+      --dataset questions.parquet --output answers.jsonl
+
   # does the gate still hold? with labels the accuracy is tested, without them a shift of the confidences
   hf-calib threshold --check gate/gate.json answers.npz
 
@@ -118,7 +122,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def _check_resumable(args: AnswerArguments, output: Path, predictions: Path) -> None:
-    """Refuse to replace answers of which it is not known whether they are of the same model and questions."""
+    """Refuse to replace files of which it is not known whether they are of the same model and questions."""
+    if output.stem == "predictions":
+        raise ValueError(f"{predictions} is the name of a file of hf-calib evaluate: choose another --output.")
     kept = (predictions, predictions.with_name(f"{predictions.name}.partial"))
     if output.exists() and not any(path.exists() for path in kept) and not args.no_resume:
         raise ValueError(

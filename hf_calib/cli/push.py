@@ -130,6 +130,8 @@ class PushArguments:
             raise ValueError("--alignment is of the adapter; with --merge, measure and push the merged model.")
         if self.merge and self.gate:
             raise ValueError("--gate is of the adapter; with --merge, make a gate of the merged model and push that.")
+        if self.gate and self.what == "model" and not self.model:
+            raise ValueError("--gate is published with its model: name the model with --model.")
         needed = {"model": ["model"], "predictions": ["evaluation"]}.get(self.what, [])
         if self.dry_run and self.evaluation:
             needed = []  # the card can be written without the model

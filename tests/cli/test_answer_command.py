@@ -269,6 +269,7 @@ def test_bad_questions(world, tmp_path, capsys, rows, message):
     "more, message",
     [
         (["--output", "answers.txt"], "answers are written as .jsonl, .csv, .parquet; name it answers.txt.jsonl"),
+        (["--output", "predictions.csv"], "predictions.npz is the name of a file of hf-calib evaluate"),
         (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--calibrator", "missing"], "missing"),
         (["--dataset", "missing.parquet"], "missing.parquet"),

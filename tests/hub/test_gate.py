@@ -132,6 +132,9 @@ def test_gates_that_are_not_published(hub, gated, tmp_path, capsys):
     assert "there is no" in capsys.readouterr().err
     assert push(gated, "wrong", "gate", "--merge", "true") == 2
     assert "--gate is of the adapter" in capsys.readouterr().err
+    card_alone = ["--evaluation", gated.folder / "after", "--dry_run", "true", "--gate", gated.folder / "gate"]
+    assert run("push", *card_alone) == 2
+    assert "--gate is published with its model" in capsys.readouterr().err
     assert run("push", "--what", "metric", "--repo_id", "alice/ece_regime", "--gate", "gate.json") == 2
     assert "--gate has no meaning with --what metric" in capsys.readouterr().err
 
