@@ -170,6 +170,18 @@ def test_a_killed_run_resumes_with_the_same_bytes(world, tmp_path, capsys):
     assert sorted(path.name for path in resumed.parent.iterdir()) == ["answers.jsonl", "answers.npz"]
 
 
+def test_two_processes_answer_as_one(world, tmp_path, launch):
+    arguments = ["--model", world / "model", "--gate", world / "calibrated-gate", "--dataset", world / "new.parquet"]
+    arguments += ["--calibrator", world / "calibration/calibrators/temperature", "--batch_size", 32]
+    assert call("answer", *arguments, "--output", tmp_path / "one.jsonl") == 0
+    script = tmp_path / "script.py"
+    script.write_text("import sys; from hf_calib.cli.main import main; assert main(sys.argv[1:]) == 0")
+    launched = launch("ddp", script, "answer", *map(str, arguments), "--output", str(tmp_path / "two.jsonl"))
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("answered: ") == 1
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
 def test_by_subject(world, tmp_path, capsys, caplog):
     gate = ["--target_accuracy", 0.55, "--by", "subject", "--output_dir", tmp_path]
     assert call("threshold", world / "labelled", *gate) == 0

@@ -9,7 +9,15 @@ from huggingface_hub import ModelCard
 from loopback import read
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_calib import Gate, OptionPredictions, PromptFormat, SelectiveAnswerer, TemperatureScaling, load_questions
+from hf_calib import (
+    Gate,
+    OptionPredictions,
+    PromptFormat,
+    SelectiveAnswerer,
+    TemperatureScaling,
+    load_questions,
+    predict_options,
+)
 from hf_calib.cli.main import main
 from hf_calib.data.synthetic_world import World
 from hf_calib.hub.card import CalibrationCard
@@ -226,6 +234,23 @@ def test_in_python(loaded):
             answerer(wrong)
     with pytest.raises(ValueError, match="1 option"):
         answerer([{"question": "Ice is", "choices": ["cold"]}])
+
+
+def test_saved_scores_are_calibrated_once(loaded, tmp_path):
+    """A run that was killed between the last score and the calibration leaves scores that are not calibrated."""
+    model, tokenizer, folder = loaded
+    path, questions = tmp_path / "answers.npz", load_questions(folder / "test.parquet")
+    options = {"output_path": path, "batch_size": 8, "progress": False}
+    raw = predict_options(model, tokenizer, questions, scoring="text", **options)
+    answerer = SelectiveAnswerer(model, tokenizer, folder / "calibrated-gate", folder / "temperature-2")
+    expected = raw.recalibrated(answerer.calibrator).probabilities
+    for _ in range(2):
+        np.testing.assert_array_equal(answerer.predict(questions, **options).probabilities, expected)
+        np.testing.assert_array_equal(OptionPredictions.load(path).probabilities, expected)
+    plain = SelectiveAnswerer(model, tokenizer, folder / "gate")
+    with pytest.raises(ValueError, match=r"holds predictions with another calibrator \(temperature\)"):
+        plain.predict(questions, **options)
+    np.testing.assert_array_equal(plain.predict(questions, resume=False, **options).option_logits, raw.option_logits)
 
 
 def test_python_refuses_what_the_gate_is_not_of(loaded):
