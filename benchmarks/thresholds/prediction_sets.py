@@ -3,10 +3,10 @@
     python benchmarks/thresholds/prediction_sets.py
     python benchmarks/thresholds/prediction_sets.py --num_rows 60 --num_draws 5000
 
-The model is overconfident: its logits are twice those of the truth. N questions calibrate the sets; 100,000 others
-measure their coverage. Prints the mean coverage, which is at least the level in expectation, the share of the draws
-whose coverage is below `coverage_least` (at most .05 is promised, up to the noise of the 100,000), and the mean
-number of options. The last line is JSON.
+The model is overconfident: its logits are 2 or 40 times those of the truth. N questions calibrate the sets; 100,000
+others measure their coverage. Prints the mean coverage, which is at least the level in expectation, the share of the
+draws whose coverage is below `coverage_least` (at most .05 is promised), and the mean number of options. The last line
+is JSON.
 """
 
 import argparse
@@ -21,17 +21,23 @@ from hf_calib import OptionPredictions, PredictionSets
 from hf_calib.evaluation.prediction_sets import METHODS
 
 
-KINDS = {"2 options": (2, 2), "4 options": (4, 4), "2 to 6 options": (2, 6)}
+# fewest and most options, and the scale of the model's logits
+KINDS = {
+    "2 options": (2, 2, 2),
+    "4 options": (4, 4, 2),
+    "2 to 6 options": (2, 6, 2),
+    "4 options, very sure": (4, 4, 40),
+}
 NEW = 100_000
 
 
-def draw(n: int, fewest: int, most: int, rng: np.random.Generator) -> OptionPredictions:
+def draw(n: int, fewest: int, most: int, scale: float, rng: np.random.Generator) -> OptionPredictions:
     """Predictions for n questions of `fewest` to `most` options."""
     logits = 1.5 * rng.normal(size=(n, most))
     logits[np.arange(most) >= rng.integers(fewest, most + 1, n)[:, None]] = -np.inf
     truth = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])
     labels = (truth.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
-    return OptionPredictions((2 * logits).astype(np.float32), labels, np.arange(n).astype(str))
+    return OptionPredictions((scale * logits).astype(np.float32), labels, np.arange(n).astype(str))
 
 
 def simulate(kind: str, n: int, level: float, method: str, num_draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,7 @@ COMMANDS = {
     "measure": "Measure predictions of other tools: lm-evaluation-harness, lighteval, inspect_ai, HELM, APIs, a csv.",
     "diagnose": "Compare a model before and after alignment, and after a repair: calibration, preferences, text.",
     "calibrate": "Fit and compare post-hoc calibrators on saved predictions.",
-    "threshold": "Find a confidence threshold with a guaranteed accuracy, or check one on new predictions.",
+    "threshold": "Find a confidence threshold or prediction sets with a guarantee, or check them on new predictions.",
     "answer": "Answer questions where a gate's threshold is reached, and abstain on the others.",
     "train": "Train from a recipe: CFT, RCFT, calibrated DPO, or TRL's SFT and DPO.",
     "push": "Publish a model, its predictions or the metric on the Hub, with a card.",
