@@ -9,7 +9,6 @@ option predictions takes them. Measures and thresholds take the probability of o
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.grading import Grader, grade_answers, normalize_answer
+from ..data.grading import Grader, grade_answers
 from ..data.prompts import ANSWER_TEMPLATE, PromptFormat
 from ..data.short_answers import JUDGEMENT_CHOICES, JUDGEMENT_TEMPLATE, p_true_questions, short_questions
+from .answer_files import write_answers
 from .encoding import IGNORE_INDEX, QuestionTooLongError
 from .model_loading import process_state
 from .predict import predict_options
 from .predictions import OptionPredictions
-from .written_answers import AnswerWriter, ModelAnswers, Sampling, WrittenAnswer, write_answers
+from .written_answers import AnswerWriter, ModelAnswers, Sampling, agreement, likelihood
 
 
 if TYPE_CHECKING:
@@ -334,44 +334,6 @@ def _save(predictions: OptionPredictions, path: Path | None) -> None:
     if path is not None and state.is_main_process:
         predictions.save(path)
     state.wait_for_everyone()
-
-
-def likelihood(answer: WrittenAnswer, mean: bool = True) -> float:
-    """
-    Likelihood of an answer; 0 for an empty one.
-
-    Args:
-        answer ([`~hf_calib.inference.written_answers.WrittenAnswer`]):
-            The answer.
-        mean (`bool`, *optional*, defaults to `True`):
-            Exponential of the mean log-probability of its tokens, instead of the sum.
-    """
-    if not answer.text:
-        return 0.0
-    return float(np.exp(np.mean(answer.log_probs) if mean else np.sum(answer.log_probs)))
-
-
-def agreement(answer: str, samples: Sequence[WrittenAnswer]) -> float:
-    """
-    Share of samples that agree with an answer after normalisation, `(k + 1/2) / (N + 1)`; 0 for an empty answer.
-
-    The added half keeps the confidence of k = 0 and k = N inside (0, 1), where log-odds are finite.
-
-    Args:
-        answer (`str`):
-            The greedy answer.
-        samples (`Sequence[WrittenAnswer]`):
-            N sampled answers.
-    """
-    if not answer:
-        return 0.0
-    counts = Counter(_group(sample.text) for sample in samples)
-    return (counts[_group(answer)] + 0.5) / (len(samples) + 1)
-
-
-def _group(text: str) -> str:
-    """What two answers must share to agree: the normalised text, or the text itself if nothing else is left."""
-    return normalize_answer(text) or text
 
 
 def answer_predictions(values: np.ndarray, found: AnswerPredictions, metadata: dict[str, Any]) -> OptionPredictions:

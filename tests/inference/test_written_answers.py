@@ -9,15 +9,17 @@ from datasets import Dataset
 
 from hf_calib.data.prompts import PromptFormat
 from hf_calib.data.short_answers import short_questions
-from hf_calib.inference.answer_confidence import agreement, likelihood, predict_answers
+from hf_calib.inference.answer_confidence import predict_answers
+from hf_calib.inference.answer_files import write_answers
 from hf_calib.inference.encoding import QuestionTooLongError
 from hf_calib.inference.written_answers import (
     AnswerWriter,
     ModelAnswers,
     Sampling,
     WrittenAnswer,
+    agreement,
     first_line,
-    write_answers,
+    likelihood,
 )
 
 
