@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..measures.checked import Examples
 from ..measures.risk_coverage import report_selective
 from ..measures.threshold import accuracy_threshold
-
-
-if TYPE_CHECKING:
-    from .evaluate import EvaluationOptions
+from .options import EvaluationOptions
 
 
 def decision_results(examples: Examples, options: EvaluationOptions) -> dict[str, Any]:
@@ -22,7 +19,7 @@ def decision_results(examples: Examples, options: EvaluationOptions) -> dict[str
     Args:
         examples ([`~hf_calib.measures.checked.Examples`]):
             Checked confidences and outcomes.
-        options ([`~hf_calib.evaluation.evaluate.EvaluationOptions`]):
+        options ([`~hf_calib.evaluation.options.EvaluationOptions`]):
             The options.
 
     Returns:

@@ -75,7 +75,7 @@ def diagnose(
             Predictions of the model after a repair, for the same questions.
         options:
             `n_bins`, `binning`, `n_bootstrap`, `seed` and `alpha`; see
-            [`~hf_calib.evaluation.evaluate.EvaluationOptions`].
+            [`~hf_calib.evaluation.options.EvaluationOptions`].
 
     Returns:
         `dict`: flat. The aligned model's measures and regime, as `hf-calib evaluate --reference_predictions` has them,

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from ..measures.paired import comparison_report
 from ..measures.validation import as_labels, as_matrix, as_outcomes, as_vector, iterate_columns, shown
-from .evaluate import EvaluationOptions, evaluate_confidences, evaluate_probabilities
+from .evaluate import evaluate_confidences, evaluate_probabilities
+from .options import EvaluationOptions
 
 
 _DESCRIPTION = """\

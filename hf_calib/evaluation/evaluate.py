@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 from ..measures.calibration_error import report_examples, report_predictions, report_target
 from ..measures.checked import Examples, check_examples, check_predictions
 from ..measures.noise_floor import floor_of
-from ..measures.options import MeasureOptions
-from ..regime.classify import RegimeOptions, choose_other, classify_examples, classify_predictions
+from ..regime.classify import choose_other, classify_examples, classify_predictions
 from .decision import decision_results
+from .options import EvaluationOptions
 
 
 # Measures of a group. Those that need many questions are left out.
@@ -27,45 +27,6 @@ GROUP_KEYS = (
 _MOST_SIMULATIONS = 100_000
 # the measures of a comparison have a prefix of their own
 _GROUP_KEY = re.compile(r"group/(.*?)/((?:difference/|other/)?[^/]+)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class EvaluationOptions(MeasureOptions):
-    """
-    Options of an evaluation: those of [`~hf_calib.measures.options.MeasureOptions`] and of the regime test.
-
-    Args:
-        alpha (`float`, *optional*, defaults to `0.05`):
-            Significance level of the regime test and of the number of miscalibrated groups, in (0, 0.5).
-        critical_accuracy (`float`, *optional*):
-            ACC* in (0, 1), if it is known.
-        details (`bool`, *optional*, defaults to `False`):
-            Whether to add the measures of [`~hf_calib.evaluation.details.probability_details`]: kernel tests, CORP
-            split and calibration loss.
-        risks (sequence of `float`, *optional*, defaults to `()`):
-            Error rates in [0, 1] at which the coverage is computed.
-        coverages (sequence of `float`, *optional*, defaults to `()`):
-            Shares of answered questions in (0, 1] at which the error rate is computed.
-        target_accuracy (`float`, *optional*):
-            Accuracy in (0, 1) for which a confidence threshold with a guarantee is sought; see
-            [`~hf_calib.measures.threshold.accuracy_threshold`].
-    """
-
-    alpha: float = 0.05
-    critical_accuracy: float | None = None
-    details: bool = False
-    risks: Sequence[float] = ()
-    coverages: Sequence[float] = ()
-    target_accuracy: float | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.regime  # noqa: B018 (checks the values)
-
-    @property
-    def regime(self) -> RegimeOptions:
-        """Options of the regime test."""
-        return RegimeOptions(self.critical_accuracy, self.alpha, self.n_bins, self.seed)
 
 
 def evaluate_probabilities(

@@ -12,7 +12,8 @@ from ..inference.predictions import OptionPredictions
 from ..measures.binning import top_label
 from ..measures.paired import comparison_report
 from ..prediction_files.confidences import ConfidencePredictions
-from .evaluate import EvaluationOptions, evaluate_confidences
+from .evaluate import evaluate_confidences
+from .options import EvaluationOptions
 from .protocol import questions_digest
 from .tables import evaluation_results
 
@@ -42,7 +43,7 @@ def measure_predictions(
             Predictions of another model for the same questions. Adds the keys of
             [`~hf_calib.measures.paired.comparison_report`].
         options:
-            Options of [`~hf_calib.evaluation.evaluate.EvaluationOptions`].
+            Options of [`~hf_calib.evaluation.options.EvaluationOptions`].
 
     Returns:
         `dict`: flat; see [`~hf_calib.evaluation.evaluate.evaluate_probabilities`]. Further keys: `model`, `dataset`,
