@@ -92,6 +92,7 @@ def choose_objective(
     sentence = f"{names[objective]}{': ' if objective is None else '. '}{why}"
     if objective and work.options.reference:
         sentence += f" The training is anchored to the reference {work.options.reference}"
-        below = results["regime"] == TARGET_CONTRADICTED and results["accuracy"] < results["expected_accuracy"]
+        contradicted = reference is not None and results["regime"] == TARGET_CONTRADICTED  # else by the target
+        below = contradicted and results["accuracy"] < results["expected_accuracy"]
         sentence += ", which these labels contradict: check it, or leave it out." if below else "."
     return {"objective": objective, "sentence": sentence, "labels": results}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from hf_calib import CalibratedSFTTrainer
 from hf_calib.cli.main import main
 from hf_calib.data.synthetic_world import World
 from hf_calib.evaluation.alignment_report import AlignmentReport
+from hf_calib.evaluation.protocol import EvaluationProtocol
 from hf_calib.inference.model_loading import load_model
 from hf_calib.inference.predict import predict_options
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.training import restore_recipe
 from hf_calib.training.restore import run_restore
 from hf_calib.training.restore_data import load_restore_questions
+from hf_calib.training.restore_method import choose_objective
 from hf_calib.training.restore_options import RestoreOptions
 from hf_calib.training.restore_plan import Plan, fit_budget
 from hf_calib.training.restore_recipe import default_recipe, parse_recipe, read_config
@@ -176,6 +179,45 @@ def test_two_processes_restore_together(launch, options, tmp_path):
     assert done.stdout.count("held-out labels, the trained model") == 1
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert rows[-1]["stage"] == "restored" and rows[-1]["n"] == 200
+
+
+# Choice of the method
+
+
+def method_for(options, share, model, reference=None, target=None):
+    """
+    Choose the method on 600 questions of two options, of which a share has the answer 0.
+
+    `model`, `reference` and `target` are the probabilities of option 0 in all questions.
+    """
+    n = 600
+    labels = (np.arange(n) >= n * share).astype(int)
+
+    def predictions(first, target=None):
+        rows = None if target is None else np.tile([target, 1 - target], (n, 1))
+        return OptionPredictions(np.log(np.tile([first, 1 - first], (n, 1))), labels, np.arange(n).astype(str), rows)
+
+    protocol = EvaluationProtocol(dataset="labels.parquet", n_bootstrap=20)
+    work = SimpleNamespace(protocol=protocol, config={}, options=options)
+    return choose_objective(work, predictions(model, target), reference and predictions(reference))
+
+
+def test_a_reference_that_the_labels_contradict_is_warned_of(options):
+    given = options(reference="base")
+    anchored = f"The training is anchored to the reference {given.reference}"
+    # The model predicts option 0, and the reference expects it to be right in .3 of the questions.
+    below, within, above = (method_for(given, share, 0.9, reference=0.3) for share in (0.1, 0.3, 0.5))
+    regimes = [method["labels"]["regime"] for method in (below, within, above)]
+    assert regimes == ["target-contradicted", "calibratable", "target-contradicted"]
+    assert below["sentence"].endswith(f"{anchored}, which these labels contradict: check it, or leave it out.")
+    assert within["sentence"].endswith(f"{anchored}.") and above["sentence"].endswith(f"{anchored}.")
+    assert "anchored" not in method_for(options(), 0.1, 0.9)["sentence"]
+
+
+def test_a_target_that_the_labels_contradict_is_not_taken_for_the_reference(options):
+    method = method_for(options(reference="base"), 0.1, 0.9, target=0.3)
+    assert method["labels"]["regime"] == "target-contradicted" and "target is wrong" in method["sentence"]
+    assert "anchored" in method["sentence"] and "labels contradict" not in method["sentence"]
 
 
 # Questions
