@@ -1,6 +1,7 @@
 """`hf-calib push` against the loopback Hub: what lies there afterwards, what anyone loads, and pushing again."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +135,8 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
     assert main([*call, "alice/adapter", "--base_model", "alice/base-of-adapter"]) == 0
     held = set(api.list_repo_files("alice/adapter"))
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= held and "config.json" not in held
+    sent = read(Path(hf_hub_download("alice/adapter", "adapter_config.json")))
+    assert sent["base_model_name_or_path"] == "alice/base-of-adapter"
     peft.AutoPeftModelForCausalLM.from_pretrained("alice/adapter")
     data = ModelCard.load("alice/adapter").data
     assert data.base_model == "alice/base-of-adapter" and data.library_name == "peft"
