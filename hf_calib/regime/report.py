@@ -157,7 +157,8 @@ def _explain_contradiction(fields: dict[str, Any], advice: str) -> tuple[str, st
         found += f", so some of these questions are memorised{doubt}"
     else:
         found += f", so the {by} is wrong for these questions"
-    return found, f"no confidence of these predictions brings ECE + TCE below {abs(difference):.3f}; {advice}"
+    taken = "" if "tce" in fields else " (with the reference as the target)"
+    return found, f"no confidence of these predictions brings ECE + TCE{taken} below {abs(difference):.3f}; {advice}"
 
 
 def _explain_threshold(regime: str, test: str, fields: dict[str, Any], advice: str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ def test_partly_memorised(known, weighted):
     allowed = np.average(target[np.arange(len(labels)), model.argmax(axis=1)], weights=weights)
     assert report.expected_accuracy == pytest.approx(allowed) and report.expected_accuracy_p_value < 1e-6
     assert "memorised" in report.explanation and f"{report.accuracy - allowed:.3f};" in report.explanation
+    assert ("with the reference as the target" in report.explanation) == (known == "reference_probabilities")
     if known == "target_probabilities":
         assert report.sum_lower_bound == pytest.approx(report.accuracy - allowed)
         assert report.ece + report.tce >= report.sum_lower_bound > 0.1
