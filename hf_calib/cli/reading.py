@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.columns import split_pairs
 from .parser import CommandParser
 
 
@@ -65,8 +65,7 @@ def parse_roles(text: str) -> dict[str, str]:
     """
     roles: dict[str, str] = {}
     role = None
-    for part in next(csv.reader([text], skipinitialspace=True), []):
-        name, sign, column = (piece.strip() for piece in part.partition("="))
+    for name, sign, column in split_pairs(text):
         if sign:
             if name in roles:
                 raise ValueError(f"--columns names the role {name} twice")

@@ -49,6 +49,12 @@ class ColumnArguments:
         return {"columns": self.columns, "answers_from": self.answers_from}
 
 
+def split_pairs(text: str) -> list[tuple[str, str, str]]:
+    """Split `name=column,...` into name, `=` (empty where there is none) and column. Quoted pairs may hold commas."""
+    parts = next(csv.reader([text], skipinitialspace=True), [])
+    return [tuple(piece.strip() for piece in part.partition("=")) for part in parts]
+
+
 def parse_columns(columns: str | Mapping[str, str]) -> dict[str, str]:
     """
     Parse the columns of a data set.
@@ -65,14 +71,14 @@ def parse_columns(columns: str | Mapping[str, str]) -> dict[str, str]:
         `ValueError`: for a text without `=`, an unknown name, or a name or column that occurs twice.
     """
     if isinstance(columns, str):
-        pairs = [pair.partition("=") for pair in next(csv.reader([columns], skipinitialspace=True), [])]
-        if wrong := [name for name, sign, column in pairs if not (name.strip() and sign and column.strip())]:
+        pairs = split_pairs(columns)
+        if wrong := [name for name, sign, column in pairs if not (name and sign and column)]:
             raise ValueError(
                 f"columns={columns!r}: {wrong[0]!r} must be name=column, as in question=Prompt,answer=Gold"
             )
-        if len({name.strip() for name, _, _ in pairs}) < len(pairs):
+        if len({name for name, _, _ in pairs}) < len(pairs):
             raise ValueError(f"columns={columns!r}: a name is there twice")
-        columns = {name.strip(): column.strip() for name, _, column in pairs}
+        columns = {name: column for name, _, column in pairs}
     known = {"answers": None} | {name: None for adapter in ADAPTERS.values() for name in adapter.known}
     for name in columns:
         if name not in known:

@@ -116,7 +116,7 @@ def parsed(array: np.ndarray, name: str) -> np.ndarray:
     """Convert a matrix of objects or strings to numbers. The error names the entry that is not a number."""
     for row, values in enumerate(array.tolist()):
         for column, value in enumerate(values):
-            if not _is_number(value):
+            if not is_number(value):
                 raise TypeError(f"`{name}` row {row}, option {column} is {shown(value)}, not a number.")
     return array.astype(np.float64)
 
@@ -273,14 +273,15 @@ def as_vector(values, name: str, dtype=None) -> np.ndarray:
             return array.astype(dtype, copy=False)
     except (TypeError, ValueError):
         pass
-    row, value = next(((row, value) for row, value in enumerate(values) if not _is_number(value)), (0, values))
+    row, value = next(((row, value) for row, value in enumerate(values) if not is_number(value)), (0, values))
     raise ValueError(f"`{name}` row {row} is {shown(value)}, not one number.")
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
+    """Whether a value, or its text, is a number."""
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

@@ -16,6 +16,7 @@ from pyarrow import csv as arrow_csv
 
 from ..data.csv_files import CsvTable, read_csv
 from ..data.text_files import FileError
+from ..measures.validation import is_number
 from .collect import flattened
 from .source import Source
 
@@ -83,7 +84,7 @@ class Table:
             return np.array([np.nan if value is None or value == "" else value for value in column], np.float64)
         except (TypeError, ValueError, OverflowError):
             for row, value in enumerate(self.values(name)):
-                if not (value in (None, "") or _is_number(value)):
+                if not (value in (None, "") or is_number(value)):
                     raise ValueError(f"{self.where(row)}: {name} is {value!r}, not a number") from None
             raise
 
@@ -107,7 +108,7 @@ class Table:
         for row, value in enumerate(self.values(name)):
             given = {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else {}
             present = options[: len(given)]
-            if not all(option in given and _is_number(given[option]) for option in present):
+            if not all(option in given and is_number(given[option]) for option in present):
                 shown = ", ".join(present)
                 raise ValueError(f"{self.where(row)}: {name} is {str(value)[:60]}, not a number for each of {shown}")
             rows.append([float(given[option]) for option in present])
@@ -143,14 +144,6 @@ class Table:
 
 def _is_arrow(column: Column) -> bool:
     return hasattr(column, "to_pylist")
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def _parse_list(text: str) -> Sequence[float]:

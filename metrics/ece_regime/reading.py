@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hf_calib.measures.validation import options_present, unpad
+from hf_calib.measures.validation import is_number, options_present, unpad
 
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".npz")
@@ -203,7 +203,7 @@ def _options(columns: Columns, name: str | None, prefixes: Sequence[str]) -> tup
             if values.dtype.kind not in "fiu":
                 raise ValueError(f"`{name}` must hold numbers, got type {values.dtype}.")
             return values, None
-        if not (isinstance(values[0], (str, list, tuple, np.ndarray)) and not _is_number(values[0])):
+        if not (isinstance(values[0], (str, list, tuple, np.ndarray)) and not is_number(values[0])):
             return None, None  # one number a row: confidences
         return [_list(value, name, row) for row, value in enumerate(values)], None
     names, numbers = _spread(columns, prefixes)
@@ -236,14 +236,6 @@ def _spread(columns: Columns, prefixes: Sequence[str]) -> tuple[list[str], range
     return (letters if len(letters) > 1 else []), range(len(letters))
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
 def _list(value: Any, name: str, row: int) -> list[float]:
     if isinstance(value, str):  # "[0.7, 0.3]" or "[0.7 0.3]"
         value = re.split(r"[\s,;]+", value.strip(" []()"))
@@ -261,7 +253,7 @@ def _numbers(values: Any, name: str) -> np.ndarray:
     try:
         return np.array([np.nan if value is None or value == "" else value for value in values], dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        row = next(row for row, value in enumerate(values) if not _is_number(value))
+        row = next(row for row, value in enumerate(values) if not is_number(value))
         raise ValueError(f"`{name}` row {row} is {shown(values[row])}, not a number.") from None
 
 
@@ -274,7 +266,7 @@ def _labels(values: Any, name: str, numbers: range | None, scores: Sequence[Any]
     def label(row: int, value: Any) -> int:
         if isinstance(value, str) and re.fullmatch(r"\s*[A-Za-z]\s*", value):
             return ord(value.strip().upper()) - ord("A")
-        if not (_is_number(value) and float(value).is_integer()):
+        if not (is_number(value) and float(value).is_integer()):
             raise ValueError(
                 f"`{name}` row {row} is {shown(value)}: give the index of the right option from {first} or its letter."
             )
@@ -294,7 +286,7 @@ def _outcomes(values: Any, name: str) -> np.ndarray:
     def outcome(row: int, value: Any) -> int:
         if isinstance(value, str):
             value = _WORDS.get(value.strip().lower(), value)
-        if _is_number(value) and float(value) in (0, 1):
+        if is_number(value) and float(value) in (0, 1):
             return int(float(value))
         raise ValueError(f"`{name}` row {row} is {shown(value)}, not 1 (right) or 0 (wrong).")
 
