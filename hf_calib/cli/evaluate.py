@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from .arguments import PredictionArguments, RegimeArguments
+from .evaluate_arguments import EvaluateArguments
 from .parser import CommandParser
-from .served_arguments import ServedArguments, served_summary
-from .short_answers import AnswerArguments, prepare_answers, takes_answers
+from .served_arguments import served_summary
+from .short_answers import prepare_answers, takes_answers
 
 
 _EXAMPLES = """\
@@ -49,21 +48,6 @@ of short answers:
   graded.jsonl                  answers, whether they are right, confidences
   likelihood/, agreement/, p_true/  each with the files above; p_true/questions.parquet for restore and train
 """
-
-
-@dataclass
-class EvaluateArguments(ServedArguments, AnswerArguments, RegimeArguments, PredictionArguments):
-    """Arguments of `hf-calib evaluate`."""
-
-    model: str = field(
-        metadata={
-            "help": "Model or adapter: a local folder or a name on the Hub; with --endpoint its name on the server."
-        }
-    )
-    dataset: str = field(
-        metadata={"help": "Questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
-    )
-    output_dir: str = field(default="evaluation", metadata={"help": "Folder of results, predictions and diagram."})
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,35 +13,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..inference.answer_confidence import AnswerOptions, AnswerPredictions
-    from .evaluate import EvaluateArguments
+    from .evaluate_arguments import EvaluateArguments
 
 DEFAULT_CONFIDENCES = ["likelihood", "agreement", "p_true"]
-
-
-@dataclass(kw_only=True)
-class AnswerArguments:
-    """Arguments of evaluations of written answers."""
-
-    help_group = "short answers"
-
-    confidence: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Let the model write its answers, also to option questions, whose options it then does not see. "
-            "Confidences: likelihood, sequence_likelihood, agreement, p_true (default: all but the second, for "
-            "questions without options)."
-        },
-    )
-    max_new_tokens: int = field(default=32, metadata={"help": "Largest number of tokens of an answer."})
-    num_samples: int = field(default=10, metadata={"help": "Number of samples of a question, for agreement."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of these samples."})
-    grader: str | None = field(
-        default=None,
-        metadata={
-            "help": "Function module:function that gets an answer and the accepted texts and tells whether the answer "
-            "is right (default: exact match after normalisation)."
-        },
-    )
 
 
 def takes_answers(args: EvaluateArguments) -> bool:
