@@ -14,6 +14,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+WESTERN = "cp1252"
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # begins with the mark of UTF-16
@@ -109,13 +110,10 @@ def decode(data: bytes, name: str | Path) -> str:
         name (`str` or `Path`):
             Name of the file, for messages.
     """
-    mark = next((encoding for bom, encoding in _MARKS.items() if data.startswith(bom)), None)
-    encoding = mark or _wide_encoding(data) or "utf-8"
+    encoding = find_encoding(data, complete=True)
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        if encoding == "utf-8" and _looks_western(data):
-            return _decode_western(data, name)
         before = data[: error.start].decode(encoding, errors="replace")
         raise FileError(
             name,
@@ -124,6 +122,29 @@ def decode(data: bytes, name: str | Path) -> str:
             before.count("\n") + 1,
             len(before) - before.rfind("\n"),
         ) from None
+    if encoding == WESTERN:
+        warn_of_western(text, name)
+    return text
+
+
+def find_encoding(data: bytes, complete: bool) -> str:
+    """
+    Find the encoding of a text: that of its mark, UTF-16 without a mark, UTF-8 or Windows-1252, see [`decode`].
+
+    Args:
+        data (`bytes`):
+            The text, or its beginning.
+        complete (`bool`):
+            Whether this is all of the text. A beginning may end inside a character.
+    """
+    mark = next((encoding for bom, encoding in _MARKS.items() if data.startswith(bom)), None)
+    if known := mark or _wide_encoding(data):
+        return known
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data, complete)
+    except UnicodeDecodeError:
+        return WESTERN if _looks_western(data) else "utf-8"
+    return "utf-8"
 
 
 def _wide_encoding(data: bytes) -> str | None:
@@ -141,12 +162,11 @@ def _looks_western(data: bytes) -> bool:
     return bool(runs) and max(runs) <= 3 and sum(runs) <= 1.3 * len(runs)
 
 
-def _decode_western(data: bytes, name: str | Path) -> str:
-    text = data.decode("cp1252")
+def warn_of_western(text: str, name: str | Path) -> None:
+    """Log that a file is read as Windows-1252, with the first word and line for which that matters."""
     found = re.search(r"\S*[^\x00-\x7f]\S*", text)
     line = text.count("\n", 0, found.start()) + 1
     logger.warning(
         f"{name} is not UTF-8; it is read as Windows-1252 (Latin-1), where line {line} has {found[0]!r}. If this is "
         "wrong, save the file as UTF-8."
     )
-    return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import io
@@ -20,9 +19,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..data.csv_files import CsvTable, read_csv
+from ..data.text_files import WESTERN, find_encoding, warn_of_western
 
 
-_DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid)
+_DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError)
 _LARGE = 50_000_000  # bytes: larger files show a progress bar
 _LARGE_CSV = 10_000_000  # bytes
 _HEAD = 1 << 20
@@ -58,7 +58,7 @@ class Source:
         try:
             self._open(magic)
         except _DAMAGED as error:
-            raise ValueError(f"{path}: the file is damaged or incomplete ({error})") from None
+            raise _unreadable(path, error) from None
 
     def _open(self, magic: bytes) -> None:
         """Find the kind of the file, and its fields."""
@@ -71,6 +71,9 @@ class Source:
         else:
             self.kind = self._text_kind()
             self.fields = self._csv_header() if self.kind == "csv" else list(self.first) if self.first else []
+            if self.encoding == WESTERN and not (self.kind == "csv" and self.cells):  # the reader of cells warns
+                with self.open_text() as file:
+                    warn_of_western(file.read(_HEAD), self.path)
 
     def where(self, number: Any) -> str:
         """Name a row in messages: file and line."""
@@ -79,16 +82,10 @@ class Source:
 
     @cached_property
     def encoding(self) -> str:
-        """Encoding of a text file: UTF-8, UTF-16 with its mark, else Latin-1."""
+        """Encoding of a text file, found in its first megabyte."""
         with gzip.open(self.path) if self._gzipped else open(self.path, "rb") as file:
             head = file.read(_HEAD)
-        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return "utf-16"
-        try:
-            codecs.getincrementaldecoder("utf-8")().decode(head)
-        except UnicodeDecodeError:
-            return "latin-1"
-        return "utf-8-sig"
+        return find_encoding(head, complete=len(head) < _HEAD)
 
     def open_text(self) -> io.TextIOBase:
         """Open the file as text."""
@@ -182,7 +179,7 @@ class Source:
             try:
                 yield from self._rows(bar, columns)
             except _DAMAGED as error:
-                raise ValueError(f"{self.path}: the file is damaged or incomplete ({error})") from None
+                raise _unreadable(self.path, error) from None
 
     def _rows(self, bar: tqdm, columns: Sequence[str] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         if self.kind == "jsonl":
@@ -198,7 +195,7 @@ class Source:
 
     def _lines(self, bar: tqdm) -> Iterator[tuple[int, dict[str, Any]]]:
         pending = 0
-        utf8 = self.encoding == "utf-8-sig" and not self._gzipped
+        utf8 = self.encoding.startswith("utf-8") and not self._gzipped
         with open(self.path, "rb") if utf8 else self.open_text() as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
@@ -216,7 +213,10 @@ class Source:
 
     def _parse(self, line: str | bytes, number: int) -> Any:
         """Parse a line with NaN or Infinity, which are no JSON, or say what is wrong with it."""
-        text = line.decode("utf-8-sig", errors="replace") if isinstance(line, bytes) else line
+        try:
+            text = line.decode("utf-8-sig") if isinstance(line, bytes) else line
+        except UnicodeDecodeError as error:
+            raise _unreadable(self.where(number), error) from None
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
@@ -229,6 +229,12 @@ class Source:
                 if member.filename.startswith("samples/"):
                     yield member.filename, json.loads(read_member(archive, member))
                 bar.update(member.compress_size)
+
+
+def _unreadable(where: str | Path, error: Exception) -> ValueError:
+    if isinstance(error, UnicodeDecodeError):
+        return ValueError(f"{where}: the text is not {error.encoding.upper()}; save the file as UTF-8")
+    return ValueError(f"{where}: the file is damaged or incomplete ({error})")
 
 
 def _is_row(content: dict[str, Any]) -> bool:

@@ -182,14 +182,16 @@ def test_faults_in_json(tmp_path):
         read_predictions(path)
 
 
-def test_other_encodings_and_separators(tmp_path, monkeypatch):
+def test_other_encodings_and_separators(tmp_path, monkeypatch, caplog):
     text = "id;p_0;p_1;label\ncafé;0.75;0.25;0\n"
     for large in (10**7, 0):
         monkeypatch.setattr(source, "_LARGE_CSV", large)
         for encoding in ("utf-8-sig", "utf-16", "latin-1"):
             path = tmp_path / "file.csv"
             path.write_bytes(text.encode(encoding))
+            caplog.clear()
             assert read_predictions(path).ids.tolist() == ["café"]
+            assert len(caplog.records) == (encoding == "latin-1")
 
 
 def test_mmlu_results(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hf_calib.prediction_files import source
 from hf_calib.prediction_files.read import read_predictions
 
 
@@ -37,6 +38,28 @@ def test_half_a_file_is_one_clear_line(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=f"{name}.*(damaged|incomplete)"):
+        read_predictions(path)
+
+
+LINE = '{{"id": "{} {}", "probabilities": [0.75, 0.25], "label": 0}}\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])
+def test_lines_in_other_encodings(tmp_path, caplog, encoding):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("".join(LINE.format("café", row) for row in range(3)).encode(encoding))
+    assert read_predictions(path).ids.tolist() == ["café 0", "café 1", "café 2"]
+    assert ("a.jsonl is not UTF-8; it is read as Windows-1252" in caplog.text) == (encoding == "cp1252")
+
+
+def test_lines_in_an_unknown_encoding(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((LINE.format("вопрос", 0) * 3).encode("cp1251"))
+    with pytest.raises(ValueError, match=r"a.jsonl: the text is not UTF-8; save the file as UTF-8"):
+        read_predictions(path)
+    monkeypatch.setattr(source, "_HEAD", 20)
+    path.write_bytes((LINE.format("q", 0) * 500 + LINE.format("café", 1)).encode("cp1252"))
+    with pytest.raises(ValueError, match=r"a.jsonl, line 501: the text is not UTF-8"):
         read_predictions(path)
 
 
