@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hf_calib.inference.preference_scores import score_pairs
 from hf_calib.paths import recipe_path
 from hf_calib.posthoc import fit_calibrator
 from hf_calib.training.quickstart import PROMPT_FORMAT, STAGES, Stage, make_world
+from hf_calib.training.restore_recipe import closing_options
 
 
 STYLE_AGREEMENT = 2.0
@@ -224,6 +226,10 @@ def trained(
     recipe = {k: v for k, v in recipe.items() if k not in ("model_name_or_path", "dataset_name", "output_dir")}
     recipe |= {"seed": world.seed, "disable_tqdm": True, "logging_strategy": "no"}
     recipe |= {"num_train_epochs": epochs[budget or 2000]} | changes
+    if recipe["closing_step"]:  # as many steps as `hf-calib restore` takes
+        held_out, batch = recipe["em_holdout"], recipe["per_device_train_batch_size"]
+        steps = epochs[budget] * ceil((1 - held_out) * budget / batch)
+        recipe["closing_step"] = closing_options("full", steps) | recipe["closing_step"]
     if "reference_model_name_or_path" in recipe:
         recipe["reference_model_name_or_path"] = str(world.folder / "pretrain")
     with tempfile.TemporaryDirectory() as folder:

@@ -15,8 +15,15 @@ from .selection import AS_IS, choose_method, cross_validate, fit_calibrator
 # Calibrators of the aligned model, from the simplest. All keep the order of the options.
 TEACHER_METHODS = ("temperature", "ensemble_temperature", "beta", "subject_temperature")
 
+# Prior log-odds of the temperature per subject against the others. It contains the single temperature, and with few
+# labels cross-validation underrates it, which fits it on fewer labels a subject.
+_SUBJECT_LOG_ODDS = 4.0
+
 # Weight of all questions, as a number of questions, in the temperature of a subject.
 _POOLED = 5.0
+
+# Number of answers after which the trained model has half of its largest weight in the targets.
+_HALF_TRUSTED = 200
 
 # Standard deviation of the prior of the held-out labels' say on the last temperature, in nats; see [`blend`].
 _SLOPE_SCALE = 0.02
@@ -29,7 +36,7 @@ class AlignedMap:
 
     With few labels, the best of several calibrators cannot be told from the others, and a wrong choice costs more than
     an average. The weights are those of pseudo Bayesian model averaging: the softmax of the cross-validated
-    log-likelihoods.
+    log-likelihoods, to which the temperature per subject adds 4 nats.
 
     Attributes:
         method (`str`):
@@ -67,7 +74,8 @@ class AlignedMap:
         methods = TEACHER_METHODS if groups is not None else TEACHER_METHODS[:-1]
         outcomes = cross_validate(methods, option_logits, labels, seed=seed, groups=groups)
         method, scores = choose_method(outcomes, labels, methods)
-        weights = softmax([-len(labels) * scores[name]["cv_nll"] for name in outcomes])
+        prior = {TEACHER_METHODS[-1]: _SUBJECT_LOG_ODDS}
+        weights = softmax([prior.get(name, 0.0) - len(labels) * scores[name]["cv_nll"] for name in outcomes])
         calibrators = {name: fit_calibrator(name, option_logits, labels, groups=groups) for name in methods}
         return cls(method, dict(zip(outcomes, weights.tolist(), strict=True)), calibrators, outcomes[method])
 
@@ -90,6 +98,7 @@ def blend(
     option_logits: np.ndarray,
     untrained: np.ndarray,
     labels: np.ndarray,
+    num_trained: int,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""
@@ -97,10 +106,13 @@ def blend(
 
     On questions that the trained model has not learnt, the aligned model's probabilities p serve as soft labels, which
     have no noise of single answers: the temperature T of the trained model (of each subject, where there are groups)
-    minimises the cross-entropy of `softmax(z / T)` to p. The result is the geometric mean of both, with one more
+    minimises the cross-entropy of `softmax(z / T)` to p. The result is a geometric mean of both, with one more
     temperature S:
 
-    .. math:: t \propto \left( p \cdot \mathrm{softmax}(z / T) \right)^{1 / (2 S)}
+    .. math:: t \propto \left( p^{1 - w} \, \mathrm{softmax}(z / T)^w \right)^{1 / S}
+
+    After a training on n answers, the weight w of the trained model is n / (n + 200) / 2: few answers teach little,
+    and add noise to p.
 
     Fitted to p alone, S makes t as confident as p, and so too little where the training has made the answers better.
     The labels held out from the training correct it, as far as they can be told from noise ([`_label_slope`]).
@@ -114,6 +126,8 @@ def blend(
             True for questions whose answers the model was not trained on.
         labels (`np.ndarray` of shape `(N,)`):
             Index of the right option, negative where it is not known.
+        num_trained (`int`):
+            Number of answers that the model was trained on.
         groups (`np.ndarray` of shape `(N,)`, *optional*):
             Subject of each question.
 
@@ -130,7 +144,8 @@ def blend(
     present = np.isfinite(option_logits)
     trained = log_softmax(option_logits / temperatures[:, None], axis=1)
     reference = np.log(np.maximum(aligned, 1e-30))
-    mean = np.where(present, (np.where(present, trained, 0.0) + reference) / 2, -np.inf)
+    weight = 0.5 * num_trained / (num_trained + _HALF_TRUSTED)
+    mean = np.where(present, weight * np.where(present, trained, 0.0) + (1 - weight) * reference, -np.inf)
     mean /= np.exp(best_log_temperature(mean, aligned, weights))
     slope = _label_slope(mean, reference, aligned, labels, untrained & (labels >= 0))
     return softmax(mean / np.exp(best_log_temperature(mean, aligned, weights, slope)), axis=1)

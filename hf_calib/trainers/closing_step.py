@@ -219,7 +219,8 @@ class ClosingStepMixin:
         aligned_map = AlignedMap.fit(self._aligned[labelled], labels[labelled], known, self.args.seed)
         trained = self._closing_logits()
         untrained = (kinds == HELD_OUT) | (kinds == UNLABELLED)
-        targets = blend(aligned_map.transform(self._aligned, groups), trained, untrained, labels, groups)
+        calibrated, num_trained = aligned_map.transform(self._aligned, groups), int((kinds == LABELLED).sum())
+        targets = blend(calibrated, trained, untrained, labels, num_trained, groups)
         self.accelerator.print(
             f"Closing step: {self._closing_steps} steps towards the trained model and the aligned one, calibrated by "
             f"{aligned_map.describe()} on {labelled.sum()} labels."
