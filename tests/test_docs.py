@@ -138,6 +138,8 @@ def write_files_of_other_tools(folder: Path) -> None:
         batch.append({"custom_id": f"q{row}", "response": {"body": body}})
     for name, rows in (("samples_arc_easy", samples), ("samples_openbookqa", samples), ("batch_output", batch)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "results" / "model").mkdir(parents=True)
+    shutil.copy(folder / "samples_arc_easy.jsonl", folder / "results" / "model")
     table = pd.DataFrame({f"p_{k}": probabilities[:, k] for k in range(4)}).assign(label=labels)
     for name in ("predictions", "before", "after"):
         table.to_csv(folder / f"{name}.csv", index=False)

@@ -15,6 +15,7 @@ examples:
   # lm-evaluation-harness, with --log_samples; several files are tasks, measured together and one by one
   hf-calib measure results/model/samples_arc_easy_2026-01-31T12-00-00.jsonl
   hf-calib measure results/model/samples_mmlu_*.jsonl --output_dir mmlu
+  hf-calib measure results/model
 
   # lighteval, inspect_ai, HELM, the original MMLU evaluation
   hf-calib measure details/model/2026-01-31/details_arc_2026-01-31.parquet

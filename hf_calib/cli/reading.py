@@ -83,7 +83,7 @@ class FilesParser(CommandParser):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.add_argument("files", nargs="+", metavar="FILE", help="Predictions, in one of the formats below.")
+        self.add_argument("files", nargs="+", metavar="FILE", help="Predictions: files, or one folder.")
         self.group_arguments()
 
     def instances(self, argv: Sequence[str]) -> Sequence[Any]:

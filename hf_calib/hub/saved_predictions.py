@@ -13,7 +13,7 @@ from ..evaluation.protocol import is_hub_id
 from ..inference.predictions import OptionPredictions
 from ..prediction_files.confidences import ConfidencePredictions
 from ..prediction_files.options import ReadOptions
-from ..prediction_files.read import read_predictions
+from ..prediction_files.read import FILE_TYPES, read_predictions
 from ..prediction_files.source import Source
 from .repository import HubError, download
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DATA, METADATA = "data/test.parquet", "metadata.json"  # files of a data set of predictions
-_FILE_TYPES = (".npz", ".parquet", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".eval", ".gz")
 
 
 def load_predictions(
@@ -36,8 +35,8 @@ def load_predictions(
             Output folder of `hf-calib evaluate` or `hf-calib measure`, an `.npz` file, a data set on the Hub that
             `hf-calib push --what predictions` published, or a file of another tool: samples of lm-evaluation-harness,
             details of lighteval, logs of inspect_ai, states of HELM, chat completions with log-probabilities, results
-            of the original MMLU evaluation, or csv, json or parquet with named columns. The content decides. Several
-            files are joined.
+            of the original MMLU evaluation, or csv, json or parquet with named columns; or a folder of such files of
+            one format. The content decides. Several files are joined.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         reading:
@@ -55,7 +54,7 @@ def load_predictions(
     if not isinstance(path, (str, Path)):
         return read_predictions(path, options)
     place = Path(path).expanduser()
-    if not place.exists() and is_hub_id(str(path)) and place.suffix not in _FILE_TYPES:
+    if not place.exists() and is_hub_id(str(path)) and place.suffix not in FILE_TYPES:
         return _from_hub(str(path), revision)
     if place.is_dir():
         saved = place / "predictions.npz"
@@ -63,9 +62,7 @@ def load_predictions(
             parts = sorted(part.parent.name for part in place.glob("*/predictions.npz"))
             if parts:
                 raise FileNotFoundError(f"{path}: name one of its folders {', '.join(parts)}, e.g. {path}/{parts[0]}")
-            raise FileNotFoundError(
-                f"{path}: the folder holds no predictions.npz; name the files, e.g. {path}/*.jsonl"
-            )
+            return read_predictions(place, options)
         place = saved
     if options == ReadOptions() and place.is_file():
         source = Source(place)

@@ -83,6 +83,69 @@ def test_several_files_are_tasks_measured_together(files, data, tmp_path, capsys
     assert "option mass: 1.000" in capsys.readouterr().out
 
 
+def test_a_folder_of_one_format(files, tmp_path, capsys):
+    folder, named, whole = tmp_path / "run", tmp_path / "named", tmp_path / "whole"
+    folder.mkdir()
+    for path in files.glob("samples_*"):
+        path.rename(folder / path.name)
+    (folder / "results_2026-01-31T00-00-00.json").write_text('{"results": {"task0": {"acc,none": 0.5}}, "config": {}}')
+    (folder / "notes.txt").write_text("not a table")
+    assert measure(*sorted(folder.glob("samples_*")), "--output_dir", named) == 0
+    capsys.readouterr()
+    assert measure(folder, "--output_dir", whole) == 0
+    note = "files of the folder that are not read: results_2026-01-31T00-00-00.json"
+    assert f"note: {note}" in capsys.readouterr().out
+    assert results_of(whole) == {**results_of(named), "notes": [note]}
+    call = ["calibrate", "--predictions", str(folder), "--method", "temperature", "--n_bootstrap", "20"]
+    assert main([*call, "--output_dir", str(tmp_path / "calibrated")]) == 0
+
+    # a second format
+    (tmp_path / "table.csv").rename(folder / "table.csv")
+    capsys.readouterr()
+    assert measure(folder) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "several formats (lm_eval: samples_task0_2026-01-31T00-00-00.jsonl, samples_task1" in error
+    assert "columns: table.csv). Name files, or choose with --format" in error
+    assert measure(folder, "--format", "lm_eval") == 0 and measure(folder, "--format", "columns") == 0
+
+    # the same task twice
+    again = folder / "samples_task0_2026-02-01T00-00-00.jsonl"
+    again.write_bytes((folder / "samples_task0_2026-01-31T00-00-00.jsonl").read_bytes())
+    capsys.readouterr()
+    assert measure(folder, "--format", "lm_eval") == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"several files are of the same task (samples_task0_2026-01-31T00-00-00.jsonl, {again.name})" in error
+
+
+def test_a_folder_without_predictions(files, tmp_path, capsys):
+    empty = tmp_path / "runs"
+    (empty / "model").mkdir(parents=True)
+    (empty / "config.json").write_text('{"seed": 1}')
+    assert measure(empty) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "holds no predictions of a known format; its files: config.json; its folders: model" in error
+
+
+def test_a_folder_of_two_models(tmp_path, capsys):
+    choice = {
+        "message": {"content": "A"},
+        "logprobs": {"content": [{"token": "A", "logprob": -0.1, "top_logprobs": []}]},
+    }
+    choice["logprobs"]["content"][0]["top_logprobs"] = [
+        {"token": t, "logprob": p} for t, p in (("A", -0.1), ("B", -2.4))
+    ]
+    for model in ("one", "two"):
+        body = {"object": "chat.completion", "model": model, "choices": [choice]}
+        line = {"custom_id": "q", "response": {"status_code": 200, "body": body}, "error": None}
+        (tmp_path / f"{model}.jsonl").write_text(json.dumps(line))
+    (tmp_path / "gold.csv").write_text("id,label\nq,0\n")
+    call = [tmp_path, "--labels", tmp_path / "gold.csv", "--num_options", 2]
+    assert measure(*call) == 2
+    assert "holds predictions of one, two; name the files of one model" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "two.jsonl").unlink()
+    assert measure(*call) == 0
+
+
 def test_confidences_alone(data, tmp_path, capsys):
     probabilities, labels = data
     correct = (probabilities.argmax(axis=1) == labels).astype(int)
