@@ -3,7 +3,7 @@
 # Name and description of the commands on the first page of the help, and of the others.
 COMMANDS = {
     "restore": "From an aligned model and labelled questions to a calibrated checkpoint, with a report.",
-    "evaluate": "Measure the calibration of a model on option questions.",
+    "evaluate": "Measure the calibration of a model, local or served, on option questions or short answers.",
     "measure": "Measure predictions of other tools: lm-evaluation-harness, lighteval, inspect_ai, HELM, APIs, a csv.",
     "diagnose": "Compare a model before and after alignment, and after a repair: calibration, preferences, text.",
     "calibrate": "Fit and compare post-hoc calibrators on saved predictions.",
@@ -16,7 +16,6 @@ COMMANDS = {
     "quickstart": "Align a small model in a synthetic world and restore its calibration, in a few minutes.",
 }
 MORE_COMMANDS = {
-    "restore": "From an aligned model and labelled questions to a calibrated checkpoint, with a report.",
     "transfer": "Find a temperature for questions without answers, from labelled questions of another kind.",
     "average": "Average models that were trained with a different part of the labels left out of each.",
 }

@@ -44,10 +44,10 @@ examples:
   hf-calib push --what predictions --evaluation after --repo_id org/calibrated-model-predictions
   hf-calib push --what metric --repo_id org/ece_regime
 
-Writes README.md (the card), results.json, diagrams and recipe.yaml into the folder of the model or --output_dir, then
-sends everything in one commit. If the connection breaks, nothing is published, and the same command resumes. Weights
-are published as safetensors only. The account is that of `hf auth login` or HF_TOKEN. A training with
-`push_to_hub: true` publishes the same files.
+Writes README.md (the card), results.json, diagrams, recipe.yaml and, if they are given, gate.json and calibrator/ into
+the folder of the model or --output_dir, then sends everything in one commit. If the connection breaks, nothing is
+published, and the same command resumes. Weights are published as safetensors only. The account is that of
+`hf auth login` or HF_TOKEN. A training with `push_to_hub: true` publishes the same files.
 """
 
 # Arguments that only a model, and those that only a model or predictions have a use for.

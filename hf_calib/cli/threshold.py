@@ -27,7 +27,7 @@ examples:
   hf-calib threshold after --target_accuracy 0.9 --by subject --output_dir gate
   hf-calib threshold samples_arc_easy.jsonl --target_accuracy 0.9 --output_dir gate
 
-  # not one option, but a set that holds the right one in 90% of the cases (pip install "hf_calib[conformal]")
+  # not one option, but a set that holds the right one in 90% of the cases; needs the extra `conformal`
   hf-calib threshold after --sets 0.9 --output_dir sets
 
   # the sets of new predictions, as sets.csv, and with labels their coverage
@@ -49,6 +49,7 @@ writes to OUTPUT_DIR:
                          predictions; the threshold is null where none reaches the target
   risk_coverage (.png, .svg)
   sets.json              with --sets: method, level, quantile, sizes of the sets, coverage with interval, fingerprint
+  check.json             with --check: what was tested, and the result; with a sets.json also sets.csv
 
 --check with labels: a sequential test of the accuracy. It may be repeated whenever predictions are added at the end.
 --check without labels: a two-sample test for a shift of the confidences. It tests no accuracy.
