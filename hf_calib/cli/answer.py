@@ -31,7 +31,7 @@ examples:
   hf-calib answer --model org/calibrated-model --dataset questions.parquet --output answers.parquet
 
   # on several GPUs
-  accelerate launch --module hf_calib.cli answer --model ./my-model --gate gate/gate.json \\
+  accelerate launch -m hf_calib answer --model ./my-model --gate gate/gate.json \\
       --dataset questions.parquet --output answers.jsonl
 
   # does the gate still hold? with labels the accuracy is tested, without them a shift of the confidences

@@ -34,7 +34,7 @@ examples:
   hf-calib evaluate --model ./my-dpo-model --dataset questions.parquet --confidence likelihood p_true
 
   # on several GPUs
-  accelerate launch --module hf_calib.cli evaluate --model ./my-dpo-model --dataset questions.parquet
+  accelerate launch -m hf_calib evaluate --model ./my-dpo-model --dataset questions.parquet
 
   # a model behind a server (vLLM, SGLang, TGI, llama.cpp); see docs/guides/served-models.md
   hf-calib evaluate --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-8B --dataset questions.parquet
