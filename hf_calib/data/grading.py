@@ -56,8 +56,8 @@ def normalize_answer(text: str) -> str:
 
 def _canonical_number(text: str) -> str:
     """Write a number without separators, plus sign, and zeros that do not count."""
-    if text.startswith("e"):  # a word such as e5
-        return text
+    if text.lstrip("+-").startswith("e"):  # a word such as e5
+        return _without_punctuation(text)
     written = format(Decimal(text.replace(",", "")), "f")
     written = written.rstrip("0").rstrip(".") if "." in written else written
     return "0" if written in ("-0", "") else written

@@ -23,6 +23,7 @@ from hf_calib.data.grading import exact_match, grade_answers, load_grader, norma
         ("1.50 metres", "1.5 metres"),
         (".5", "0.5"),
         ("The answer is 3.", "answer is 3"),
+        ("1... -e5", "1 e5"),
     ],
 )
 def test_equal_after_normalisation(left, right):
