@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data.layouts import digest
 from .model_loading import process_state
+from .resumable import remove_unfinished_line
 from .written_answers import AnswerWriter, InterruptedWriting, Sampling, WrittenAnswer
 
 
@@ -107,9 +108,7 @@ class _AnswerFile:
                     f"{self.path} holds answers with other {' and '.join(differing)}; choose another output_dir, or "
                     "overwrite it with resume=False (`--no_resume`)"
                 )
-            text = self.path.read_text(encoding="utf-8")
-            if text and not text.endswith("\n"):  # a line that a killed process did not finish
-                self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+            remove_unfinished_line(self.path)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("", encoding="utf-8")

@@ -25,6 +25,13 @@ logger = logging.getLogger(__name__)
 SAVE_INTERVAL = 10.0
 
 
+def remove_unfinished_line(path: Path) -> None:
+    """Remove what follows the last line break of a file: a line that a killed process did not finish."""
+    with open(path, "r+b") as file:
+        # In bytes: the line may end inside a character.
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 class ResumableScores:
     """
     Scores by index of the question, shared by all processes and saved while the work goes on.

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..inference.resumable import remove_unfinished_line
+
 
 class AnswerLog:
     """
@@ -27,12 +29,10 @@ class AnswerLog:
         self._file = None
         if path is None:
             return
-        content = path.read_bytes() if path.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        for line in content[:whole].splitlines():
-            self.answers.update(json.loads(line))
         self._file = open(path, "ab")
-        self._file.truncate(whole)
+        remove_unfinished_line(path)
+        for line in path.read_bytes().splitlines():
+            self.answers.update(json.loads(line))
 
     def add(self, key: str, answer: Any) -> None:
         """Add an answer, of JSON types, and write it to the file."""

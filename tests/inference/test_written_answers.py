@@ -114,6 +114,16 @@ def test_answers_are_kept(source, questions, tmp_path):
     assert len(json.loads(path.read_text().splitlines()[0])["written"]) == 2
 
 
+def test_a_line_that_ends_inside_a_character(questions, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    writer = AnswerWriter(lambda rows, sampling: [[WrittenAnswer("é", (-1.0,))] for _ in rows], {})
+    write_answers(writer, questions, Sampling(), path, progress=False)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex("é".encode()) + 1])
+    write_answers(writer, questions, Sampling(), path, progress=False)
+    assert path.read_bytes() == content
+
+
 def test_nan_is_named_and_what_was_written_is_kept(questions, tmp_path):
     def write(rows, sampling):
         return [[WrittenAnswer("x", (float("nan") if row["question"] == "Ice is" else -1.0,))] for row in rows]
