@@ -130,6 +130,8 @@ class Gate:
         if by_subject:
             if answers.subjects is None:
                 raise ValueError("the predictions have no subjects: leave out --by subject.")
+            if "" in answers.subjects.tolist():
+                raise ValueError("the subject of a question is empty: name it, or leave out --by subject.")
             thresholds = accuracy_thresholds(*arrays, answers.subjects, target_accuracy, level)
         else:
             thresholds = {"": accuracy_threshold(*arrays, target_accuracy, level)}

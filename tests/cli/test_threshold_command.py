@@ -95,6 +95,13 @@ def test_by_subject(tmp_path, capsys):
     assert "refuted for law, physics" in capsys.readouterr().err
 
 
+def test_a_subject_without_a_name(tmp_path):
+    predictions = load_predictions(folder(tmp_path / "after"))
+    predictions.subjects = np.where(predictions.subjects == "law", "", predictions.subjects)
+    with pytest.raises(ValueError, match="the subject of a question is empty"):
+        Gate.fit(predictions, 0.9, by_subject=True)
+
+
 def test_no_threshold_reaches_the_target(tmp_path, capsys):
     path = folder(tmp_path / "after", power=1.2, n=300)
     assert threshold(path, "--target_accuracy", 0.97, "--output_dir", tmp_path) == 1
