@@ -105,14 +105,14 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     def answer() -> None:
         from accelerate import PartialState
 
-        from ..evaluation.selective_answers import answers_summary, selective_answers, write_answers
+        from ..evaluation.selective_answers import answers_summary, save_answers, selective_answers
 
         found = answerer.predict(
             questions, max_length=args.max_length, output_path=predictions, resume=not args.no_resume
         )
         if not PartialState().is_main_process:
             return
-        write_answers(output, selective_answers(gate, questions, found))
+        save_answers(output, selective_answers(gate, questions, found))
         print("\n".join(answers_summary(gate, found)))
         if unlabelled:
             print(f"accuracy: not known ({unlabelled})")

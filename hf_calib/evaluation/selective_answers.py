@@ -61,7 +61,12 @@ def selective_answers(gate: Gate, questions: Dataset, predictions: OptionPredict
             Questions in the unified columns.
         predictions ([`~hf_calib.OptionPredictions`]):
             Calibrated predictions for them, in the same order.
+
+    Raises:
+        `ValueError`: the predictions are not of these questions, or in another order.
     """
+    if predictions.ids.tolist() != questions["id"][:]:
+        raise ValueError("the predictions are not of these questions: leave out no question that is too long.")
     chosen, labels = predictions.probabilities.argmax(axis=1), predictions.labels
     answered = gate.answered(Answers.of(predictions)).tolist()
     subjects = [None] * len(chosen) if predictions.subjects is None else predictions.subjects.tolist()
@@ -100,7 +105,7 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-def write_answers(path: str | Path, answers: Sequence[SelectiveAnswer]) -> None:
+def save_answers(path: str | Path, answers: Sequence[SelectiveAnswer]) -> None:
     """Write answers in their order as JSON lines, CSV or parquet, by the ending: completely or not at all."""
     path = check_output(path)
     rows = answer_rows(answers)

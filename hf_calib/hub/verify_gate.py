@@ -12,7 +12,7 @@ from ..evaluation.gate import FILE, Answers, Gate
 from ..evaluation.gate_check import check_gate
 from ..evaluation.gate_fingerprint import check_fingerprint, predictions_fingerprint
 from .calibrator import load_calibrator
-from .gate import calibrated_as, gate_statement
+from .gate import calibrated_as, gate_statement, usable_gate
 from .verify import Check, Published
 
 
@@ -54,7 +54,7 @@ def verify_gate(
         raise ValueError(f"there is a {FILE}, and the card shows none: push them together.")
     if not path.is_file():
         raise FileNotFoundError(f"the card shows a gate, and there is no {FILE}.")
-    gate = Gate.load(path)
+    gate = usable_gate(path)
     if gate_statement(gate) != {name: value for name, value in stated.items() if name != "of_evaluation"}:
         raise ValueError(f"{FILE} is not the gate of the card: push them together.")
     calibrator = load_calibrator(published.folder) if gate.fingerprint.get("calibrator") else None

@@ -22,7 +22,7 @@ from ..data.short_answers import JUDGEMENT_CHOICES, JUDGEMENT_TEMPLATE, p_true_q
 from .answer_files import write_answers
 from .encoding import IGNORE_INDEX, QuestionTooLongError
 from .model_loading import process_state
-from .predict import predict_options
+from .predict import model_name, predict_options
 from .predictions import OptionPredictions
 from .written_answers import AnswerWriter, ModelAnswers, Sampling, agreement, likelihood
 
@@ -236,8 +236,7 @@ def predict_answers(
             labelled=False,
         )
 
-    name = getattr(model, "adapter_name_or_path", model.name_or_path)
-    metadata = {"model": name, "too_long": len(dataset) - len(questions)}
+    metadata = {"model": model_name(model), "too_long": len(dataset) - len(questions)}
     return collect_answers(source.writer(), judge, questions, options, metadata)
 
 

@@ -229,6 +229,8 @@ def test_in_python(loaded):
     labelled = load_questions(folder / "test.parquet")
     assert all(answer.correct is None for answer in answerer(labelled))
     assert answerer.predict(labelled, progress=False).labels.tolist() == labelled["answer"][:]
+    with pytest.raises(ValueError, match="not of these questions"):
+        answerer([questions[0], {**questions[0], "question": "the colour " * 400}], max_length=64, drop_too_long=True)
     for wrong in (questions[0], "the colour of bavo is"):
         with pytest.raises(TypeError, match="give a list of questions"):
             answerer(wrong)
