@@ -11,11 +11,17 @@ from ..data.layouts import digest
 from ..data.prompts import PromptFormat
 from ..data.short_answers import short_questions
 from ..inference.answer_confidence import AnswerOptions, AnswerPredictions, collect_answers
-from ..inference.written_answers import AnswerWriter, InterruptedWriting, Sampling, WrittenAnswer, first_answer
-from . import client
-from .client import Generation, Prompt, ServedModel
+from ..inference.written_answers import (
+    AnswerWriter,
+    InterruptedWriting,
+    Sampling,
+    WrittenAnswer,
+    first_answer,
+    first_line,
+)
+from .client import Generation, Prompt, RequestSampling, ServedModel
 from .errors import EndpointError
-from .predict import predict_served_options
+from .predict import check_one_process, predict_served_options
 from .probe import probe_server
 
 
@@ -51,6 +57,9 @@ def predict_served_answers(
             log-probabilities and a likelihood is wanted.
     """
     options = replace(options or AnswerOptions(), **changes)
+    check_one_process()
+    # A smaller batch would keep the server from its number of requests at a time.
+    options = replace(options, batch_size=max(options.batch_size, served.options.concurrency))
     questions = short_questions(dataset, labelled=options.labelled)
     source = ServedAnswers(served, options.answer_format, options.max_new_tokens)
     if {"likelihood", "sequence_likelihood"} & set(options.confidences):
@@ -117,7 +126,7 @@ class ServedAnswers:
 
         def write(item: tuple[int, int]) -> Generation:
             drawing = {"seed": (sampling.seed + item[1]) % 2**31, "top_p": 1.0} if sampling.temperature else {}
-            request = client.Sampling(sampling.temperature, max_tokens=self.max_new_tokens, **drawing)
+            request = RequestSampling(sampling.temperature, max_tokens=self.max_new_tokens, **drawing)
             return self.served.generate(self.prompt(questions[item[0]]), request)
 
         problem = None
@@ -145,4 +154,6 @@ class ServedAnswers:
         tokens, log_probs = found.tokens, found.log_probabilities
         if tokens and "".join(tokens[:-1]).strip() == found.text.strip() != "".join(tokens).strip():
             tokens = tokens[:-1]
-        return first_answer(tokens, log_probs, "".join)
+        answer = first_answer(tokens, log_probs, "".join)
+        # A character may be in several tokens, none of which is spelled as a part of the text.
+        return WrittenAnswer(first_line(found.text), answer.log_probs or tuple(log_probs))

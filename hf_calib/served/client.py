@@ -68,7 +68,7 @@ class ServedOptions:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class RequestSampling:
     """
     How a server samples the tokens of an answer.
 
@@ -164,14 +164,14 @@ class ServedModel:
         except (self._openai.APIStatusError, ValueError, LookupError, TypeError):
             return None
 
-    def answer(self, prompt: Prompt, sampling: Sampling, top_logprobs: int | None = None) -> dict[str, Any]:
+    def answer(self, prompt: Prompt, sampling: RequestSampling, top_logprobs: int | None = None) -> dict[str, Any]:
         """
         Request one answer with log-probabilities.
 
         Args:
             prompt (`list[dict]`, `str` or `list[int]`):
                 Messages of a chat; or a text, or its token ids, to be continued as it is.
-            sampling ([`Sampling`]):
+            sampling ([`RequestSampling`]):
                 How tokens are sampled, and how many.
             top_logprobs (`int`, *optional*):
                 Number of likeliest tokens at each position. Defaults to that of the options.
@@ -207,14 +207,14 @@ class ServedModel:
             "root of an OpenAI-compatible API, which often ends in /v1?"
         )
 
-    def likeliest(self, prompt: Prompt, sampling: Sampling | None = None) -> LogProbabilities:
+    def likeliest(self, prompt: Prompt, sampling: RequestSampling | None = None) -> LogProbabilities:
         """
         Request the likeliest first tokens of the answer.
 
         Args:
             prompt:
                 As in [`ServedModel.answer`].
-            sampling ([`Sampling`], *optional*):
+            sampling ([`RequestSampling`], *optional*):
                 How the server samples. Defaults to temperature 0.
 
         Returns:
@@ -224,7 +224,7 @@ class ServedModel:
             [`NoAnswerError`]: if the answer is empty.
             [`EndpointError`]: also if the server sends no log-probabilities.
         """
-        return self.first_token(self.answer(prompt, sampling or Sampling()))
+        return self.first_token(self.answer(prompt, sampling or RequestSampling()))
 
     def first_token(self, body: Mapping[str, Any]) -> LogProbabilities:
         """The likeliest first tokens of a completion; see [`ServedModel.likeliest`]."""
@@ -241,14 +241,14 @@ class ServedModel:
         # A server may state a probability of 0, which JSON has no logarithm for.
         return [(str(token), float(value)) for token, value in found if value is not None and value > -1e3]
 
-    def generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
+    def generate(self, prompt: Prompt, sampling: RequestSampling) -> Generation:
         """
         Let the model write an answer, with the log-probability of each token.
 
         Args:
             prompt:
                 As in [`ServedModel.answer`].
-            sampling ([`Sampling`]):
+            sampling ([`RequestSampling`]):
                 Temperature, number of tokens, seed.
 
         Returns:
@@ -340,8 +340,7 @@ def _written(choice: Mapping[str, Any]) -> str:
 
 
 def _shown(text: str, token: str | None) -> str:
-    short = repr(text[:120])
-    return short.replace(token, "***") if token else short
+    return repr((text.replace(token, "***") if token else text)[:120])
 
 
 def _checked(endpoint: str) -> str:
@@ -358,9 +357,10 @@ def _checked(endpoint: str) -> str:
 
 
 def _token(endpoint: str) -> str | None:
-    """Token for a server. That of the Hub goes to hosts of Hugging Face alone."""
+    """Token for a server. That of the Hub goes to hosts of Hugging Face alone, and encrypted."""
     if token := os.environ.get("OPENAI_API_KEY"):
         return token
-    host = urlsplit(endpoint).hostname or ""
-    ours = any(host == name or host.endswith(f".{name}") for name in _HUB_HOSTS)
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    ours = parts.scheme == "https" and any(host == name or host.endswith(f".{name}") for name in _HUB_HOSTS)
     return os.environ.get("HF_TOKEN") or None if ours else None

@@ -21,7 +21,7 @@ from ..inference.predictions import OptionPredictions, npz_path
 from ..inference.resumable import ResumableScores
 from ..prediction_files.answer_token import listed_masses, option_names, option_scores
 from .answer_log import AnswerLog
-from .client import LogProbabilities, Prompt, Sampling, ServedModel
+from .client import LogProbabilities, Prompt, RequestSampling, ServedModel
 from .errors import EndpointError, NoAnswerError, RequestRefusedError
 from .probe import NEUTRAL, ServerProbe, probe_server
 
@@ -100,9 +100,7 @@ def predict_served_options(
     options = replace(options or PredictionOptions(), **changes)
     prompt_format = options.prompt_format_for(None)
     _check_options(options, prompt_format, tokenizer)
-    state = process_state()
-    if state.num_processes > 1:
-        raise ValueError("a served model needs one process here: run the command without `accelerate launch`")
+    check_one_process()
     questions = adapt_questions(dataset, labelled=options.labelled)
     kept, prompts = _prompts(questions, prompt_format, tokenizer, options)
     questions = questions.select(kept) if len(kept) < len(questions) else questions
@@ -115,7 +113,7 @@ def predict_served_options(
         "requests": digest(json.dumps(requests, sort_keys=True)),
     }
     path = None if options.output_path is None else npz_path(options.output_path)
-    results = ResumableScores(path, fingerprint, options.resume, state)
+    results = ResumableScores(path, fingerprint, options.resume, process_state())
     if results.finished is not None:
         return results.finished
     log = AnswerLog(None if path is None else results.folder / "answers.jsonl")
@@ -137,6 +135,12 @@ def predict_served_options(
     predictions.metadata["too_long"] += len(dataset) - len(kept)
     results.finish(predictions)
     return predictions
+
+
+def check_one_process() -> None:
+    """Raise a `ValueError` if there are several processes."""
+    if process_state().num_processes > 1:
+        raise ValueError("a served model needs one process here: run the command without `accelerate launch`")
 
 
 def _check_options(options: PredictionOptions, prompt_format: PromptFormat, tokenizer) -> None:
@@ -244,7 +248,7 @@ def _check_tokenizer(work: _Work, index: int, tokenizer, prompt_format: PromptFo
     """Raise a `ValueError` if the server splits the text of a prompt into another number of tokens."""
     row, ids = work.questions[index], work.prompts[index]
     text, _, _ = prompt_format.render(tokenizer, row["question"], row["choices"], row.get("subject"))
-    usage = work.served.answer(text, Sampling()).get("usage")
+    usage = work.served.answer(text, RequestSampling()).get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
     # The server may add a token that begins the sequence.
     if isinstance(count, int) and abs(count - len(ids)) > 1:

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .client import LogProbabilities, Prompt, Sampling, ServedModel
+from .client import LogProbabilities, Prompt, RequestSampling, ServedModel
 from .errors import EndpointError, NoAnswerError, RequestRefusedError, unknown_model
 
 
 logger = logging.getLogger(__name__)
 
 # The model's own distribution, even where sampling changes the log-probabilities.
-NEUTRAL = Sampling(temperature=1.0, top_p=1.0)
-_OTHER = (Sampling(temperature=0.0), Sampling(temperature=2.0, top_p=0.1))
+NEUTRAL = RequestSampling(temperature=1.0, top_p=1.0)
+_OTHER = (RequestSampling(temperature=0.0), RequestSampling(temperature=2.0, top_p=0.1))
 # Largest difference, in nats, that is no effect of sampling where a repeated request differs by less than a third of
 # it, and the smallest probability that is compared.
 _TOLERANCE, _COMPARED = 0.1, 1e-3
@@ -48,10 +48,10 @@ class ServerProbe:
     sampling_difference: float | None = None
 
     @property
-    def request(self) -> Sampling:
+    def request(self) -> RequestSampling:
         """How to request log-probabilities of the model, whatever sampling does."""
         # At temperature 0 an answer is empty only where its end is the likeliest token.
-        return Sampling() if self.sampling == "untouched" else NEUTRAL
+        return RequestSampling() if self.sampling == "untouched" else NEUTRAL
 
     def describe(self) -> str:
         """What was found about sampling, in a sentence."""

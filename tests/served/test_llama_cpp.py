@@ -18,7 +18,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_calib.inference.predict import predict_options
-from hf_calib.served.client import Sampling, ServedModel, ServedOptions
+from hf_calib.served.client import RequestSampling, ServedModel, ServedOptions
 from hf_calib.served.errors import EndpointError
 from hf_calib.served.predict import predict_served_options
 
@@ -115,7 +115,7 @@ def test_figures_are_those_of_transformers_within_quantisation(served, gguf, que
 
 def test_answers_are_written(served):
     messages = [{"role": "user", "content": "Say hello."}]
-    written = served.generate(messages, Sampling(max_tokens=24))
+    written = served.generate(messages, RequestSampling(max_tokens=24))
     assert written.text == "".join(written.tokens) and len(written.tokens) == len(written.log_probabilities) > 1
     assert max(written.log_probabilities) <= 0
 

@@ -1,6 +1,7 @@
 """Short answers of a served model beside those of the same model here."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -72,6 +73,7 @@ def test_likelihoods_from_after_sampling_are_refused(served, server, short):
     [
         (Generation("Paris", [" Par", "is", "<eos>"], [-1.0, -2.0, -3.0], True), WrittenAnswer("Paris", (-1.0, -2.0))),
         (Generation(" red\nblue", [" red", "\n", "blue"], [-1.0, -2.0, -3.0], True), WrittenAnswer("red", (-1.0,))),
+        (Generation("é\nb", ["\ufffd", "\ufffd", "\n", "b"], [-1.0] * 4, True), WrittenAnswer("é", (-1.0, -1.0))),
         (Generation("", [], [], True), WrittenAnswer("")),
     ],
 )
@@ -88,3 +90,13 @@ def test_the_command(server, tmp_path, capsys):
     for name in ("likelihood", "agreement", "p_true"):
         assert json.loads((tmp_path / "out" / name / "results.json").read_text())["n"] == 6
     assert "6 answers" in capsys.readouterr().out
+    assert main([*call, "--tokenizer", str(tmp_path)]) == 2
+    assert "--tokenizer has no meaning" in capsys.readouterr().err
+
+
+def test_a_batch_has_as_many_questions_as_there_may_be_requests(server, short):
+    served = ServedModel(server.url, "tiny", ServedOptions(concurrency=6, top_logprobs=400, max_retries=0))
+    server.on_request = lambda count: time.sleep(0.05)
+    options = {"prompt_format": PLAIN, "max_new_tokens": 1, "confidences": ("likelihood",), "progress": False}
+    predict_served_answers(served, short, batch_size=2, **options)
+    assert server.most_running > 3

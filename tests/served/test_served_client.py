@@ -7,7 +7,7 @@ import pytest
 
 from hf_calib import extras
 from hf_calib.served import client
-from hf_calib.served.client import Sampling, ServedModel, ServedOptions
+from hf_calib.served.client import RequestSampling, ServedModel, ServedOptions
 from hf_calib.served.errors import EndpointError, RequestRefusedError
 
 
@@ -47,6 +47,7 @@ def test_options_outside_their_range(options, message):
         ("https://huggingface.co.example.org/v1", {"HF_TOKEN": "hf_1"}, None),
         ("https://router.huggingface.co/v1", {"HF_TOKEN": "hf_1"}, "hf_1"),
         ("https://a.us-east-1.aws.endpoints.huggingface.cloud/v1", {"HF_TOKEN": "hf_1"}, "hf_1"),
+        ("http://router.huggingface.co/v1", {"HF_TOKEN": "hf_1"}, None),
         ("https://router.huggingface.co/v1", {}, None),
     ],
 )
@@ -70,7 +71,7 @@ def test_the_token_is_sent_and_never_shown(server, monkeypatch, caplog):
             model.likeliest(MESSAGES)
         server.failures.append("<p>sk-secret-123</p>")
         server.token = None
-        server.failures.extend(["<p>sk-secret-123</p>"] * 2)
+        server.failures.extend(["<p>sk-secret-123</p>" + "x" * 90 + "sk-secret-123"] * 2)
         with pytest.raises(EndpointError, match=r"<p>\*\*\*</p>") as garbage:
             model.likeliest(MESSAGES)
     assert "sk-secret" not in f"{refused.value}{garbage.value}{caplog.text}{model!r}{vars(model.options)}"
@@ -80,18 +81,18 @@ def test_the_token_is_sent_and_never_shown(server, monkeypatch, caplog):
 
 def test_written_answers_have_log_probabilities(server, tokenizer):
     model = ServedModel(server.url, "tiny", ServedOptions())
-    written = model.generate(MESSAGES, Sampling(temperature=0.7, top_p=0.9, max_tokens=4, seed=3, stop=("\n",)))
+    written = model.generate(MESSAGES, RequestSampling(temperature=0.7, top_p=0.9, max_tokens=4, seed=3, stop=("\n",)))
     assert written.text == "".join(written.tokens) and len(written.log_probabilities) == len(written.tokens) == 1
     assert written.log_probabilities[0] < 0 and not written.finished
     sent = server.requests[-1]
     assert (sent["temperature"], sent["top_p"], sent["max_tokens"], sent["seed"]) == (0.7, 0.9, 4, 3)
     assert sent["stop"] == ["\n"] and sent["model"] == "tiny"
     server.failures.append("empty")
-    nothing = model.generate("Ice is", Sampling(max_tokens=4))
+    nothing = model.generate("Ice is", RequestSampling(max_tokens=4))
     assert nothing.text == "" and nothing.tokens == [] and nothing.finished
     server.sent_logprobs = 0
     with pytest.raises(EndpointError, match="sends no log-probabilities"):
-        model.generate(MESSAGES, Sampling())
+        model.generate(MESSAGES, RequestSampling())
 
 
 def test_requests_at_the_same_time_end_with_the_first_that_fails(server):
