@@ -1,6 +1,6 @@
 """The headline on synthetic worlds: every method with the same labels, and how much alignment is left.
 
-    python benchmarks/headline/headline_world.py --output_dir headline-world --seeds 10 11 12 13
+    python benchmarks/headline/headline_world.py --output_dir headline-world --seeds 10 11 12 13 14 15 16
 
 Each seed is another world with its own parent, aligned model (DPO) and labels. Annotators like a style that has
 nothing to do with the truth: the parent is calibrated and not aligned, the aligned model is aligned and not
@@ -189,7 +189,7 @@ def print_tables(cells: dict[tuple[int, str], list[Cell]], budgets: Sequence[int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 17)))
     parser.add_argument("--budgets", type=int, nargs="+", default=list(EPOCHS), choices=EPOCHS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--num_test", type=int, default=20_000, help="test questions of a world (default: 20,000)")
