@@ -90,7 +90,7 @@ class SubjectTemperature(PostHocCalibrator):
         best = solutions[costs.argmin()]
         self.temperature, self.spread = np.exp([best.mean]), np.array([self.spreads[costs.argmin()]])
         self.temperatures = np.exp(best.log_temperatures[:-1])
-        # Of tau by the trapezoidal rule, times those of a normal distribution by Gauss and Hermite.
+        # Of tau by the distances between its values, times those of a normal distribution by Gauss and Hermite.
         nodes, of_nodes = np.polynomial.hermite_e.hermegauss(_NODES)
         of_spreads = softmax(-costs) * np.gradient(self.spreads)
         self.weights = np.outer(of_spreads / of_spreads.sum(), of_nodes / of_nodes.sum()).ravel()

@@ -11,6 +11,7 @@ from ..data.layouts import digest
 from ..data.prompts import PromptFormat
 from ..data.short_answers import short_questions
 from ..inference.answer_confidence import AnswerOptions, AnswerPredictions, collect_answers
+from ..inference.predict import PredictionOptions
 from ..inference.written_answers import (
     AnswerWriter,
     InterruptedWriting,
@@ -21,7 +22,7 @@ from ..inference.written_answers import (
 )
 from .client import Generation, Prompt, RequestSampling, ServedModel
 from .errors import EndpointError
-from .predict import check_one_process, predict_served_options
+from .predict import check_one_process, check_options, predict_served_options
 from .probe import probe_server
 
 
@@ -58,6 +59,8 @@ def predict_served_answers(
     """
     options = replace(options or AnswerOptions(), **changes)
     check_one_process()
+    if "p_true" in options.confidences:
+        check_options(PredictionOptions(), options.judging_format)
     # A smaller batch would keep the server from its number of requests at a time.
     options = replace(options, batch_size=max(options.batch_size, served.options.concurrency))
     questions = short_questions(dataset, labelled=options.labelled)

@@ -99,7 +99,7 @@ def predict_served_options(
     """
     options = replace(options or PredictionOptions(), **changes)
     prompt_format = options.prompt_format_for(None)
-    _check_options(options, prompt_format, tokenizer)
+    check_options(options, prompt_format, tokenizer)
     check_one_process()
     questions = adapt_questions(dataset, labelled=options.labelled)
     kept, prompts = _prompts(questions, prompt_format, tokenizer, options)
@@ -143,7 +143,7 @@ def check_one_process() -> None:
         raise ValueError("a served model needs one process here: run the command without `accelerate launch`")
 
 
-def _check_options(options: PredictionOptions, prompt_format: PromptFormat, tokenizer) -> None:
+def check_options(options: PredictionOptions, prompt_format: PromptFormat, tokenizer=None) -> None:
     """Raise a `ValueError` for options that a served model has no use for."""
     if prompt_format.scoring != "letter" or options.option_normalization != "sum" or options.votes:
         raise ValueError(

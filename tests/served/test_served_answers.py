@@ -68,6 +68,12 @@ def test_likelihoods_from_after_sampling_are_refused(served, server, short):
         predict_served_answers(served, short, prompt_format=PLAIN, confidences=("likelihood",), progress=False)
 
 
+def test_a_judgement_that_no_server_can_score_is_refused_before_the_answers(served, server, short):
+    with pytest.raises(ValueError, match="scored by the letters"):
+        predict_served_answers(served, short, judgement_format=PromptFormat("text"), progress=False)
+    assert not server.requests
+
+
 @pytest.mark.parametrize(
     ("generation", "answer"),
     [
