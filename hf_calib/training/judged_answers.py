@@ -37,7 +37,8 @@ def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
         scoring, letters are scored.
 
     Raises:
-        `ValueError`: if all answers to the labelled questions are right, or all are wrong.
+        `ValueError`: if all answers to the labelled questions are right, or all are wrong; or if columns are named,
+            and some questions have options and others have none.
     """
     short = {}
     for name, (split, labelled) in _DATA.items():
@@ -47,6 +48,13 @@ def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
             short[name] = (path, config, split or options.split, labelled)
     if not short:
         return options
+    with_options = [name for name in _DATA if getattr(options, name) and name not in short]
+    if with_options and (options.columns or options.answers_from is not None):
+        raise ValueError(
+            f"--columns and --answers_from would be of {' and '.join([*short, *with_options])}, of which "
+            f"{' and '.join(with_options)} {'has' if len(with_options) == 1 else 'have'} options and the rest none: "
+            "name the columns in the files as hf-calib does."
+        )
     dtype = "float32" if options.dtype == "auto" and not torch.accelerator.is_available() else options.dtype
     model, tokenizer = load_model(
         options.model, dtype, options.attn_implementation, options.revision, options.trust_remote_code

@@ -66,6 +66,13 @@ def test_questions_become_judgements(options, capsys):
     assert with_judged_answers(judged) is judged  # option questions stay
 
 
+def test_columns_are_of_questions_of_one_kind(options, tmp_path):
+    row = {"question": "Ice is", "choices": ["hot", "cold"], "answer": 2}
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row) for _ in range(9)))
+    with pytest.raises(ValueError, match="test has options and the rest none"):
+        with_judged_answers(replace(options, test=str(tmp_path / "test.jsonl"), answers_from=1))
+
+
 def test_all_wrong_is_an_error(options, tmp_path):
     (tmp_path / "wrong.jsonl").write_text(
         "\n".join(json.dumps({"question": f"{i}", "answer": "x y"}) for i in range(50))
