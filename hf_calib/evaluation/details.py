@@ -10,12 +10,12 @@ from ..measures.checked import Examples, Predictions
 from ..measures.corp import corp_curve, corp_decomposition
 from ..measures.kernel_test import KernelTest, kernel_test_of
 from ..measures.options import MeasureOptions
+from ..measures.validation import SMALLEST_PROBABILITY
 from ..posthoc import METHODS, recalibration_gain
 
 
 _GAIN_ROWS = 20_000  # most rows on which maps are fitted
 _FOLDS = 5
-_SMALLEST_PROBABILITY = 1e-12
 
 
 def confidence_details(examples: Examples, options: MeasureOptions) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _gain(predictions: Predictions, options: MeasureOptions) -> dict[str, Any]:
     n_folds = min(_FOLDS, len(rows) // 2)
     if n_folds < 2:
         return {**dict.fromkeys(names), "recalibration_method": None}
-    log_probabilities = np.log(np.maximum(predictions.probabilities[rows].astype(np.float64), _SMALLEST_PROBABILITY))
+    log_probabilities = np.log(np.maximum(predictions.probabilities[rows].astype(np.float64), SMALLEST_PROBABILITY))
     lengths = np.broadcast_to(predictions.num_options, len(predictions))[rows]
     log_probabilities[np.arange(log_probabilities.shape[1]) >= lengths[:, None]] = -np.inf
     weights = None if predictions.weights is None else predictions.weights[rows]

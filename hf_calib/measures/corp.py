@@ -10,10 +10,10 @@ from .bootstrap import LEVEL
 from .checked import Examples, check_examples
 from .options import MeasureOptions
 from .selective import TieGroups
+from .validation import SMALLEST_PROBABILITY
 
 
 SCORES = ("brier", "nll")
-_SMALLEST_PROBABILITY = 1e-12
 _CELLS = 1024  # most cells of a simulated calibrated model
 
 
@@ -206,7 +206,7 @@ def _brier(forecast: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 def _likelihood(forecast: np.ndarray, rates: np.ndarray) -> np.ndarray:
     """Mean negative log-likelihood of groups with one forecast each and a rate of right predictions."""
-    right, wrong = (np.log(np.maximum(part, _SMALLEST_PROBABILITY)) for part in (forecast, 1 - forecast))
+    right, wrong = (np.log(np.maximum(part, SMALLEST_PROBABILITY)) for part in (forecast, 1 - forecast))
     return -(rates * right + (1 - rates) * wrong)
 
 

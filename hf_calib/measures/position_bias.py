@@ -8,10 +8,8 @@ import numpy as np
 
 from .bootstrap import ResampledMeans
 from .calibration_error import expected_calibration_error
-from .validation import as_labels, as_probabilities
+from .validation import SMALLEST_PROBABILITY, as_labels, as_probabilities
 
-
-_SMALLEST_PROBABILITY = 1e-12
 
 MEANINGS = {
     "flip_rate": "Share of questions whose predicted option depends on the order of the options.",
@@ -136,7 +134,7 @@ def _quantities(stack: np.ndarray, labels: np.ndarray, prefix: str) -> Iterator[
     option = (place - shifts) % count
     right = option == labels
     averaged = np.mean([np.roll(entry, -shift, axis=1) for shift, entry in enumerate(stack)], axis=0)
-    prior = softmax(np.log(np.maximum(stack, _SMALLEST_PROBABILITY)).mean(axis=0, dtype=np.float64), axis=1)
+    prior = softmax(np.log(np.maximum(stack, SMALLEST_PROBABILITY)).mean(axis=0, dtype=np.float64), axis=1)
     yield f"{prefix}flip_rate", (option != option[0]).any(axis=0).astype(np.float64)
     same = (option[:, None] == option).sum(axis=(0, 1)) - count
     yield f"{prefix}agreement", same / (count * (count - 1))

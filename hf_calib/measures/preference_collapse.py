@@ -12,11 +12,10 @@ from .calibration_error import target_calibration_error
 from .checked import Predictions, check_predictions
 from .noise_floor import cells_of, floor_of_cells, interval_of_cells
 from .options import MeasureOptions
-from .validation import as_outcomes, iterate_columns
+from .validation import SMALLEST_PROBABILITY, as_outcomes, iterate_columns
 
 
 SATURATED = 0.99  # a confidence above it is saturated
-_SMALLEST_PROBABILITY = 1e-12
 
 # Meaning of each measure, in one sentence.
 MEANINGS = {
@@ -153,7 +152,7 @@ def _quantities(models: dict[str, Predictions], lengths: np.ndarray) -> Iterator
     for columns in zip(*chunks, strict=True):
         part = slice(columns[0][0], columns[0][0] + columns[0][1].shape[1])
         columns = [column for _, column in columns]
-        logarithms = [np.log(np.maximum(column, _SMALLEST_PROBABILITY)) for column in columns]
+        logarithms = [np.log(np.maximum(column, SMALLEST_PROBABILITY)) for column in columns]
         chunk = {}
         for (prefix, model), column, logarithm in zip(models.items(), columns, logarithms, strict=True):
             places, predicted = np.arange(len(column))[:, None], model.predicted[part]

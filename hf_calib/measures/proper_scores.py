@@ -12,9 +12,7 @@ from .checked import check_examples
 from .chunks import Rows, iterate_rows
 from .score_intervals import MeanSums
 from .selective import TieGroups
-
-
-_SMALLEST_PROBABILITY = 1e-12
+from .validation import SMALLEST_PROBABILITY
 
 
 class BrierDecomposition(NamedTuple):
@@ -42,7 +40,7 @@ class ScoreSums:
         # sum_k (q_k - y_k)^2 = sum_k q_k^2 - 2 q_y + 1
         squares = np.einsum("kn,kn->n", rows.columns, rows.columns) - 2 * picked + 1
         self._brier.add(squares, rows.weights)
-        self._likelihood.add(-np.log(np.maximum(picked, _SMALLEST_PROBABILITY)), rows.weights)
+        self._likelihood.add(-np.log(np.maximum(picked, SMALLEST_PROBABILITY)), rows.weights)
 
     def merge(self, other: ScoreSums) -> None:
         """Add the sums of another accumulator."""
@@ -61,7 +59,7 @@ class ScoreSums:
 
     def estimates(self) -> dict[str, float]:
         """Return both scores with their 95% intervals: `nll`, `nll_low`, `nll_high`, `brier`, ..."""
-        likelihood = self._likelihood.estimate(0.0, -log(_SMALLEST_PROBABILITY))
+        likelihood = self._likelihood.estimate(0.0, -log(SMALLEST_PROBABILITY))
         return likelihood.named("nll") | self._brier.estimate(0.0, 2.0).named("brier")
 
 

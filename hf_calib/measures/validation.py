@@ -10,6 +10,7 @@ import numpy as np
 
 
 _CHUNK_NUMBERS = 1 << 18  # numbers in a chunk: 2 MB, the size of a core's cache
+SMALLEST_PROBABILITY = 1e-12  # smaller ones count as this in logarithms
 CHUNK_ROWS = 1 << 12, 1 << 16  # least and most rows in a chunk
 _LARGEST_WEIGHT = 1e100  # the squares of it and of its inverse are finite and above 0
 _ROUNDING = 1e-6  # a probability may be so far outside [0, 1]

@@ -10,11 +10,10 @@ from .binning import assign_bins, bin_edges
 from .checked import Examples, Predictions
 from .options import MeasureOptions
 from .selective import TieGroups
+from .validation import SMALLEST_PROBABILITY
 
 
 OfWeights = Callable[[np.ndarray], float]  # weights of the rows, `(N,)` and above 0, to the measure
-
-_SMALLEST_PROBABILITY = 1e-12
 
 
 def _mean(values: np.ndarray) -> OfWeights:
@@ -40,7 +39,7 @@ def _ece(examples: Examples, options: MeasureOptions) -> OfWeights:
 
 
 def _nll(predictions: Predictions, options: MeasureOptions) -> OfWeights:
-    return _mean(-np.log(np.maximum(_picked(predictions), _SMALLEST_PROBABILITY)))
+    return _mean(-np.log(np.maximum(_picked(predictions), SMALLEST_PROBABILITY)))
 
 
 def _brier(predictions: Predictions, options: MeasureOptions) -> OfWeights:

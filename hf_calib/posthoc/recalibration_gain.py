@@ -11,15 +11,14 @@ from scipy.special import softmax
 
 from ..measures.bootstrap import Estimate
 from ..measures.score_intervals import MeanSums
-from ..measures.validation import as_weights
+from ..measures.validation import SMALLEST_PROBABILITY, as_weights
 from .base import check_labels, check_option_logits
 from .selection import AS_IS, choose_method, cross_validate, fit_calibrator
 
 
 # Maps that keep the answers, the simplest first.
 MAPS = ("temperature", "ensemble_temperature", "beta", "temperature_isotonic")
-_SMALLEST_PROBABILITY = 1e-12
-_LARGEST_LOSS = -np.log(_SMALLEST_PROBABILITY)
+_LARGEST_LOSS = -np.log(SMALLEST_PROBABILITY)
 
 
 class RecalibrationGain(NamedTuple):
@@ -117,7 +116,7 @@ def recalibration_gain(
     rows = np.arange(len(labels))
 
     def losses(probabilities: np.ndarray) -> np.ndarray:
-        return -np.log(np.maximum(probabilities[rows, labels], _SMALLEST_PROBABILITY))
+        return -np.log(np.maximum(probabilities[rows, labels], SMALLEST_PROBABILITY))
 
     with warnings.catch_warnings():  # as in cross_validate
         warnings.simplefilter("ignore", UserWarning)
