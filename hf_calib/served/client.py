@@ -22,6 +22,11 @@ LogProbabilities: TypeAlias = list[tuple[str, float]]
 
 # Hosts that get the token of the Hub.
 _HUB_HOSTS = ("huggingface.co", "huggingface.cloud", "hf.co", "hf.space")
+# Fields of a request that extra_body must not replace. Those of sampling would escape the probe.
+_OWN_FIELDS = frozenset({
+    "model", "messages", "prompt", "logprobs", "top_logprobs", "stream", "n", "temperature", "top_p", "max_tokens",
+    "seed", "stop",
+})  # fmt: skip
 # Attempts at an answer that can be read; the client itself repeats requests that fail.
 _ATTEMPTS = 3
 
@@ -63,7 +68,7 @@ class ServedOptions:
                 raise ValueError(f"{name}={getattr(self, name)}; it must be at least {least}")
         if self.timeout <= 0:
             raise ValueError(f"timeout={self.timeout}; it must be positive")
-        if own := {"model", "messages", "prompt", "logprobs", "top_logprobs", "stream", "n"} & set(self.extra_body):
+        if own := _OWN_FIELDS & set(self.extra_body):
             raise ValueError(f"extra_body sets {sorted(own)[0]!r}, which every request sets itself")
 
 

@@ -32,6 +32,7 @@ def test_endpoints_that_are_refused(endpoint):
         ({"max_retries": -1}, "at least 0"),
         ({"timeout": 0.0}, "must be positive"),
         ({"extra_body": {"model": "x"}}, "which every request sets itself"),
+        ({"extra_body": {"temperature": 0.5}}, "sets 'temperature', which every request sets itself"),
     ],
 )
 def test_options_outside_their_range(options, message):
