@@ -146,7 +146,7 @@ class DiagnoseArguments(PredictionArguments):
 
 
 @dataclass
-class Answers:
+class ModelPredictions:
     """
     Predictions of one model.
 
@@ -196,7 +196,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         )
         same_questions(reference, aligned)
         check_output_dir(args.output_dir)
-        return lambda: _report(args, {REFERENCE: Answers(reference), ALIGNED: Answers(aligned)})
+        return lambda: _report(args, {REFERENCE: ModelPredictions(reference), ALIGNED: ModelPredictions(aligned)})
 
     inputs = _inputs(args)
     check_output_dir(args.output_dir)
@@ -272,13 +272,13 @@ def _rotations(questions: Dataset, args: DiagnoseArguments) -> list[Dataset]:
     return [permute_options(chosen, shift) for shift in range(count)]
 
 
-def _answers(args: DiagnoseArguments, name: str, role: str, inputs: Inputs) -> Answers:
+def _answers(args: DiagnoseArguments, name: str, role: str, inputs: Inputs) -> ModelPredictions:
     """Score the questions with one model, their rotations and the pairs, and measure its alignment."""
     from ..inference.preference_scores import score_pairs
 
     folder, resume = Path(args.output_dir) / role, not args.no_resume
     model, tokenizer = args.load(name)
-    answers = Answers(args.predict(model, tokenizer, inputs.questions, folder / "predictions.npz"))
+    answers = ModelPredictions(args.predict(model, tokenizer, inputs.questions, folder / "predictions.npz"))
     if role != REPAIRED:
         answers.orders = [
             args.predict(model, tokenizer, rotated, folder / f"order-{shift}.npz")
@@ -294,7 +294,7 @@ def _answers(args: DiagnoseArguments, name: str, role: str, inputs: Inputs) -> A
 
 
 def _preferences(
-    args: DiagnoseArguments, reference: Answers, aligned: Answers, inputs: Inputs
+    args: DiagnoseArguments, reference: ModelPredictions, aligned: ModelPredictions, inputs: Inputs
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Probability that the chosen answer is preferred: by the aligned model, and by annotators if known."""
     from ..inference.preference_scores import completion_lengths, preference_probabilities
@@ -310,7 +310,7 @@ def _preferences(
     return preference_probabilities(aligned.pairs[kept], reference.pairs[kept], *loss, lengths), truth
 
 
-def _report(args: DiagnoseArguments, answers: Mapping[str, Answers], inputs: Inputs | None = None) -> None:
+def _report(args: DiagnoseArguments, answers: Mapping[str, ModelPredictions], inputs: Inputs | None = None) -> None:
     """Compare the predictions, write the report and print its tables, on the main process."""
     from accelerate import PartialState
     from rich.console import Console
