@@ -28,7 +28,7 @@ class ServedArguments:
         metadata={
             "help": "Root of an OpenAI-compatible API (vLLM, SGLang, TGI, llama.cpp, ...), as in "
             "http://localhost:8000/v1. --model is then the model's name on the server. The token is read from "
-            "OPENAI_API_KEY, or from HF_TOKEN for servers of Hugging Face."
+            "OPENAI_API_KEY, or from HF_TOKEN for https hosts under huggingface.co."
         },
     )
     tokenizer: str | None = field(

@@ -20,8 +20,8 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 Prompt: TypeAlias = list[dict[str, str]] | str | list[int]
 LogProbabilities: TypeAlias = list[tuple[str, float]]
 
-# Hosts that get the token of the Hub.
-_HUB_HOSTS = ("huggingface.co", "huggingface.cloud", "hf.co", "hf.space")
+# This domain and its subdomains get the token of the Hub. Users own hosts under hf.space and huggingface.cloud.
+_HUB_DOMAIN = "huggingface.co"
 # Fields of a request that extra_body must not replace. Those of sampling would escape the probe.
 _OWN_FIELDS = frozenset({
     "model", "messages", "prompt", "logprobs", "top_logprobs", "stream", "n", "temperature", "top_p", "max_tokens",
@@ -125,8 +125,9 @@ class ServedModel:
     """
     A model behind a server with an OpenAI-compatible API.
 
-    The token is read from `OPENAI_API_KEY`; for hosts of Hugging Face from `HF_TOKEN`, if the former is not set. It is
-    sent to the server, and appears in no file and no message.
+    The token is read from `OPENAI_API_KEY`; if that is not set, from `HF_TOKEN` for https hosts under `huggingface.co`
+    alone, e.g. `router.huggingface.co`. Spaces (`hf.space`) and Inference Endpoints (`huggingface.cloud`) belong to
+    users: their token is set as `OPENAI_API_KEY`. It is sent to the server, and appears in no file and no message.
 
     Args:
         endpoint (`str`):
@@ -362,10 +363,10 @@ def _checked(endpoint: str) -> str:
 
 
 def _token(endpoint: str) -> str | None:
-    """Token for a server. That of the Hub goes to hosts of Hugging Face alone, and encrypted."""
+    """Token for a server. That of the Hub goes to hosts that Hugging Face owns, and encrypted."""
     if token := os.environ.get("OPENAI_API_KEY"):
         return token
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
-    ours = parts.scheme == "https" and any(host == name or host.endswith(f".{name}") for name in _HUB_HOSTS)
+    ours = parts.scheme == "https" and f".{host}".endswith(f".{_HUB_DOMAIN}")
     return os.environ.get("HF_TOKEN") or None if ours else None

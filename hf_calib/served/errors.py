@@ -65,8 +65,8 @@ def explain(
     status, said = getattr(error, "status_code", None), _said(error, token)
     if status in (401, 403):
         return EndpointError(
-            f"{endpoint} refuses the token (status {status}: {said}): set OPENAI_API_KEY, or HF_TOKEN for a server of "
-            "Hugging Face"
+            f"{endpoint} refuses the token (status {status}: {said}): set OPENAI_API_KEY, or HF_TOKEN for a host "
+            "under huggingface.co"
         )
     if status == 404:
         names = served_names()

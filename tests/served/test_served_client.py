@@ -47,12 +47,16 @@ def test_options_outside_their_range(options, message):
         ("http://localhost:8000/v1", {"HF_TOKEN": "hf_1"}, None),
         ("https://huggingface.co.example.org/v1", {"HF_TOKEN": "hf_1"}, None),
         ("https://router.huggingface.co/v1", {"HF_TOKEN": "hf_1"}, "hf_1"),
-        ("https://a.us-east-1.aws.endpoints.huggingface.cloud/v1", {"HF_TOKEN": "hf_1"}, "hf_1"),
+        ("https://huggingface.co/v1", {"HF_TOKEN": "hf_1"}, "hf_1"),
+        ("https://nothuggingface.co/v1", {"HF_TOKEN": "hf_1"}, None),
+        ("https://someone-space.hf.space/v1", {"HF_TOKEN": "hf_1"}, None),
+        ("https://a.us-east-1.aws.endpoints.huggingface.cloud/v1", {"HF_TOKEN": "hf_1"}, None),
+        ("https://a.us-east-1.aws.endpoints.huggingface.cloud/v1", {"OPENAI_API_KEY": "hf_1"}, "hf_1"),
         ("http://router.huggingface.co/v1", {"HF_TOKEN": "hf_1"}, None),
         ("https://router.huggingface.co/v1", {}, None),
     ],
 )
-def test_the_token_of_the_hub_goes_to_the_hub_alone(endpoint, environment, token, monkeypatch):
+def test_the_token_of_the_hub_goes_to_hosts_that_hugging_face_owns(endpoint, environment, token, monkeypatch):
     for name in ("OPENAI_API_KEY", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
