@@ -40,7 +40,7 @@ def write_answers(
         writer ([`AnswerWriter`]):
             Writes the answers to a batch.
         questions (`Dataset`):
-            Questions with `id` and `question`.
+            Questions with `id` and `question`, perhaps `subject`.
         sampling ([`Sampling`]):
             How many answers, and how they are drawn.
         path (`Path`, *optional*):
@@ -48,7 +48,8 @@ def write_answers(
         batch_size (`int`, *optional*, defaults to `8`):
             Number of answers in a batch.
         resume (`bool`, *optional*, defaults to `True`):
-            Keep the answers at `path` if model, prompts and sampling are the same. `False` writes all again.
+            Keep the answers at `path` if model, prompts and sampling are the same. A question whose text or subject
+            differs is answered again. `False` writes all again.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -132,7 +133,7 @@ class _AnswerFile:
                 continue
             self.done[index] = answers
             texts = [{"text": answer.text, "log_probs": answer.log_probs} for answer in answers]
-            line = {"id": row["id"], "question": row["question"], "written": texts}
+            line = {"id": row["id"], "question": row["question"], "subject": row.get("subject"), "written": texts}
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         if self.path is not None and self.state.is_main_process:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -144,5 +145,6 @@ class _AnswerFile:
             )
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str]:
-    return row["id"], row["question"]
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """All that the prompt of a question depends on, beside the format in the fingerprint."""
+    return row["id"], row["question"], row.get("subject")

@@ -114,6 +114,22 @@ def test_answers_are_kept(source, questions, tmp_path):
     assert len(json.loads(path.read_text().splitlines()[0])["written"]) == 2
 
 
+def test_a_question_with_another_subject_is_answered_again(tmp_path):
+    def write(rows, sampling):
+        return [[WrittenAnswer(f"about {row['subject']}", (-1.0,))] for row in rows]
+
+    def answers(*subjects):
+        rows = Dataset.from_list([{"id": str(i), "question": "?", "subject": each} for i, each in enumerate(subjects)])
+        written = write_answers(
+            AnswerWriter(write, {}), rows, Sampling(), tmp_path / "answers.jsonl", batch_size=1, progress=False
+        )
+        return [each.text for (each,) in written]
+
+    assert answers("physics", "law") == ["about physics", "about law"]
+    assert answers("history", "law") == ["about history", "about law"]
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
+
+
 def test_a_line_that_ends_inside_a_character(questions, tmp_path):
     path = tmp_path / "answers.jsonl"
     writer = AnswerWriter(lambda rows, sampling: [[WrittenAnswer("é", (-1.0,))] for _ in rows], {})
