@@ -45,10 +45,10 @@ class AnswerOptions:
 
     Args:
         confidences (`tuple[str, ...]`, *optional*, defaults to `("likelihood", "agreement", "p_true")`):
-            Confidences to compute. `"likelihood"`: exponential of the mean log-probability of the answer's tokens;
-            `"sequence_likelihood"`: of their sum. `"agreement"`: share of samples that agree with the greedy answer
-            after [`~hf_calib.normalize_answer`], `(k + 1/2) / (N + 1)` for k of N samples. `"p_true"`: probability of
-            True to the question whether the answer is right.
+            Confidences to compute. `"likelihood"`: exponential of the mean log-probability of the answer's tokens,
+            without the token that ends it; `"sequence_likelihood"`: of their sum. `"agreement"`: share of samples that
+            agree with the greedy answer after [`~hf_calib.normalize_answer`], `(k + 1/2) / (N + 1)` for k of N
+            samples. `"p_true"`: probability of True to the question whether the answer is right.
         prompt_format ([`~hf_calib.PromptFormat`], *optional*):
             How a question is written, with scoring `"text"`. Defaults to `ANSWER_TEMPLATE` of `hf_calib.data.prompts`.
         judgement_format ([`~hf_calib.PromptFormat`], *optional*):

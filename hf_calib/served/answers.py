@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ from .probe import probe_server
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# Spelling of a special token, such as <|im_end|> or </s>; <0xE9> is a byte.
+_SPECIAL = re.compile(r"<(?!0x)[^<>\s]+>")
 
 
 def predict_served_answers(
@@ -153,10 +157,24 @@ class ServedAnswers:
 
     @staticmethod
     def _answer(found: Generation) -> WrittenAnswer:
-        """The first line of the answer. Some servers list the token that ends it, too."""
+        """
+        The first line of the answer, and the log-probabilities of its tokens.
+
+        Some servers list the token that ends the answer. It is left out, as for a local model.
+        """
         tokens, log_probs = found.tokens, found.log_probabilities
-        if tokens and "".join(tokens[:-1]).strip() == found.text.strip() != "".join(tokens).strip():
-            tokens = tokens[:-1]
+        if _lists_end(tokens, found.text.strip()):
+            tokens, log_probs = tokens[:-1], log_probs[:-1]
         answer = first_answer(tokens, log_probs, "".join)
         # A character may be in several tokens, none of which is spelled as a part of the text.
         return WrittenAnswer(first_line(found.text), answer.log_probs or tuple(log_probs))
+
+
+def _lists_end(tokens: Sequence[str], text: str) -> bool:
+    """Whether the last token is one that ends the text, not a part of it."""
+    if not tokens:
+        return False
+    if "".join(tokens[:-1]).strip() == text:
+        return "".join(tokens).strip() != text
+    # Tokens may be spelled otherwise than the text, as parts of a character are.
+    return _SPECIAL.fullmatch(tokens[-1].strip()) is not None and not text.endswith(tokens[-1].strip())

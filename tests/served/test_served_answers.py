@@ -81,6 +81,16 @@ def test_a_judgement_that_no_server_can_score_is_refused_before_the_answers(serv
         (Generation(" red\nblue", [" red", "\n", "blue"], [-1.0, -2.0, -3.0], True), WrittenAnswer("red", (-1.0,))),
         (Generation("é\nb", ["\ufffd", "\ufffd", "\n", "b"], [-1.0] * 4, True), WrittenAnswer("é", (-1.0, -1.0))),
         (Generation("", [], [], True), WrittenAnswer("")),
+        # the end is listed beside tokens that are not spelled as the text
+        (
+            Generation("é", ["\ufffd", "\ufffd", "<|im_end|>"], [-1.0, -2.0, -3.0], True),
+            WrittenAnswer("é", (-1.0, -2.0)),
+        ),
+        (Generation("é", ["", "", "</s>"], [-1.0, -2.0, -3.0], True), WrittenAnswer("é", (-1.0, -2.0))),
+        (Generation("red", ["▁red", "</s>"], [-1.0, -2.0], True), WrittenAnswer("red", (-1.0,))),
+        # no end is listed
+        (Generation("é", ["<0xC3>", "<0xA9>"], [-1.0, -2.0], True), WrittenAnswer("é", (-1.0, -2.0))),
+        (Generation("▁ <br>", ["\ufffd", "<br>"], [-1.0, -2.0], True), WrittenAnswer("▁ <br>", (-1.0, -2.0))),
     ],
 )
 def test_the_first_line_is_the_answer(generation, answer):
