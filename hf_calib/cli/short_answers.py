@@ -72,7 +72,7 @@ def prepare_answers(args: EvaluateArguments, output_dir: Path) -> Callable[[], N
 def _predictor(args: EvaluateArguments, questions: Dataset, options: AnswerOptions):
     """Function that writes and judges answers, of a local or a served model, and the tokenizer, if it is here."""
     if args.endpoint is not None:
-        given = {"tokenizer": args.tokenizer, "max_length": args.max_length, "drop_too_long": args.drop_too_long}
+        given = {"tokenizer": args.tokenizer, "max_length": args.max_length}
         if unused := [name for name, value in given.items() if value]:
             raise ValueError(f"--{unused[0]} has no meaning for answers that a served model writes.")
         from ..served.answers import predict_served_answers

@@ -49,7 +49,8 @@ def predict_served_answers(
         dataset (`Dataset`):
             Questions with accepted texts, or option questions; see [`~hf_calib.load_short_questions`].
         options ([`~hf_calib.AnswerOptions`], *optional*):
-            As for [`~hf_calib.predict_answers`], without `max_length` and `drop_too_long`.
+            As for [`~hf_calib.predict_answers`], without `max_length`. `drop_too_long` leaves out of P(True) what the
+            server refuses to judge as too long. A question that is too long itself raises.
         changes:
             Fields that replace those of `options`.
 
@@ -73,8 +74,9 @@ def predict_served_answers(
         _check_sampling(served, source.prompt(min(questions, key=lambda row: len(row["question"]))))
 
     def judge(judgements: Dataset, path):
-        settings = {"prompt_format": options.judging_format, "labelled": False, "output_path": path}
-        return predict_served_options(served, judgements, resume=options.resume, progress=options.progress, **settings)
+        settings = {name: getattr(options, name) for name in ("drop_too_long", "resume", "progress")}
+        settings |= {"prompt_format": options.judging_format, "labelled": False, "output_path": path}
+        return predict_served_options(served, judgements, **settings)
 
     return collect_answers(source.writer(), judge, questions, options, {"model": served.model, "too_long": 0})
 

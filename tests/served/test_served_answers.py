@@ -62,6 +62,23 @@ def test_a_server_that_dies_loses_no_answer(served, server, short, tmp_path):
     assert len(set(sent)) <= 8 - saved + 1  # those that were missing, and the prompt of the probe
 
 
+def test_a_judgement_that_is_too_long_is_left_out(served, server, tokenizer, tmp_path):
+    # The question fits into the context once, not twice.
+    words = "ice " * (server.model.config.max_position_embeddings * 2 // 3)
+    length = len(tokenizer(words)["input_ids"])
+    words = words[: 4 * (len(words) // 4 * server.model.config.max_position_embeddings * 2 // 3 // length)]
+    rows = [{"question": text, "answers": ["2"]} for text in ("What is 1 + 1?", words, "What is ice?")]
+    options = {"prompt_format": PLAIN, "judgement_template": "{question} {question} {answer}", "max_new_tokens": 1}
+    options |= {"confidences": ("likelihood", "p_true"), "output_dir": tmp_path, "progress": False}
+    with pytest.raises(ValueError, match="--drop_too_long true"):
+        predict_served_answers(served, Dataset.from_list(rows), **options)
+    found = predict_served_answers(served, Dataset.from_list(rows), drop_too_long=True, **options)
+    assert len(found.answers) == len(found.predictions["likelihood"]) == 3
+    judged = found.predictions["p_true"]
+    assert judged.metadata["too_long"] == 1
+    assert judged.ids.tolist() == [found.questions["id"][0], found.questions["id"][2]]
+
+
 def test_likelihoods_from_after_sampling_are_refused(served, server, short):
     server.processed = True
     with pytest.raises(EndpointError, match="from before sampling"):
