@@ -298,9 +298,17 @@ def likelihood(answer: WrittenAnswer, mean: bool = True) -> float:
             The answer.
         mean (`bool`, *optional*, defaults to `True`):
             Exponential of the mean log-probability of its tokens, instead of the sum.
+
+    Raises:
+        `ValueError`: for an answer without log-probabilities.
     """
     if not answer.text:
         return 0.0
+    if not answer.log_probs:
+        raise ValueError(
+            f"the answer {answer.text[:60]!r} has no log-probabilities: a run without a likelihood saved it. Choose "
+            "another output_dir, or write the answers again with resume=False (`--no_resume`)"
+        )
     return float(np.exp(np.mean(answer.log_probs) if mean else np.sum(answer.log_probs)))
 
 

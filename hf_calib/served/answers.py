@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..data.layouts import digest
@@ -41,7 +42,8 @@ def predict_served_answers(
     Let a served model write answers, grade them, and compute their confidences.
 
     Questions are chat messages; with `use_chat_template=False` they are plain texts that the model continues. Every
-    answer is saved when its batch ends or fails.
+    answer is saved when its batch ends or fails. For a likelihood the server's sampling is probed before the first
+    answer that is not saved; without one no log-probabilities are saved, because nothing checks them.
 
     Args:
         served ([`ServedModel`]):
@@ -69,16 +71,25 @@ def predict_served_answers(
     # A smaller batch would keep the server from its number of requests at a time.
     options = replace(options, batch_size=max(options.batch_size, served.options.concurrency))
     questions = short_questions(dataset, labelled=options.labelled)
-    source = ServedAnswers(served, options.answer_format, options.max_new_tokens)
-    if {"likelihood", "sequence_likelihood"} & set(options.confidences):
+    likelihoods = bool({"likelihood", "sequence_likelihood"} & set(options.confidences))
+    source = ServedAnswers(served, options.answer_format, options.max_new_tokens, keep_log_probs=likelihoods)
+
+    @cache
+    def check_sampling() -> None:
         _check_sampling(served, source.prompt(min(questions, key=lambda row: len(row["question"]))))
+
+    def write(rows: Sequence[Mapping[str, Any]], sampling: Sampling) -> list[list[WrittenAnswer]]:
+        if likelihoods and sampling.temperature == 0:
+            check_sampling()
+        return source(rows, sampling)
 
     def judge(judgements: Dataset, path):
         settings = {name: getattr(options, name) for name in ("drop_too_long", "resume", "progress")}
         settings |= {"prompt_format": options.judging_format, "labelled": False, "output_path": path}
         return predict_served_options(served, judgements, **settings)
 
-    return collect_answers(source.writer(), judge, questions, options, {"model": served.model, "too_long": 0})
+    writer = replace(source.writer(), write=write)
+    return collect_answers(writer, judge, questions, options, {"model": served.model, "too_long": 0})
 
 
 def _check_sampling(served: ServedModel, prompt: Prompt) -> None:
@@ -101,10 +112,19 @@ class ServedAnswers:
             How a question is written.
         max_new_tokens (`int`, *optional*, defaults to `32`):
             Largest number of tokens of an answer.
+        keep_log_probs (`bool`, *optional*, defaults to `True`):
+            Keep the log-probabilities of the answers.
     """
 
-    def __init__(self, served: ServedModel, prompt_format: PromptFormat, max_new_tokens: int = 32):
-        self.served, self.prompt_format, self.max_new_tokens = served, prompt_format, max_new_tokens
+    def __init__(
+        self,
+        served: ServedModel,
+        prompt_format: PromptFormat,
+        max_new_tokens: int = 32,
+        keep_log_probs: bool = True,
+    ):
+        self.served, self.prompt_format = served, prompt_format
+        self.max_new_tokens, self.keep_log_probs = max_new_tokens, keep_log_probs
 
     def writer(self) -> AnswerWriter:
         """The writer, with what its answers depend on."""
@@ -144,7 +164,8 @@ class ServedAnswers:
                 if isinstance(found, Exception):
                     problem = problem or f"question {questions[item[0]]['id']!r}: {found}"
                 else:
-                    written[item] = self._answer(found)
+                    answer = self._answer(found)
+                    written[item] = answer if self.keep_log_probs else WrittenAnswer(answer.text)
         except EndpointError as error:
             problem = str(error)
         draws = range(sampling.num_samples)

@@ -58,6 +58,11 @@ def test_a_server_that_dies_loses_no_answer(served, server, short, tmp_path):
     before = len(server.requests)
     found = predict_served_answers(served, short, output_dir=tmp_path, **options())
     assert len(found.answers) == 8
+    # What is saved needs neither a request nor a probe.
+    sent_before = len(server.requests)
+    again = predict_served_answers(served, short, output_dir=tmp_path, **options())
+    assert again.answers == found.answers
+    assert len(server.requests) == sent_before
     sent = [request["prompt"] for request in server.requests[before:]]
     assert len(set(sent)) <= 8 - saved + 1  # those that were missing, and the prompt of the probe
 
@@ -83,6 +88,17 @@ def test_likelihoods_from_after_sampling_are_refused(served, server, short):
     server.processed = True
     with pytest.raises(EndpointError, match="from before sampling"):
         predict_served_answers(served, short, prompt_format=PLAIN, confidences=("likelihood",), progress=False)
+
+
+def test_answers_that_were_saved_without_a_probe_have_no_likelihood(served, server, short, tmp_path):
+    options = {"prompt_format": PLAIN, "max_new_tokens": 1, "num_samples": 1, "progress": False}
+    server.processed = True
+    predict_served_answers(served, short, confidences=("agreement",), output_dir=tmp_path, **options)
+    with pytest.raises(ValueError, match="has no log-probabilities: .*--no_resume"):
+        predict_served_answers(served, short, confidences=("likelihood",), output_dir=tmp_path, **options)
+    server.processed = False
+    options |= {"confidences": ("likelihood",), "output_dir": tmp_path, "resume": False}
+    assert predict_served_answers(served, short, **options).predictions["likelihood"].outcomes[0].min() > 1e-6
 
 
 def test_a_judgement_that_no_server_can_score_is_refused_before_the_answers(served, server, short):
