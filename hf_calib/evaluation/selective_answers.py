@@ -32,7 +32,8 @@ class SelectiveAnswer:
         id (`str`): Id of the question.
         question (`str`): Its text.
         answered (`bool`): Whether the confidence reaches the threshold.
-        answer (`str`, *optional*): Letter of the chosen option, by its position; `None` where it abstains.
+        answer (`str`, *optional*): Letter of the chosen option, by its position; `None` where it abstains, and for
+            options after the 26th.
         text (`str`, *optional*): Text of the chosen option; `None` where it abstains.
         confidence (`float`): Calibrated probability of the likeliest option, also where it abstains.
         subject (`str`, *optional*): Subject of the question, if it has one.
@@ -79,7 +80,7 @@ def selective_answers(gate: Gate, questions: Dataset, predictions: OptionPredict
                 id=name,
                 question=question,
                 answered=answered[row],
-                answer=ascii_uppercase[option] if answered[row] else None,
+                answer=(ascii_uppercase[option : option + 1] or None) if answered[row] else None,
                 text=choices[option] if answered[row] else None,
                 confidence=float(str(predictions.probabilities[row, option])),  # the shortest digits of a float32
                 subject=subjects[row],
