@@ -13,6 +13,7 @@ from .reading import FilesParser, ReadingArguments
 
 if TYPE_CHECKING:
     from ..evaluation.gate import Gate
+    from ..evaluation.prediction_sets import PredictionSets
     from ..inference.predictions import OptionPredictions
     from ..prediction_files.confidences import ConfidencePredictions
 
@@ -165,26 +166,35 @@ def _draw(gate: Gate, predictions: OptionPredictions | ConfidencePredictions, ou
     save_figure(figure, output_dir / "risk_coverage")
 
 
-def _prepare_check(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
-    from ..evaluation.gate import Answers, Gate, check_same_model, predictions_digest
-    from ..evaluation.gate_check import check_gate
-    from ..evaluation.tables import check_output_dir, write_json
+def _read_new(
+    args: ThresholdArguments, files: Sequence[str], rule: Gate | PredictionSets
+) -> tuple[list[OptionPredictions | ConfidencePredictions], bool]:
+    """Read predictions to check, each named once; also whether all could be compared with the model of the rule."""
+    from ..evaluation.gate import check_same_model, predictions_digest
     from ..hub.saved_predictions import load_predictions
 
-    gate = Gate.load(args.check)
     parts, compared, seen = [], [], {}
     for name in files:
-        predictions = load_predictions(name, **args.reading, labelled=False)
-        compared.append(check_same_model(gate, predictions, name))
-        if (digest := predictions_digest(predictions)) in seen:
+        parts.append(load_predictions(name, **args.reading, labelled=False))
+        compared.append(check_same_model(rule, parts[-1], name))
+        if (digest := predictions_digest(parts[-1])) in seen:
             raise ValueError(f"{name} holds the same predictions as {seen[digest]}: name each file once.")
         seen[digest] = name
-        parts.append(Answers.of(predictions))
-    result = check_gate(gate, Answers.joined(parts))
+    return parts, all(compared)
+
+
+def _prepare_check(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
+    from ..evaluation.gate import Answers, Gate
+    from ..evaluation.gate_check import check_gate
+    from ..evaluation.tables import check_output_dir, write_json
+
+    gate = Gate.load(args.check)
+    parts, compared = _read_new(args, files, gate)
+    result = check_gate(gate, Answers.joined([Answers.of(part) for part in parts]))
     output_dir = check_output_dir(args.output_dir) if args.output_dir else None
 
     def show() -> None:
-        if not all(compared):
+        if not compared:
             print("The model is not named in the gate or in the predictions: whether it is the same was not checked.")
         if output_dir is not None:
             write_json(output_dir / "check.json", {"kind": result.kind, **result.results})
@@ -215,16 +225,12 @@ def _prepare_sets(args: ThresholdArguments, files: Sequence[str]) -> Callable[[]
 
 
 def _prepare_sets_check(args: ThresholdArguments, files: Sequence[str]) -> Callable[[], None]:
-    from ..evaluation.gate import check_same_model
     from ..evaluation.prediction_sets import PredictionSets, check_sets, require_options
     from ..evaluation.tables import check_output_dir, write_json
-    from ..hub.saved_predictions import load_predictions
     from ..inference.predictions import OptionPredictions
 
-    rule, parts = PredictionSets.load(args.check), []
-    for name in files:
-        parts.append(require_options(load_predictions(name, **args.reading, labelled=False)))
-        check_same_model(rule, parts[-1], name)
+    rule = PredictionSets.load(args.check)
+    parts = [require_options(part) for part in _read_new(args, files, rule)[0]]
     predictions = parts[0] if len(parts) == 1 else OptionPredictions.join(parts)
     chosen = rule.apply(predictions)
     result = check_sets(rule, chosen, predictions.labels)

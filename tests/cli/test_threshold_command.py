@@ -327,3 +327,9 @@ def test_sets_of_another_model_or_of_confidences(sets, tmp_path, capsys):
     assert "these are confidences alone" in capsys.readouterr().err
     assert threshold(tmp_path / "new.csv", "--sets", 0.9, "--output_dir", tmp_path) == 2
     assert "these are confidences alone" in capsys.readouterr().err
+
+
+def test_predictions_of_sets_named_twice(sets, tmp_path, capsys):
+    new = folder(tmp_path / "new", power=1, seed=1)
+    assert threshold("--check", sets, new, new / "predictions.npz") == 2
+    assert "holds the same predictions as" in capsys.readouterr().err
