@@ -23,7 +23,7 @@ from datasets import List as ListOf
 from .adapters import CONTEXT_COLUMNS, adapt_questions, handle_faults
 from .columns import parse_columns, rename_columns
 from .files import load_records
-from .layouts import InvalidRow, Row, columns_as_known, digest, find_adapter, structured
+from .layouts import ADAPTERS, InvalidRow, Row, columns_as_known, digest, find_adapter, structured
 from .questions import draw_questions
 from .text_files import TextRecords
 from .unified import REQUIRED_FEATURES
@@ -37,10 +37,16 @@ JUDGEMENT_CHOICES = ("True", "False")
 NO_ANSWER = "(no answer)"
 
 _KNOWN = ("id", "question", "answers", "answer", "subject")
+# Layouts that show their options without the answers. In the others the options are part of the question.
+_BESIDE_QUESTION = [
+    name for name, known in ADAPTERS.items() if set(known.columns) != {"question", known.answer_column}
+]
 _FEATURES = {"id": Value("string"), "question": Value("string"), "answers": ListOf(Value("string"))}
 
 
-def are_short_answers(columns: Iterable[str], named: str | Mapping[str, str] | None = None) -> bool:
+def are_short_answers(
+    columns: Iterable[str], named: str | Mapping[str, str] | None = None, labelled: bool = True
+) -> bool:
     """
     Tell by its columns whether a data set has questions with accepted texts and no options.
 
@@ -49,11 +55,15 @@ def are_short_answers(columns: Iterable[str], named: str | Mapping[str, str] | N
             Columns of the data set.
         named (`str` or `Mapping[str, str]`, *optional*):
             Column for a name, as in `"question=Prompt,answers=Gold"`.
+        labelled (`bool`, *optional*, defaults to `True`):
+            Whether accepted texts are needed. With `False` questions alone are enough.
     """
     present = {column.strip().lower() for column in columns}
     if named:
         present |= {name for name, column in parse_columns(named).items() if column.strip().lower() in present}
-    return "question" in present and bool({"answers", "answer"} & present) and find_adapter(present) is None
+    if "question" not in present or find_adapter(present):
+        return False
+    return bool({"answers", "answer"} & present) or not (labelled or find_adapter(present, _BESIDE_QUESTION, False))
 
 
 def holds_short_answers(
@@ -61,10 +71,11 @@ def holds_short_answers(
     name: str | None = None,
     split: str | None = None,
     columns: str | Mapping[str, str] | None = None,
+    labelled: bool = True,
 ) -> bool:
     """Tell whether a file, a folder or a data set on the Hub is one of [`load_short_questions`] and has no options."""
     records = load_records(path, name, split)
-    return are_short_answers(_columns(records), columns)
+    return are_short_answers(_columns(records), columns, labelled)
 
 
 def load_short_questions(
@@ -143,7 +154,7 @@ def short_questions(
     """
     if {"id", "question", "answers"} <= set(_columns(dataset)) and _is_clean(dataset, labelled):
         return dataset
-    if not are_short_answers(_columns(dataset), columns):
+    if not are_short_answers(_columns(dataset), columns, labelled):
         known = find_adapter(_columns(dataset), labelled=labelled) or columns
         if not known:
             raise ValueError(
@@ -161,7 +172,10 @@ def short_questions(
         )
         return _dataset([_without_options(row) for row in options])
     if columns:
-        dataset = rename_columns(dataset, parse_columns(columns), source)
+        named = parse_columns(columns)
+        if not labelled:  # accepted texts are not read, and their column may be absent
+            named = {name: column for name, column in named.items() if name not in ("answers", "answer")}
+        dataset = rename_columns(dataset, named, source)
     if unread := [name for name in _columns(dataset) if name.strip().lower() in CONTEXT_COLUMNS]:
         logger.warning(
             f"{source}: the column '{unread[0]}' is not read; if questions need it, put its text into the questions"

@@ -44,7 +44,9 @@ def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
     for name, (split, labelled) in _DATA.items():
         path = getattr(options, name)
         config = options.dataset_config if path and is_hub_id(path) else None
-        if path and holds_short_answers(path, config, split or options.split, options.columns):
+        # Questions alone are of the kind of the labelled ones.
+        needs_answers = labelled or "dataset" not in short
+        if path and holds_short_answers(path, config, split or options.split, options.columns, needs_answers):
             short[name] = (path, config, split or options.split, labelled)
     if not short:
         return options

@@ -104,6 +104,24 @@ def test_without_labels_answers_are_ignored(tmp_path):
     assert load_short_questions(path, labelled=False)["answers"][:] == [None]
 
 
+@pytest.mark.parametrize("columns", [None, "question=Prompt,answers=Gold"])
+def test_questions_alone_without_labels(tmp_path, columns):
+    name = "Prompt" if columns else "question"
+    path = write(tmp_path / "short.jsonl", [{name: "Capital?", "note": "x"}])
+    assert holds_short_answers(path, columns=columns, labelled=False)
+    assert not holds_short_answers(path, columns=columns)
+    questions = load_short_questions(path, columns=columns, labelled=False)
+    assert questions["question"][:] == ["Capital?"] and questions["answers"][:] == [None]
+    with pytest.raises(ValueError, match="hold neither accepted texts" if columns is None else "Gold"):
+        load_short_questions(path, columns=columns)
+
+
+@pytest.mark.parametrize("row", [{"choices": ["a", "b"]}, {"A": "a", "B": "b"}, {"answerKey": "A"}])
+def test_options_without_answers_are_no_short_answers(tmp_path, row):
+    path = write(tmp_path / "options.jsonl", [{"question": "Which? (A) a (B) b", **row}])
+    assert not holds_short_answers(path, labelled=False)
+
+
 def test_option_questions_need_options(tmp_path):
     with pytest.raises(ValueError, match="hold no options.*hf-calib evaluate"):
         load_questions(write(tmp_path / "short.jsonl", ROWS))

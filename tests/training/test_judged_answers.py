@@ -66,6 +66,12 @@ def test_questions_become_judgements(options, capsys):
     assert with_judged_answers(judged) is judged  # option questions stay
 
 
+def test_unlabelled_questions_need_no_answers(options, tmp_path):
+    (tmp_path / "bare.jsonl").write_text("\n".join(json.dumps({"question": f"{i} * 3"}) for i in range(7)))
+    judged = with_judged_answers(replace(options, unlabelled=str(tmp_path / "bare.jsonl")))
+    assert len(load_questions(judged.unlabelled, labelled=False)) == 7
+
+
 def test_columns_are_of_questions_of_one_kind(options, tmp_path):
     row = {"question": "Ice is", "choices": ["hot", "cold"], "answer": 2}
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row) for _ in range(9)))
