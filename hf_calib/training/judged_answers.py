@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ..inference.answer_confidence import predict_answers
 from ..inference.model_loading import load_model, process_state
 from .restore_options import RestoreOptions
 
+
+logger = logging.getLogger(__name__)
 
 # Which split of each data set is read, and whether its accepted texts are.
 _DATA = {"dataset": (None, True), "test": ("test", True), "unlabelled": ("train", False)}
@@ -37,8 +40,8 @@ def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
         scoring, letters are scored.
 
     Raises:
-        `ValueError`: if all answers to the labelled questions are right, or all are wrong; or if columns are named,
-            and some questions have options and others have none.
+        `ValueError`: if all answers to `dataset` are right, or all are wrong (for `test` it is a warning); or if
+            columns are named, and some questions have options and others have none.
     """
     short = {}
     for name, (split, labelled) in _DATA.items():
@@ -93,7 +96,8 @@ def _judge(options: RestoreOptions, name: str, loaded: tuple, questions, labelle
     state.wait_for_everyone()
     if labelled and len(set(found.correct)) == 1:
         which = "right" if found.correct[0] else "wrong"
-        raise ValueError(
-            f"all {len(questions)} answers to {getattr(options, name)} are {which}: there is nothing to learn from."
-        )
+        message = f"all {len(found.correct)} answers to {getattr(options, name)} are {which}"
+        if name == "dataset":
+            raise ValueError(f"{message}: there is nothing to learn from.")
+        logger.warning(f"{message}: measures that need both kinds are undefined")
     return str(folder / "questions.parquet")

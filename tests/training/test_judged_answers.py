@@ -93,3 +93,13 @@ def test_restore_takes_them(options, tmp_path, monkeypatch):
     assert {stage["stage"] for stage in stages} >= {"aligned", "restored"}
     assert all(0 < stage["ece"] < 1 for stage in stages)
     assert (tmp_path / "out" / "model" / "config.json").is_file()
+
+
+def test_restore_with_a_test_set_of_wrong_answers_alone(options, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", 1)
+    (tmp_path / "wrong.jsonl").write_text(
+        "\n".join(json.dumps({"question": f"{i}", "answer": "x y"}) for i in range(30))
+    )
+    stages = run_restore(replace(options, unlabelled=None, test=str(tmp_path / "wrong.jsonl")))
+    assert "all 30 answers to" in caplog.text and "wrong: measures that need both kinds" in caplog.text
+    assert {stage["stage"] for stage in stages} >= {"aligned", "restored"}
