@@ -36,8 +36,8 @@ def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
             Options with questions of any kind.
 
     Returns:
-        [`~hf_calib.training.restore_options.RestoreOptions`]: options with option questions alone; without a given
-        scoring, letters are scored.
+        [`~hf_calib.training.restore_options.RestoreOptions`]: options with option questions alone, to which their
+        limits are applied; without a given scoring, letters are scored.
 
     Raises:
         `ValueError`: if all answers to `dataset` are right, or all are wrong (for `test` it is a warning); or if
@@ -66,9 +66,10 @@ def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
     )
     changes = {"scoring": options.scoring or "letter", "columns": None, "answers_from": None}
     for name, (path, config, split, labelled) in short.items():
-        limit = getattr(options, "limit" if name == "dataset" else f"{name}_limit")
+        limit = "limit" if name == "dataset" else f"{name}_limit"
         reading = {"drop_invalid": options.drop_invalid, "labelled": labelled, **options.reading}
-        questions = load_short_questions(path, config, split, limit, options.seed, **reading)
+        questions = load_short_questions(path, config, split, getattr(options, limit), options.seed, **reading)
+        changes[limit] = None  # applied
         changes[name] = _judge(options, name, (model, tokenizer), questions, labelled)
     del model
     gc.collect()

@@ -66,6 +66,13 @@ def test_questions_become_judgements(options, capsys):
     assert with_judged_answers(judged) is judged  # option questions stay
 
 
+def test_limits_are_applied_once(options):
+    judged = with_judged_answers(replace(options, limit=30, unlabelled_limit=4))
+    assert judged.limit is None and judged.unlabelled_limit is None
+    assert len(load_questions(judged.dataset)) == 30
+    assert len(load_questions(judged.unlabelled, labelled=False)) == 4
+
+
 def test_unlabelled_questions_need_no_answers(options, tmp_path):
     (tmp_path / "bare.jsonl").write_text("\n".join(json.dumps({"question": f"{i} * 3"}) for i in range(7)))
     judged = with_judged_answers(replace(options, unlabelled=str(tmp_path / "bare.jsonl")))
