@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -25,7 +25,7 @@ GROUP_KEYS = (
 )  # fmt: skip
 
 _MOST_SIMULATIONS = 100_000
-# the measures of a comparison have a prefix of their own
+# A group without `n` has a comparison alone, whose measures all have a prefix.
 _GROUP_KEY = re.compile(r"group/(.*?)/((?:difference/|other/)?[^/]+)", re.DOTALL)
 
 
@@ -221,6 +221,10 @@ def groups_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     Collect the groups of a flat dictionary of results.
 
+    Names and measures may contain slashes. The names are those with a key `group/<name>/n`, and a key belongs to the
+    longest one that fits. So with groups `law` and `law/other`, the key `group/law/other/ece` belongs to the latter;
+    in a comparison the former has the same key, and one of the two values is lost: rename such groups.
+
     Args:
         results (`Mapping`):
             Result of [`evaluate_probabilities`], or the content of a `results.json`.
@@ -228,9 +232,19 @@ def groups_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Returns:
         `dict`: measures of each group, by name.
     """
+    keys = [key for key in results if key.startswith("group/")]
+    names = {key.removeprefix("group/").removesuffix("/n") for key in keys if key.endswith("/n")}
     groups: dict[str, dict[str, Any]] = {}
-    for key, value in results.items():
-        if key.startswith("group/"):
-            name, measure = _GROUP_KEY.fullmatch(key).groups()
-            groups.setdefault(name, {})[measure] = value
+    for key in keys:
+        name, measure = _split_group_key(key, names)
+        groups.setdefault(name, {})[measure] = results[key]
     return groups
+
+
+def _split_group_key(key: str, names: Collection[str]) -> tuple[str, str]:
+    """Name of the group, the longest one of `names` that fits, and measure."""
+    parts = key.split("/")[1:]
+    for end in range(len(parts) - 1, 0, -1):
+        if (name := "/".join(parts[:end])) in names:
+            return name, "/".join(parts[end:])
+    return _GROUP_KEY.fullmatch(key).groups()

@@ -7,6 +7,8 @@ import pytest
 
 from hf_calib.evaluation.evaluate import evaluate_confidences, evaluate_probabilities, group_results, groups_of, holm
 from hf_calib.measures import checked, validation
+from hf_calib.measures.paired import comparison_report
+from hf_calib.measures.risk_coverage import selective_report
 
 
 def calibrated(rng, n):
@@ -97,6 +99,29 @@ def test_names_of_groups():
     results = group_results(confidences, correct, ["a/b", "a/b", "é", None], n_bootstrap=20)
     assert list(groups_of(results)) == ["None", "a/b", "é"]
     assert groups_of(results)["a/b"]["n"] == 2
+
+
+@pytest.mark.parametrize("names", [("law", "law/other"), ("law/difference", "art"), ("a/n", "a"), ("", "other/b")])
+def test_names_of_groups_like_measures(names):
+    rng = np.random.default_rng(0)
+    confidences, correct = rng.random(40), rng.integers(0, 2, 40)
+    labels = np.repeat(names, 20)
+    groups = groups_of(group_results(confidences, correct, labels, n_bootstrap=20))
+    assert sorted(groups) == sorted(names)
+    assert all(group["n"] == 20 and "ece" in group and len(group) == 11 for group in groups.values())
+
+
+def test_names_of_groups_in_a_comparison():
+    first, second, correct = [0.9, 0.8, 0.7, 0.6], [0.5, 0.6, 0.7, 0.8], [1, 0, 1, 1]
+    labels = ["law/other", "law/other", "art", "art"]
+    compared = comparison_report((first, correct), (second, correct), ["ece"], groups=labels, n_bootstrap=20)
+    measured = group_results(first, correct, labels, n_bootstrap=20)
+    for results in (compared, measured | compared):
+        groups = groups_of(results)
+        assert sorted(groups) == ["art", "law/other"]
+        assert all({"other/ece", "difference/ece_low"} <= set(group) for group in groups.values())
+    selective = groups_of(selective_report(first, correct, groups=np.array(labels), n_bootstrap=20))
+    assert "coverage_at_risk/0.1_low" in selective["law/other"]
 
 
 def test_groups_without_weight_are_left_out():
