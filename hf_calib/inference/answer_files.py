@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data.layouts import digest
 from .model_loading import process_state
-from .resumable import remove_unfinished_line
+from .resumable import check_fingerprint, remove_unfinished_line
 from .written_answers import AnswerWriter, InterruptedWriting, Sampling, WrittenAnswer
 
 
@@ -103,12 +103,7 @@ class _AnswerFile:
 
     def _prepare(self, record: Path, fingerprint: dict[str, str], resume: bool) -> None:
         if resume and record.exists() and self.path.exists():
-            found = json.loads(record.read_text(encoding="utf-8"))
-            if differing := [name for name in fingerprint if found.get(name) != fingerprint[name]]:
-                raise ValueError(
-                    f"{self.path} holds answers with other {' and '.join(differing)}; choose another output_dir, or "
-                    "overwrite it with resume=False (`--no_resume`)"
-                )
+            check_fingerprint(json.loads(record.read_text("utf-8")), fingerprint, f"{self.path} holds answers")
             remove_unfinished_line(self.path)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,15 @@ def remove_unfinished_line(path: Path) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
+def check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], what: str) -> None:
+    """Raise a `ValueError` if saved work (`what`: "x.npz holds predictions") has another fingerprint than wanted."""
+    if differing := [name for name in wanted if found.get(name) != wanted[name]]:
+        raise ValueError(
+            f"{what} with other {' and '.join(differing)}; choose another output folder, or overwrite it with "
+            "resume=False (`--no_resume`)"
+        )
+
+
 class ResumableScores:
     """
     Scores by index of the question, shared by all processes and saved while the work goes on.
@@ -71,7 +80,7 @@ class ResumableScores:
         self.folder = path.with_name(f"{path.name}.partial")
         if resume and path.exists():
             predictions = OptionPredictions.load(path)
-            self._check(predictions.metadata.get("fingerprint", {}), fingerprint, path)
+            check_fingerprint(predictions.metadata.get("fingerprint", {}), fingerprint, f"{path} holds predictions")
             self.finished = predictions
             return
         if state.is_main_process:
@@ -90,7 +99,7 @@ class ResumableScores:
         record = self.folder / "fingerprint.json"
         try:
             if resume and record.exists():
-                self._check(json.loads(record.read_text()), fingerprint, self.folder)
+                check_fingerprint(json.loads(record.read_text()), fingerprint, f"{self.folder} holds predictions")
                 return
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
@@ -101,14 +110,6 @@ class ResumableScores:
                 f"{error.strerror}: predictions cannot be written; choose another output_path",
                 str(self.path),
             ) from error
-
-    @staticmethod
-    def _check(found: dict[str, str], wanted: dict[str, str], path: Path) -> None:
-        if differing := [name for name in wanted if found.get(name) != wanted[name]]:
-            raise ValueError(
-                f"{path} holds predictions with other {' and '.join(differing)}; choose another output_path, or "
-                "overwrite it with resume=False (`--no_resume`)"
-            )
 
     def add(self, indices: Sequence[int], rows: Sequence[np.ndarray]) -> None:
         """Add scores `(num_options,)` of the questions at these indices; they are saved every few seconds."""
