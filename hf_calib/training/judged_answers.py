@@ -99,6 +99,7 @@ def _judge(options: RestoreOptions, name: str, loaded: tuple, questions, labelle
         which = "right" if found.correct[0] else "wrong"
         message = f"all {len(found.correct)} answers to {getattr(options, name)} are {which}"
         if name == "dataset":
-            raise ValueError(f"{message}: there is nothing to learn from.")
+            advice = "" if found.correct[0] else " Questions with options need the column choices."
+            raise ValueError(f"{message}: there is nothing to learn from.{advice}")
         logger.warning(f"{message}: measures that need both kinds are undefined")
     return str(folder / "questions.parquet")
