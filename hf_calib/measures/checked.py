@@ -134,6 +134,21 @@ def check_predictions(
     return _select(predictions, weights > 0)
 
 
+def check_scores(scores, outcomes, sample_weight=None) -> Examples:
+    """
+    Check confidences with outcomes (one dimension), or option probabilities with labels (two).
+
+    Args:
+        scores (array-like of shape `(N,)` or `(N, K)`), outcomes (array-like of shape `(N,)`), sample_weight:
+            As in [`check_examples`] or [`check_predictions`].
+
+    Returns:
+        [`Examples`]: [`Predictions`] where option probabilities are given.
+    """
+    plain = len(scores) > 0 and np.ndim(scores[0]) == 0
+    return (check_examples if plain else check_predictions)(scores, outcomes, sample_weight)
+
+
 def target_confidence(
     probabilities, target_probabilities, name: str = "target_probabilities"
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .bootstrap import LEVEL
-from .checked import Examples, Predictions, check_examples, check_predictions
+from .checked import Examples, Predictions, check_scores
 from .options import MeasureOptions
 
 
@@ -107,11 +107,8 @@ def kernel_calibration_test(
     ```
     """
     options = MeasureOptions(**options)
-    if len(predictions) and np.ndim(predictions[0]) == 0:
-        return kernel_test_of(check_examples(predictions, outcomes, sample_weight), options, bandwidth)
-    return kernel_test_of(
-        check_predictions(predictions, outcomes, sample_weight), options, bandwidth, all_options=True
-    )
+    examples = check_scores(predictions, outcomes, sample_weight)
+    return kernel_test_of(examples, options, bandwidth, all_options=isinstance(examples, Predictions))
 
 
 def kernel_test_of(

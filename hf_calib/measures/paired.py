@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .bootstrap import LEVEL
-from .checked import Examples, Predictions, check_examples, check_predictions
+from .checked import Examples, Predictions, check_scores
 from .options import MeasureOptions
 from .validation import as_weights
 from .weighted_measures import OF_CONFIDENCES, OF_PROBABILITIES, OfWeights
@@ -177,10 +177,7 @@ def _named(differences: Mapping[str, PairedDifference]) -> dict[str, float]:
 
 def _checked_pair(first, second, sample_weight) -> tuple[Examples, Examples]:
     """Check two sets of predictions for the same questions."""
-    pair = []
-    for scores, outcomes in (first, second):
-        plain = len(scores) > 0 and np.ndim(scores[0]) == 0
-        pair.append((check_examples if plain else check_predictions)(scores, outcomes, sample_weight))
+    pair = tuple(check_scores(*each, sample_weight) for each in (first, second))
     _check_lengths(*map(len, pair))
     if _have_probabilities(pair) and (pair[0].labels != pair[1].labels).any():
         row = int(np.argmax(pair[0].labels != pair[1].labels))
@@ -188,7 +185,7 @@ def _checked_pair(first, second, sample_weight) -> tuple[Examples, Examples]:
             f"the right option of row {row} is {pair[0].labels[row]} in the first predictions and "
             f"{pair[1].labels[row]} in the second: both must be of the same questions in the same order."
         )
-    return tuple(pair)
+    return pair
 
 
 def _check_lengths(first: int, second: int) -> None:

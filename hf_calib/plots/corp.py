@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..measures.binning import top_label
+from ..measures.checked import check_scores
 from ..measures.corp import CorpCurve, corp_curve
 from .style import BLACK, BLUE, GREY, GRID, STYLE, add_legend, new_figure
 
@@ -60,20 +60,17 @@ def corp_diagram(
     """
     import matplotlib as mpl
 
-    if len(probabilities) and np.ndim(probabilities[0]) == 0:
-        confidences, correct = probabilities, labels
-    else:
-        confidences, correct = top_label(probabilities, labels)
-    curve = corp_curve(confidences, correct, score, sample_weight, **options)
+    examples = check_scores(probabilities, labels)
+    curve = corp_curve(examples.confidences, examples.correct, score, sample_weight, **options)
     with mpl.rc_context(STYLE):
         figure = new_figure(4.9, 5.6)
         grid = figure.add_gridspec(2, 1, height_ratios=[4, 1])
         axes = figure.add_subplot(grid[0])
         shares = figure.add_subplot(grid[1], sharex=axes)
         _draw_curve(axes, curve)
-        shares.hist(np.asarray(confidences, float), _SHARES, range=(0, 1), weights=sample_weight, color="#C9C9C9")
+        shares.hist(examples.confidences, _SHARES, range=(0, 1), weights=sample_weight, color="#C9C9C9")
         shares.set(xlabel="confidence", ylabel="predictions", yticks=[])
-        caption = _caption(curve, score, len(correct))
+        caption = _caption(curve, score, len(examples))
         axes.text(0, 1.025, caption, transform=axes.transAxes, va="bottom", fontsize=8, linespacing=1.35)
         if title:
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=42, parse_math=False)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 from reading import Predictions
 
 from hf_calib.evaluation.evaluate import groups_of
-from hf_calib.measures.checked import check_predictions
+from hf_calib.measures.checked import check_scores
 from hf_calib.measures.threshold import accuracy_threshold
 from hf_calib.plots import regime_plane, reliability_diagram, risk_coverage_diagram
 from hf_calib.plots.style import STYLE
@@ -128,11 +127,8 @@ def render(
 
 def _decision(predictions: Predictions, target_accuracy: float | None) -> dict[str, Any]:
     """Risk-coverage plot, and a sentence about the threshold, if one is sought."""
-    if np.ndim(predictions.scores[0]) == 0:
-        arrays = predictions.scores, predictions.outcomes
-    else:
-        checked = check_predictions(predictions.scores, predictions.outcomes)
-        arrays = checked.confidences, checked.correct
+    examples = check_scores(predictions.scores, predictions.outcomes)
+    arrays = examples.confidences, examples.correct
     found = sentence = None
     if target_accuracy is not None:
         try:
