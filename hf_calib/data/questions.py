@@ -78,20 +78,27 @@ def load_questions(
         `ValueError`: for an unknown type of file, a missing `split`, or an invalid question; and for a CSV or JSON
             file that cannot be read, with line and column.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} leaves no questions; pass a positive number or None")
-    loaded = load_records(path, name, split, revision)
-    source = str(path) + "".join(f" ({part})" for part in (name, split) if part)
+    check_limit(limit)
+    loaded, source = load_records(path, name, split, revision), source_name(path, name, split)
     questions = adapt_questions(loaded, source=source, **adapting)
     if questions is loaded and adapting.get("labelled", True) and adapting.get("answers_from") is None:
         warn_of_answers_from_one(questions, source)
     return draw_questions(questions, source, limit, seed)
 
 
-def draw_questions(questions: Dataset, source: str, limit: int | None, seed: int | None) -> Dataset:
-    """Shuffle loaded questions by a seed, if there is one, and keep at most `limit`; warn of repeated ids."""
+def check_limit(limit: int | None) -> None:
+    """Raise a `ValueError` for a number of questions below 1."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} leaves no questions; pass a positive number or None")
+
+
+def source_name(path: str | Path, name: str | None, split: str | None) -> str:
+    """Name of a data set in messages."""
+    return str(path) + "".join(f" ({part})" for part in (name, split) if part)
+
+
+def draw_questions(questions: Dataset, source: str, limit: int | None, seed: int | None) -> Dataset:
+    """Shuffle loaded questions by a seed, if there is one, and keep at most `limit`; warn of repeated ids."""
     _warn_of_repeated_ids(questions, source)
     if seed is not None:
         questions = questions.shuffle(seed=seed)

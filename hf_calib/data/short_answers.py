@@ -24,7 +24,7 @@ from .adapters import CONTEXT_COLUMNS, adapt_questions, handle_faults
 from .columns import parse_columns, rename_columns
 from .files import load_records
 from .layouts import ADAPTERS, InvalidRow, Row, columns_as_known, digest, find_adapter, structured
-from .questions import draw_questions
+from .questions import check_limit, draw_questions, source_name
 from .text_files import TextRecords
 from .unified import REQUIRED_FEATURES
 
@@ -103,7 +103,8 @@ def load_short_questions(
         `FileNotFoundError`: if there is no such file.
         `ValueError`: see [`short_questions`].
     """
-    source = str(path) + "".join(f" ({part})" for part in (name, split) if part)
+    check_limit(limit)
+    source = source_name(path, name, split)
     questions = short_questions(load_records(path, name, split, revision), source=source, **adapting)
     return draw_questions(questions, source, limit, seed)
 
