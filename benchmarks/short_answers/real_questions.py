@@ -18,8 +18,10 @@ SETS = {
 LABELS, TEST = 100, 200
 MOST_WORDS, MOST_CHARACTERS = 2, 200
 # Questions and answers that only make sense beside the options.
-_OF_OPTIONS = re.compile(r"\b(which of|following|these|below|above|except|not)\b|_", re.IGNORECASE)
-_OPTIONS = re.compile(r"\b(both|all|none|neither|either|above|[IVX]+)\b")
+_OF_OPTIONS = re.compile(
+    r"\b(which of|following|these|below|above|except|not|statement \d|(select|choose) the)\b|_", re.IGNORECASE
+)
+_OPTIONS = re.compile(r"\b(both|all|none|neither|either|above|[IVX]+)\b|^\d(, ?\d)+$")
 
 # A few examples show the form of an answer: SmolLM2 otherwise writes sentences.
 TEMPLATE = (

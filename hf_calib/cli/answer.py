@@ -136,10 +136,12 @@ def _check_resumable(args: AnswerArguments, output: Path, predictions: Path) -> 
 def _questions(args: AnswerArguments) -> tuple[Dataset, str | None]:
     """The questions, with their answers if all have one; else also the reason why the answers are not used."""
     from ..data.adapters import UnknownLayoutError
+    from ..data.files import load_records
 
-    questions = _load(args, labelled=False)
+    records = load_records(args.dataset, args.dataset_config, args.split)
+    questions = _load(args, records, labelled=False)
     try:
-        labelled = _load(args, labelled=True)
+        labelled = _load(args, records, labelled=True)
     except UnknownLayoutError:
         return questions, "the questions have no answers"
     except ValueError as error:
@@ -149,11 +151,11 @@ def _questions(args: AnswerArguments) -> tuple[Dataset, str | None]:
     return labelled, None
 
 
-def _load(args: AnswerArguments, labelled: bool) -> Dataset:
+def _load(args: AnswerArguments, records, labelled: bool) -> Dataset:
     """Questions in the order of the file, also those that --limit draws."""
     from ..data.questions import load_questions
     from ..hub.verify import sample_questions
 
-    reading = {**args.reading, "drop_invalid": args.drop_invalid, "labelled": labelled}
+    reading = {**args.reading, "drop_invalid": args.drop_invalid, "labelled": labelled, "records": records}
     questions = load_questions(args.dataset, args.dataset_config, args.split, **reading)
     return sample_questions(questions, args.limit, args.seed)

@@ -98,8 +98,8 @@ class QuestionArguments(ColumnArguments):
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
-    def questions(self, dataset: str, split: str | None = None, labelled: bool = True) -> Dataset:
-        """Load and check questions. The class that inherits has the `seed` of their draw."""
+    def questions(self, dataset: str, split: str | None = None, labelled: bool = True, records=None) -> Dataset:
+        """Load and check questions, or those of `records`. The class that inherits has the `seed` of their draw."""
         from ..data.questions import load_questions
 
         return load_questions(
@@ -110,6 +110,7 @@ class QuestionArguments(ColumnArguments):
             seed=self.seed,
             drop_invalid=self.drop_invalid,
             labelled=labelled,
+            records=records,
             **self.reading,
         )
 

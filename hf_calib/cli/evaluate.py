@@ -53,14 +53,16 @@ of short answers:
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Load and check questions and model; the result predicts, prints and writes."""
     (args,) = CommandParser("evaluate", EvaluateArguments, "--model MODEL --dataset DATASET", _EXAMPLES).parse(argv)
+    from ..data.files import load_records
     from ..evaluation.protocol import EvaluationProtocol
     from ..evaluation.tables import check_output_dir, evaluation_results, print_groups, print_table, write_evaluation
     from ..hub.saved_predictions import load_option_predictions
 
     output_dir = check_output_dir(args.output_dir)
-    if takes_answers(args):
-        return prepare_answers(args, output_dir)
-    questions = args.questions(args.dataset)
+    records = load_records(args.dataset, args.dataset_config, args.split)
+    if takes_answers(args, records):
+        return prepare_answers(args, records, output_dir)
+    questions = args.questions(args.dataset, records=records)
     reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
     if reference is not None and not args.drop_too_long:
         # That it has other questions is better said before the work.

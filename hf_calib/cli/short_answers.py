@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data.text_files import TextRecords
     from ..inference.answer_confidence import AnswerOptions, AnswerPredictions
     from .evaluate_arguments import EvaluateArguments
 
 DEFAULT_CONFIDENCES = ["likelihood", "agreement", "p_true"]
 
 
-def takes_answers(args: EvaluateArguments) -> bool:
+def takes_answers(args: EvaluateArguments, records: Dataset | TextRecords) -> bool:
     """Whether the questions are to be answered in free text."""
     from ..data.short_answers import holds_short_answers
 
-    if args.confidence:
-        return True
-    return holds_short_answers(args.dataset, args.dataset_config, args.split, args.columns)
+    return bool(args.confidence) or holds_short_answers(records, args.columns)
 
 
-def prepare_answers(args: EvaluateArguments, output_dir: Path) -> Callable[[], None]:
+def prepare_answers(args: EvaluateArguments, records: Dataset | TextRecords, output_dir: Path) -> Callable[[], None]:
     """Load and check questions and model; the result writes answers, measures their confidences and prints."""
     from ..data.grading import load_grader
     from ..data.short_answers import load_short_questions
@@ -37,7 +36,7 @@ def prepare_answers(args: EvaluateArguments, output_dir: Path) -> Callable[[], N
         raise ValueError("--reference_predictions are of options: written answers have no reference.")
     grader = load_grader(args.grader) if args.grader else None
     drawing = {"limit": args.limit, "seed": args.seed, "drop_invalid": args.drop_invalid, **args.reading}
-    questions = load_short_questions(args.dataset, args.dataset_config, args.split, **drawing)
+    questions = load_short_questions(args.dataset, args.dataset_config, args.split, records=records, **drawing)
     confidences = args.confidence or DEFAULT_CONFIDENCES
     protocol = EvaluationProtocol.of({**vars(args), "answer_confidence": confidences[0]})
     keeping = {"batch_size": args.batch_size, "output_dir": output_dir, "resume": not args.no_resume}

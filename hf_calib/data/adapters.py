@@ -184,7 +184,7 @@ def adapt_questions(
     if isinstance(dataset, Dataset) and adapter in ("auto", "unified") and not answers_from:
         if is_unified(dataset, labelled):
             return dataset
-    names = dataset.column_names if isinstance(dataset, Dataset) else dataset.columns
+    names = dataset.column_names
     chosen = _choose_adapter(adapter, names, source, labelled)
     if unread := [name for name in names if name.strip().lower() in CONTEXT_COLUMNS and name not in chosen.columns]:
         logger.warning(
@@ -208,7 +208,7 @@ def _valid_rows(
 ) -> list[Row]:
     """Convert and check all rows."""
     records = isinstance(dataset, TextRecords)
-    places = columns_as_known(dataset.columns if records else dataset.column_names, adapter.known)
+    places = columns_as_known(dataset.column_names, adapter.known)
     renamed = {column: name for name, column in places.items() if name != column}
     valid, faults = {}, {}
     for index, row in enumerate(dataset.rows if records else dataset):

@@ -116,7 +116,7 @@ def rename_columns(dataset: Dataset | TextRecords, columns: Mapping[str, str], s
         `ValueError`: if there is no such column.
     """
     records = isinstance(dataset, TextRecords)
-    present = dataset.columns if records else dataset.column_names
+    present = dataset.column_names
     found = columns_as_known(present, columns.values())
     new_names = {found[column]: name for name, column in columns.items() if column in found}
     if absent := [column for column in columns.values() if column not in found]:

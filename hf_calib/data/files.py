@@ -71,7 +71,7 @@ def _mmlu_records(table: CsvTable) -> TextRecords:
     options = [chr(ord("A") + place) for place in range(len(table.cells[0]) - 2)]
     records = table.records(["question", *options, "answer"])
     if named := re.fullmatch(r"(\w+)_(test|val|dev)", Path(str(table.name).removesuffix(".gz")).stem):
-        records.columns.append("subject")
+        records.column_names.append("subject")
         for row in records.rows:
             row["subject"] = named[1]
     return records
@@ -170,7 +170,7 @@ def _load_text(files: dict[str, list[str]], path: str, split: str | None) -> Tex
         paths = DownloadManager().download(files[part])
         # The name of a downloaded file has no suffix.
         read = [read_records(local, file_kind(file)) for file, local in zip(files[part], paths, strict=True)]
-        columns = list(dict.fromkeys(column for records in read for column in records.columns))
+        columns = list(dict.fromkeys(column for records in read for column in records.column_names))
         parts[part] = TextRecords([row for records in read for row in records.rows], columns)
     return _sliced(parts, split)
 
@@ -181,7 +181,7 @@ def _sliced(parts: dict[str, TextRecords], split: str) -> TextRecords:
     chosen = [parts[part.splitname].select(range(part.from_, part.to)) for part in spec]
     if len(chosen) == 1:
         return chosen[0]
-    columns = list(dict.fromkeys(column for records in chosen for column in records.columns))
+    columns = list(dict.fromkeys(column for records in chosen for column in records.column_names))
     return TextRecords([row for records in chosen for row in records.rows], columns)
 
 
@@ -190,7 +190,7 @@ def to_dataset(records: Dataset | TextRecords, path: str | Path) -> Dataset:
     if isinstance(records, Dataset):
         return records
     columns = {}
-    for name in records.columns:
+    for name in records.column_names:
         values = [row.get(name) for row in records.rows]
         columns[name] = _array(values, name, path)
     return Dataset(pa.table(columns))

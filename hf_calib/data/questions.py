@@ -22,6 +22,7 @@ from .adapters import adapt_questions, warn_of_answers_from_one
 from .files import load_records
 from .layouts import ADAPTERS, Row, digest
 from .prompts import PromptFormat
+from .text_files import TextRecords
 
 
 __all__ = [
@@ -45,6 +46,7 @@ def load_questions(
     limit: int | None = None,
     seed: int | None = None,
     revision: str | None = None,
+    records: Dataset | TextRecords | None = None,
     **adapting,
 ) -> Dataset:
     """
@@ -67,6 +69,8 @@ def load_questions(
             Shuffle the questions with this seed, before `limit`.
         revision (`str`, *optional*):
             Branch, tag or commit of a data set on the Hub.
+        records (`Dataset` or [`~hf_calib.data.text_files.TextRecords`], *optional*):
+            The rows, if [`~hf_calib.data.files.load_records`] has read them already. `path` then only names them.
         adapting:
             Options of [`adapt_questions`]: `adapter`, `drop_invalid`, `labelled`, `columns`, `answers_from`.
 
@@ -79,9 +83,10 @@ def load_questions(
             file that cannot be read, with line and column.
     """
     check_limit(limit)
-    loaded, source = load_records(path, name, split, revision), source_name(path, name, split)
-    questions = adapt_questions(loaded, source=source, **adapting)
-    if questions is loaded and adapting.get("labelled", True) and adapting.get("answers_from") is None:
+    records = load_records(path, name, split, revision) if records is None else records
+    source = source_name(path, name, split)
+    questions = adapt_questions(records, source=source, **adapting)
+    if questions is records and adapting.get("labelled", True) and adapting.get("answers_from") is None:
         warn_of_answers_from_one(questions, source)
     return draw_questions(questions, source, limit, seed)
 

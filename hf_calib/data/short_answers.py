@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,38 +44,26 @@ _BESIDE_QUESTION = [
 _FEATURES = {"id": Value("string"), "question": Value("string"), "answers": ListOf(Value("string"))}
 
 
-def are_short_answers(
-    columns: Iterable[str], named: str | Mapping[str, str] | None = None, labelled: bool = True
+def holds_short_answers(
+    records: Dataset | TextRecords, named: str | Mapping[str, str] | None = None, labelled: bool = True
 ) -> bool:
     """
     Tell by its columns whether a data set has questions with accepted texts and no options.
 
     Args:
-        columns (`Iterable[str]`):
-            Columns of the data set.
+        records (`Dataset` or [`~hf_calib.data.text_files.TextRecords`]):
+            The data set, from [`~hf_calib.data.files.load_records`].
         named (`str` or `Mapping[str, str]`, *optional*):
             Column for a name, as in `"question=Prompt,answers=Gold"`.
         labelled (`bool`, *optional*, defaults to `True`):
             Whether accepted texts are needed. With `False` questions alone are enough.
     """
-    present = {column.strip().lower() for column in columns}
+    present = {column.strip().lower() for column in records.column_names}
     if named:
         present |= {name for name, column in parse_columns(named).items() if column.strip().lower() in present}
     if "question" not in present or find_adapter(present):
         return False
     return bool({"answers", "answer"} & present) or not (labelled or find_adapter(present, _BESIDE_QUESTION, False))
-
-
-def holds_short_answers(
-    path: str | Path,
-    name: str | None = None,
-    split: str | None = None,
-    columns: str | Mapping[str, str] | None = None,
-    labelled: bool = True,
-) -> bool:
-    """Tell whether a file, a folder or a data set on the Hub is one of [`load_short_questions`] and has no options."""
-    records = load_records(path, name, split)
-    return are_short_answers(_columns(records), columns, labelled)
 
 
 def load_short_questions(
@@ -85,13 +73,14 @@ def load_short_questions(
     limit: int | None = None,
     seed: int | None = None,
     revision: str | None = None,
+    records: Dataset | TextRecords | None = None,
     **adapting,
 ) -> Dataset:
     """
     Load questions with their accepted texts from a file, a folder or the Hub.
 
     Args:
-        path, name, split, limit, seed, revision:
+        path, name, split, limit, seed, revision, records:
             As in [`~hf_calib.load_questions`].
         adapting:
             Options of [`short_questions`]: `columns`, `drop_invalid`, `labelled`, `answers_from`.
@@ -105,7 +94,8 @@ def load_short_questions(
     """
     check_limit(limit)
     source = source_name(path, name, split)
-    questions = short_questions(load_records(path, name, split, revision), source=source, **adapting)
+    records = load_records(path, name, split, revision) if records is None else records
+    questions = short_questions(records, source=source, **adapting)
     return draw_questions(questions, source, limit, seed)
 
 
@@ -153,13 +143,13 @@ def short_questions(
 
     ```
     """
-    if {"id", "question", "answers"} <= set(_columns(dataset)) and _is_clean(dataset, labelled):
+    if {"id", "question", "answers"} <= set(dataset.column_names) and _is_clean(dataset, labelled):
         return dataset
-    if not are_short_answers(_columns(dataset), columns, labelled):
-        known = find_adapter(_columns(dataset), labelled=labelled) or columns
+    if not holds_short_answers(dataset, columns, labelled):
+        known = find_adapter(dataset.column_names, labelled=labelled) or columns
         if not known:
             raise ValueError(
-                f"{source}: the columns {', '.join(_columns(dataset))} hold neither accepted texts (`answers` or "
+                f"{source}: the columns {', '.join(dataset.column_names)} hold neither accepted texts (`answers` or "
                 "`answer`, beside `question`) nor options (`choices`); name them by `columns` "
                 "(--columns question=...,answers=...)"
             )
@@ -177,15 +167,11 @@ def short_questions(
         if not labelled:  # accepted texts are not read, and their column may be absent
             named = {name: column for name, column in named.items() if name not in ("answers", "answer")}
         dataset = rename_columns(dataset, named, source)
-    if unread := [name for name in _columns(dataset) if name.strip().lower() in CONTEXT_COLUMNS]:
+    if unread := [name for name in dataset.column_names if name.strip().lower() in CONTEXT_COLUMNS]:
         logger.warning(
             f"{source}: the column '{unread[0]}' is not read; if questions need it, put its text into the questions"
         )
     return _dataset(_valid_rows(dataset, source, drop_invalid, labelled))
-
-
-def _columns(dataset: Dataset | TextRecords) -> list[str]:
-    return dataset.column_names if isinstance(dataset, Dataset) else dataset.columns
 
 
 def _is_clean(dataset: Dataset | TextRecords, labelled: bool) -> bool:
@@ -214,7 +200,7 @@ def _dataset(rows: Sequence[Row]) -> Dataset:
 
 def _valid_rows(dataset: Dataset | TextRecords, source: str, drop_invalid: bool, labelled: bool) -> list[Row]:
     records = isinstance(dataset, TextRecords)
-    places = columns_as_known(_columns(dataset), _KNOWN)
+    places = columns_as_known(dataset.column_names, _KNOWN)
     column = "answers" if "answers" in places else "answer"
     valid, faults = [], {}
     for index, row in enumerate(dataset.rows if records else dataset):

@@ -52,14 +52,14 @@ class TextRecords:
     Args:
         rows (`list[dict]`):
             Value of each column. In a CSV file values are texts, or `None` for an empty cell.
-        columns (`list[str]`):
+        column_names (`list[str]`):
             Names of the columns.
         lines (`list[int]`):
             Line of the file where each row begins, from 1; empty if it is not known.
     """
 
     rows: list[dict[str, Any]]
-    columns: list[str] = field(default_factory=list)
+    column_names: list[str] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class TextRecords:
     def select(self, indices) -> TextRecords:
         """Return some rows."""
         lines = [self.lines[i] for i in indices] if self.lines else []
-        return TextRecords([self.rows[i] for i in indices], self.columns, lines)
+        return TextRecords([self.rows[i] for i in indices], self.column_names, lines)
 
 
 def read_text(path: str | Path) -> str:

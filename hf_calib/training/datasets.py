@@ -13,7 +13,6 @@ from ..data.files import load_records
 from ..data.layouts import ADAPTERS, find_adapter
 from ..data.preference_pairs import PAIR_COLUMNS, drop_invalid_pairs, pairs_from_questions
 from ..data.questions import PromptFormat, adapt_questions, load_questions
-from ..data.text_files import TextRecords
 from ..data.training_rows import load_training_rows, training_rows
 from ..inference.encoding import OptionEncoder
 from ..trainers.data import TEXT_COLUMNS
@@ -140,7 +139,7 @@ class DataSources:
         parts = []
         for name in names:
             records = load_records(name, split=split)
-            columns = records.columns if isinstance(records, TextRecords) else records.column_names
+            columns = records.column_names
             if not {"chosen", "rejected"} & set(columns):
                 if find_adapter(columns) is None and not self.reading.get("columns"):
                     raise ValueError(

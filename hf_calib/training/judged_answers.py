@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 
 from ..data.prompts import ANSWER_TEMPLATE, PromptFormat
 from ..data.short_answers import holds_short_answers, load_short_questions
-from ..evaluation.protocol import is_hub_id
 from ..inference.answer_confidence import predict_answers
 from ..inference.model_loading import load_model, process_state
+from .restore_data import Records
 from .restore_options import RestoreOptions
 
 
 logger = logging.getLogger(__name__)
 
-# Which split of each data set is read, and whether its accepted texts are.
-_DATA = {"dataset": (None, True), "test": ("test", True), "unlabelled": ("train", False)}
 
-
-def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
+def with_judged_answers(
+    options: RestoreOptions, records: Mapping[str, Records]
+) -> tuple[RestoreOptions, dict[str, Records]]:
     """
     Replace questions without options by the question whether the model's answer to them is right.
 
@@ -34,26 +35,26 @@ def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
     Args:
         options ([`~hf_calib.training.restore_options.RestoreOptions`]):
             Options with questions of any kind.
+        records (`Mapping`):
+            Their rows, from [`~hf_calib.training.restore_data.load_restore_records`].
 
     Returns:
-        [`~hf_calib.training.restore_options.RestoreOptions`]: options with option questions alone, to which their
-        limits are applied; without a given scoring, letters are scored.
+        `tuple`: options with option questions alone, to which their limits are applied, and the rows of these; without
+        a given scoring, letters are scored.
 
     Raises:
         `ValueError`: if all answers to `dataset` are right, or all are wrong (for `test` it is a warning); or if
             columns are named, and some questions have options and others have none.
     """
-    short = {}
-    for name, (split, labelled) in _DATA.items():
-        path = getattr(options, name)
-        config = options.dataset_config if path and is_hub_id(path) else None
+    short = []
+    for name, rows in records.items():
         # Questions alone are of the kind of the labelled ones.
-        needs_answers = labelled or "dataset" not in short
-        if path and holds_short_answers(path, config, split or options.split, options.columns, needs_answers):
-            short[name] = (path, config, split or options.split, labelled)
+        needs_answers = name != "unlabelled" or "dataset" not in short
+        if holds_short_answers(rows, options.columns, needs_answers):
+            short.append(name)
     if not short:
-        return options
-    with_options = [name for name in _DATA if getattr(options, name) and name not in short]
+        return options, dict(records)
+    with_options = [name for name in records if name not in short]
     if with_options and (options.columns or options.answers_from is not None):
         raise ValueError(
             f"--columns and --answers_from would be of {' and '.join([*short, *with_options])}, of which "
@@ -65,19 +66,22 @@ def with_judged_answers(options: RestoreOptions) -> RestoreOptions:
         options.model, dtype, options.attn_implementation, options.revision, options.trust_remote_code
     )
     changes = {"scoring": options.scoring or "letter", "columns": None, "answers_from": None}
-    for name, (path, config, split, labelled) in short.items():
+    judged = dict(records)
+    for name in short:
         limit = "limit" if name == "dataset" else f"{name}_limit"
-        reading = {"drop_invalid": options.drop_invalid, "labelled": labelled, **options.reading}
-        questions = load_short_questions(path, config, split, getattr(options, limit), options.seed, **reading)
+        reading = {"drop_invalid": options.drop_invalid, "labelled": name != "unlabelled", **options.reading}
+        drawing = {"limit": getattr(options, limit), "seed": options.seed, "records": records[name]}
+        questions = load_short_questions(getattr(options, name), **drawing, **reading)
         changes[limit] = None  # applied
-        changes[name] = _judge(options, name, (model, tokenizer), questions, labelled)
+        changes[name], judged[name] = _judge(options, name, (model, tokenizer), questions)
     del model
     gc.collect()
-    return replace(options, **changes)
+    return replace(options, **changes), judged
 
 
-def _judge(options: RestoreOptions, name: str, loaded: tuple, questions, labelled: bool) -> str:
-    """Write answers to the questions; returns the file of option questions about them."""
+def _judge(options: RestoreOptions, name: str, loaded: tuple, questions: Dataset) -> tuple[str, Dataset]:
+    """Write answers to the questions; returns option questions about them, and their file."""
+    labelled = name != "unlabelled"
     folder, state = Path(options.output_dir) / "answers" / name, process_state()
     found = predict_answers(
         *loaded,
@@ -102,4 +106,4 @@ def _judge(options: RestoreOptions, name: str, loaded: tuple, questions, labelle
             advice = "" if found.correct[0] else " Questions with options need the column choices."
             raise ValueError(f"{message}: there is nothing to learn from.{advice}")
         logger.warning(f"{message}: measures that need both kinds are undefined")
-    return str(folder / "questions.parquet")
+    return str(folder / "questions.parquet"), found.judgements

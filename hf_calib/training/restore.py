@@ -19,7 +19,7 @@ from ..inference.predictions import OptionPredictions
 from .distributed import end_with_launcher
 from .judged_answers import with_judged_answers
 from .library_warnings import ignore_library_warnings
-from .restore_data import without_bars
+from .restore_data import load_restore_records, without_bars
 from .restore_method import choose_objective, choose_scoring
 from .restore_options import RestoreOptions
 from .restore_report import RESTORED, RestoreReport, write_restore_report
@@ -70,7 +70,9 @@ def prepare_restore(options: RestoreOptions, command: str | None = None) -> Call
     """Check everything and make the plan; arguments as in [`run_restore`]. The result does the work."""
     end_with_launcher()
     ignore_library_warnings()
-    work = RestoreWork(with_judged_answers(options), command)
+    with without_bars():
+        records = load_restore_records(options)
+    work = RestoreWork(*with_judged_answers(options, records), command)
     return lambda: _restore(work)
 
 

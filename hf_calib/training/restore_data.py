@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from datasets.utils import are_progress_bars_disabled
 
+from ..data.files import load_records
 from ..data.questions import deduplicate_questions, load_questions, split_questions
+from ..data.text_files import TextRecords
 from ..inference.encoding import OptionEncoder, QuestionTooLongError
 from .restore_options import RestoreOptions
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Records: TypeAlias = Dataset | TextRecords
 LEAST_LABELS = 40  # a fifth is held out, and cross-validation has five folds
 LEAST_TEST = 20
 TEST_FRACTION, MOST_TEST = 1 / 3, 1000
@@ -43,24 +46,34 @@ class RestoreQuestions:
     notes: list[str] = field(default_factory=list)
 
 
-def load_restore_questions(options: RestoreOptions) -> RestoreQuestions:
+def load_restore_records(options: RestoreOptions) -> dict[str, Records]:
+    """Read the data sets of the options, by the name of the option: `dataset`, `test` and `unlabelled`."""
+    splits = {"dataset": options.split, "test": "test", "unlabelled": "train"}
+    named = {name: getattr(options, name) for name in splits}
+    return {name: load_records(path, options.dataset_config, splits[name]) for name, path in named.items() if path}
+
+
+def load_restore_questions(options: RestoreOptions, records: Mapping[str, Records] | None = None) -> RestoreQuestions:
     """
     Load and split the questions. No question is on two sides, also not with its options in another order.
 
     Args:
         options ([`~hf_calib.training.restore_options.RestoreOptions`]):
             Names and limits.
+        records (`Mapping`, *optional*):
+            The rows of [`load_restore_records`], if they are read already.
 
     Raises:
         `ValueError`: if there are too few questions, or a question is malformed.
         `OSError`: if a data set cannot be loaded.
     """
-    given = _load(options, options.dataset, options.split, options.limit)
+    records = records or load_restore_records(options)
+    given = _load(options, records, "dataset", options.limit)
     distinct, notes = deduplicate_questions(given), []
     if doubles := len(given) - len(distinct):
         notes.append(f"{doubles:,} questions of {_name(options.dataset)} are duplicates and were left out.")
     if options.test:
-        test = _load(options, options.test, "test", options.test_limit)
+        test = _load(options, records, "test", options.test_limit)
         labels = deduplicate_questions(distinct, exclude=test)
         if shared := len(distinct) - len(labels):
             notes.append(f"{shared:,} labelled questions are test questions, too, and were left out of the labels.")
@@ -73,7 +86,7 @@ def load_restore_questions(options: RestoreOptions) -> RestoreQuestions:
         notes.append(f"{number:,} of {len(distinct):,} questions of {_name(options.dataset)} were kept for the test.")
     unlabelled = None
     if options.unlabelled:
-        given = _load(options, options.unlabelled, "train", options.unlabelled_limit, labelled=False)
+        given = _load(options, records, "unlabelled", options.unlabelled_limit, labelled=False)
         unlabelled = deduplicate_questions(deduplicate_questions(given, exclude=test), exclude=labels)
         if shared := len(given) - len(unlabelled):
             notes.append(
@@ -97,11 +110,12 @@ def without_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _load(options: RestoreOptions, name: str, split: str, limit: int | None, labelled: bool = True) -> Dataset:
+def _load(
+    options: RestoreOptions, records: Mapping[str, Records], name: str, limit: int | None, labelled: bool = True
+) -> Dataset:
     return load_questions(
-        name,
-        options.dataset_config,
-        split,
+        getattr(options, name),
+        records=records[name],
         limit=limit,
         seed=options.seed,
         drop_invalid=options.drop_invalid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from ..evaluation.tables import check_output_dir
 from ..inference.model_loading import check_same_vocabulary, load_model, load_tokenizer, process_state
 from ..inference.predict import predict_options
 from ..inference.predictions import OptionPredictions
-from .restore_data import RestoreQuestions, load_restore_questions, possible_scorings, without_bars
+from .restore_data import Records, RestoreQuestions, load_restore_questions, possible_scorings, without_bars
 from .restore_options import RestoreOptions
 from .restore_plan import (
     BATCH,
@@ -53,6 +54,8 @@ class RestoreWork:
     Args:
         options ([`~hf_calib.training.restore_options.RestoreOptions`]):
             Model, data and everything else.
+        records (`Mapping`):
+            Rows of the data, from [`~hf_calib.training.restore_data.load_restore_records`].
         command (`str`, *optional*):
             Command line, for the card of the model.
 
@@ -69,7 +72,7 @@ class RestoreWork:
         `ValueError`, `OSError`: for a wrong option, file or question.
     """
 
-    def __init__(self, options: RestoreOptions, command: str | None = None):
+    def __init__(self, options: RestoreOptions, records: Mapping[str, Records], command: str | None = None):
         _refuse_divided_weights()
         self.options, self.command = replace(options, **with_prompt_of(options)), command
         self.config = read_config(options)
@@ -78,7 +81,7 @@ class RestoreWork:
         self.tokenizer = load_tokenizer(options.model, options.revision, options.trust_remote_code)
         _check_reference(options, self.tokenizer)
         with without_bars():
-            questions = load_restore_questions(options)
+            questions = load_restore_questions(options, records)
             self.meter = _alignment_meter(options, self.tokenizer)
         self.scorings, self.scoring_reason = possible_scorings(self.options, self.tokenizer, questions.labels)
         self.state = process_state()

@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from hf_calib.data.files import load_records
 from hf_calib.data.questions import load_questions
 from hf_calib.data.short_answers import (
     holds_short_answers,
@@ -29,7 +30,7 @@ def write(path, rows):
 def test_a_file_of_accepted_texts(tmp_path):
     path = write(tmp_path / "short.jsonl", ROWS)
     questions = load_short_questions(path)
-    assert holds_short_answers(path)
+    assert holds_short_answers(load_records(path))
     assert questions["answers"][:] == [["Paris", "City of Paris"], ["4"]]
     assert len(set(questions["id"])) == 2
     assert short_questions(questions) is questions
@@ -55,7 +56,7 @@ def test_a_csv_file_with_other_names(tmp_path):
     path = tmp_path / "short.csv"
     path.write_text("Prompt,Gold,subject\nCapital?,Paris,geography\nCode?,007,spies\n")
     columns = "question=Prompt,answer=Gold"
-    assert holds_short_answers(path, columns=columns)
+    assert holds_short_answers(load_records(path), columns)
     questions = load_short_questions(path, columns=columns)
     assert questions["answers"][:] == [["Paris"], ["007"]]
     assert questions["subject"][:] == ["geography", "spies"]
@@ -64,7 +65,7 @@ def test_a_csv_file_with_other_names(tmp_path):
 def test_options_are_taken_away(tmp_path):
     rows = [{"question": "Ice is", "choices": ["hot", "cold"], "answer": 1}]
     path = write(tmp_path / "options.jsonl", rows)
-    assert not holds_short_answers(path)
+    assert not holds_short_answers(load_records(path))
     questions = load_short_questions(path)
     assert questions.column_names == ["id", "question", "answers"]
     assert questions["answers"][:] == [["cold"]]
@@ -108,8 +109,8 @@ def test_without_labels_answers_are_ignored(tmp_path):
 def test_questions_alone_without_labels(tmp_path, columns):
     name = "Prompt" if columns else "question"
     path = write(tmp_path / "short.jsonl", [{name: "Capital?", "note": "x"}])
-    assert holds_short_answers(path, columns=columns, labelled=False)
-    assert not holds_short_answers(path, columns=columns)
+    assert holds_short_answers(load_records(path), columns, labelled=False)
+    assert not holds_short_answers(load_records(path), columns)
     questions = load_short_questions(path, columns=columns, labelled=False)
     assert questions["question"][:] == ["Capital?"] and questions["answers"][:] == [None]
     with pytest.raises(ValueError, match="hold neither accepted texts" if columns is None else "Gold"):
@@ -119,7 +120,7 @@ def test_questions_alone_without_labels(tmp_path, columns):
 @pytest.mark.parametrize("row", [{"choices": ["a", "b"]}, {"A": "a", "B": "b"}, {"answerKey": "A"}])
 def test_options_without_answers_are_no_short_answers(tmp_path, row):
     path = write(tmp_path / "options.jsonl", [{"question": "Which? (A) a (B) b", **row}])
-    assert not holds_short_answers(path, labelled=False)
+    assert not holds_short_answers(load_records(path), labelled=False)
 
 
 def test_option_questions_need_options(tmp_path):

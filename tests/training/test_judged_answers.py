@@ -14,6 +14,7 @@ from hf_calib.inference.model_loading import load_model
 from hf_calib.training import restore_recipe
 from hf_calib.training.judged_answers import with_judged_answers
 from hf_calib.training.restore import run_restore
+from hf_calib.training.restore_data import load_restore_records
 from hf_calib.training.restore_options import RestoreOptions
 
 
@@ -55,19 +56,23 @@ def options(folder, tmp_path):
     )
 
 
+def judged_options(options):
+    return with_judged_answers(options, load_restore_records(options))[0]
+
+
 def test_questions_become_judgements(options, capsys):
-    judged = with_judged_answers(options)
+    judged = judged_options(options)
     assert judged.scoring == "letter"
     labelled = load_questions(judged.dataset)
     assert len(labelled) == N and 0 < sum(labelled["answer"]) < N
     assert labelled["choices"][0] == ["True", "False"]
     assert len(load_questions(judged.unlabelled, labelled=False)) == 9
     assert f"dataset: {N} answers, " in capsys.readouterr().out
-    assert with_judged_answers(judged) is judged  # option questions stay
+    assert judged_options(judged) is judged  # option questions stay
 
 
 def test_limits_are_applied_once(options):
-    judged = with_judged_answers(replace(options, limit=30, unlabelled_limit=4))
+    judged = judged_options(replace(options, limit=30, unlabelled_limit=4))
     assert judged.limit is None and judged.unlabelled_limit is None
     assert len(load_questions(judged.dataset)) == 30
     assert len(load_questions(judged.unlabelled, labelled=False)) == 4
@@ -75,7 +80,7 @@ def test_limits_are_applied_once(options):
 
 def test_unlabelled_questions_need_no_answers(options, tmp_path):
     (tmp_path / "bare.jsonl").write_text("\n".join(json.dumps({"question": f"{i} * 3"}) for i in range(7)))
-    judged = with_judged_answers(replace(options, unlabelled=str(tmp_path / "bare.jsonl")))
+    judged = judged_options(replace(options, unlabelled=str(tmp_path / "bare.jsonl")))
     assert len(load_questions(judged.unlabelled, labelled=False)) == 7
 
 
@@ -83,7 +88,7 @@ def test_columns_are_of_questions_of_one_kind(options, tmp_path):
     row = {"question": "Ice is", "choices": ["hot", "cold"], "answer": 2}
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row) for _ in range(9)))
     with pytest.raises(ValueError, match="test has options and the rest none"):
-        with_judged_answers(replace(options, test=str(tmp_path / "test.jsonl"), answers_from=1))
+        judged_options(replace(options, test=str(tmp_path / "test.jsonl"), answers_from=1))
 
 
 def test_all_wrong_is_an_error(options, tmp_path):
@@ -91,7 +96,7 @@ def test_all_wrong_is_an_error(options, tmp_path):
         "\n".join(json.dumps({"question": f"{i}", "answer": "x y"}) for i in range(50))
     )
     with pytest.raises(ValueError, match="all 50 answers .* are wrong"):
-        with_judged_answers(replace(options, dataset=str(tmp_path / "wrong.jsonl"), unlabelled=None))
+        judged_options(replace(options, dataset=str(tmp_path / "wrong.jsonl"), unlabelled=None))
 
 
 def test_restore_takes_them(options, tmp_path, monkeypatch):
