@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import ModelCard
 from huggingface_hub.hf_api import CommitInfo
 
 from ..evaluation.alignment_report import AlignmentReport
@@ -29,7 +28,7 @@ from .card import CARD, FIGURES, RECIPE, RESULTS, CalibrationCard, inherit
 from .gate import write_gate
 from .markup import BEGIN
 from .recipe import published_record
-from .repository import Repository, explained
+from .repository import Repository
 from .saved_predictions import load_option_predictions
 
 
@@ -328,17 +327,7 @@ def publish(folder: str | Path, repository: Repository, files: list[str], messag
         own_model = "/" not in path and any(fnmatch(path, kind) for kind in (*MODEL_FILES, "*.bin"))
         return path in own or own_model or internal
 
-    validate_card(folder / CARD)
     return repository.commit(folder, files, message or "Calibrated model with its evaluation", stale)
-
-
-def validate_card(path: Path) -> None:
-    """Let the Hub check a card as it does for a commit. Raises `ValueError` with its finding."""
-    with explained("the card"):
-        try:
-            ModelCard.load(path, ignore_metadata_errors=True).validate()
-        except ValueError as error:
-            raise ValueError(f"{path}: the Hub refuses the front matter: {error}") from None
 
 
 def open_model_repository(repo_id: str, overwrite: bool = False, **options) -> Repository:

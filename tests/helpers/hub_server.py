@@ -29,7 +29,9 @@ from hub_store import GITATTRIBUTES, HubError, Repo, card_data, now, tree
 
 
 class Handler(RequestHandler):
-    # ---- two hooks, overridden in xet_hub.py ---------------------------------------------------
+    # ---- three hooks, overridden in xet_hub.py -------------------------------------------------
+
+    transfer = "basic"
 
     def stored(self, sha256: str) -> bool:
         return (self.server.root / "lfs" / sha256).is_file()
@@ -216,12 +218,13 @@ class Handler(RequestHandler):
     def lfs_batch(self, body, kind, ns, name):
         self.namespaces()  # whoever may read may propose, and so upload
         self.repo(kind, ns, name)
-        objects = []
-        for wanted in json.loads(body)["objects"]:
+        data, objects = json.loads(body), []
+        for wanted in data["objects"]:
             upload = {"upload": {"href": f"{self.server.url}/lfs/{wanted['oid']}"}}
             # No actions: it is here already, nothing to upload.
             objects.append(wanted if self.stored(wanted["oid"]) else {**wanted, "actions": upload})
-        self.send_json({"transfer": "basic", "objects": objects})
+        transfer = self.transfer if self.transfer in data.get("transfers", ()) else "basic"
+        self.send_json({"transfer": transfer, "objects": objects})
 
     @route("PUT", "/lfs/(?P<oid>[0-9a-f]{64})")
     def lfs_put(self, body, oid):  # the Hub's upload URLs are pre-signed: the client sends no token here

@@ -33,6 +33,8 @@ def shard_files(cas: Path) -> dict[str, tuple[str, int]]:
 
 
 class XetHandler(Handler):
+    transfer = "xet"  # huggingface_hub 1 lets the server choose
+
     @property
     def cas(self) -> Path:
         return self.server.root.absolute() / "cas"
@@ -52,10 +54,9 @@ class XetHandler(Handler):
         target = self.server.root / "lfs" / sha256
         if not target.is_file() and (known := shard_files(self.cas).get(sha256)):
             import hf_xet
-            from huggingface_hub.utils._xet import get_xet_session
 
             target.parent.mkdir(exist_ok=True)
-            with get_xet_session().new_file_download_group(
+            with hf_xet.XetSession().new_file_download_group(
                 endpoint=f"local://{self.cas}",
                 token="local",
                 token_expiry_unix_secs=int(time.time()) + 3600,

@@ -74,7 +74,6 @@ def test_it_is_pushed_once_with_all_that_belongs_to_it(trained, hub, api):
     )
 
     card, results = ModelCard.load("alice/circle"), read(folder / "out" / "results.json")
-    card.validate()
     assert_card_states(card, results)
     assert results["n"] == results["before"]["n"] == TEST and results["before"]["weights"] != results["weights"]
     data = card.data.to_dict()
