@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import MeasuringArguments
 from .parser import CommandParser
+from .reading import ReadingArguments
 
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ examples:
 
   # without labels, from the predictions of the model before alignment
   hf-calib calibrate --predictions before --reference_predictions reference --method agreement
+
+  # predictions of another tool; `hf-calib measure --help` lists formats and columns
+  hf-calib calibrate --predictions results/model --method temperature
+  hf-calib calibrate --predictions scores.csv --columns probabilities=p_yes,p_no,label=gold
 
   # write a checkpoint whose logits are divided by the temperature
   hf-calib calibrate --predictions fit --method temperature --fold_into ./my-dpo-model --output_dir calibration
@@ -46,13 +51,13 @@ writes to OUTPUT_DIR:
 
 
 @dataclass
-class CalibrateArguments(MeasuringArguments):
+class CalibrateArguments(ReadingArguments, MeasuringArguments):
     """Arguments of `hf-calib calibrate`."""
 
     predictions: str = field(
         metadata={
-            "help": "Saved predictions to fit on: OUTPUT_DIR of evaluate or measure, predictions.npz, or a file of "
-            "another tool that `hf-calib measure` reads."
+            "help": "Saved predictions to fit on: OUTPUT_DIR of evaluate or measure, predictions.npz, or a file or "
+            "folder that `hf-calib measure` reads."
         }
     )
     apply_to: str | None = field(
@@ -79,9 +84,10 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..evaluation.tables import check_output_dir, print_table
     from ..hub.saved_predictions import load_option_predictions
 
-    calibration = load_option_predictions(args.predictions)
-    test = load_option_predictions(args.apply_to) if args.apply_to else None
-    reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
+    calibration, test, reference = (
+        load_option_predictions(path, **args.file_reading) if path else None
+        for path in (args.predictions, args.apply_to, args.reference_predictions)
+    )
     if test is not None:
         _check_same_prompt(calibration, test)
     if args.fold_into:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .arguments import PredictionArguments
 from .parser import CommandParser
+from .reading import ReadingArguments
 
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ examples:
   # saved predictions: output folders of two evaluations, or their predictions.npz
   hf-calib diagnose --reference_predictions before --predictions after
 
+  # predictions of another tool; `hf-calib measure --help` lists formats and columns
+  hf-calib diagnose --reference_predictions sft.csv --predictions dpo.csv --columns probabilities=p_yes,p_no,label=gold
+
 writes to OUTPUT_DIR:
   report.md              measures before and after, differences with intervals, command of the recommended repair
   results.json           flat: the aligned model's measures; those of the reference as reference/...; differences as
@@ -51,7 +55,7 @@ writes to OUTPUT_DIR:
 
 
 @dataclass
-class DiagnoseArguments(PredictionArguments):
+class DiagnoseArguments(ReadingArguments, PredictionArguments):
     """Arguments of `hf-calib diagnose`."""
 
     needed = ("reference", "model", "dataset", "reference_predictions", "predictions")
@@ -72,11 +76,14 @@ class DiagnoseArguments(PredictionArguments):
     predictions: str | None = field(
         default=None,
         metadata={
-            "help": "Saved predictions of the aligned model, instead of --model: as of evaluate, or a file of another "
-            "tool that `hf-calib measure` reads."
+            "help": "Saved predictions of the aligned model, instead of --model: as of evaluate, or a file or folder "
+            "that `hf-calib measure` reads."
         },
     )
     output_dir: str = field(default="diagnosis", metadata={"help": "Folder of the report."})
+    columns: str | None = field(
+        default=None, metadata={"help": "Names of columns: of questions as in evaluate, of predictions as in measure."}
+    )
     pairs: str | None = field(default=None, metadata={"help": "Preference pairs in the format of TRL's DPOTrainer."})
     pairs_limit: int = field(default=1000, metadata={"help": "Maximum number of pairs, drawn by --seed."})
     beta: float | None = field(
@@ -115,6 +122,10 @@ class DiagnoseArguments(PredictionArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.model and self.option_normalization not in (None, "sum", "mean"):
+            raise ValueError(f"option_normalization {self.option_normalization} is for --predictions of other tools.")
+        if self.model:
+            self.option_normalization = self.option_normalization or "sum"
         models, predictions = (self.reference, self.model), (self.reference_predictions, self.predictions)
         if any(models) == any(predictions) or not (all(models) or all(predictions)):
             raise ValueError(
@@ -191,8 +202,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
     if args.predictions:
         reference, aligned = (
-            load_option_predictions(args.reference_predictions),
-            load_option_predictions(args.predictions),
+            load_option_predictions(path, **args.file_reading)
+            for path in (args.reference_predictions, args.predictions)
         )
         same_questions(reference, aligned)
         check_output_dir(args.output_dir)

@@ -87,12 +87,16 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..hub.saved_predictions import load_option_predictions, load_predictions
     from ..prediction_files.options import ReadOptions
 
-    ReadOptions(**args.reading)  # checks the values
+    ReadOptions(**args.file_reading)  # checks the values
     output_dir = check_output_dir(args.output_dir) if args.output_dir else None
     paths = parser.files[0] if len(parser.files) == 1 else parser.files
-    predictions = load_predictions(paths, **args.reading)
-    reference = load_option_predictions(args.reference_predictions) if args.reference_predictions else None
-    other = load_predictions(args.other_predictions, **args.reading) if args.other_predictions else None
+    predictions = load_predictions(paths, **args.file_reading)
+    reference = (
+        load_option_predictions(args.reference_predictions, **args.file_reading)
+        if args.reference_predictions
+        else None
+    )
+    other = load_predictions(args.other_predictions, **args.file_reading) if args.other_predictions else None
 
     def measure() -> None:
         from ..evaluation.measure import measure_predictions

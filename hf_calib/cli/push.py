@@ -218,9 +218,9 @@ def _send(folder: Path, files: list[str], commit: Callable[[], CommitInfo] | Non
 def _prepare_card(args: PushArguments) -> Callable[[], None]:
     """Of an evaluation without its model, only the card can be made."""
     from ..hub.card import CalibrationCard
-    from ..hub.publish import write_card
+    from ..hub.publish import is_of_another_tool, write_card
 
-    if Path(args.evaluation).is_file() and Path(args.evaluation).name != "results.json":
+    if is_of_another_tool(Path(args.evaluation)):
         raise ValueError(
             f"{args.evaluation}: the card alone is written beside a results.json; make one with `hf-calib measure "
             f"{args.evaluation} --output_dir DIR` and name DIR."

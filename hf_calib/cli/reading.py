@@ -12,7 +12,7 @@ from .parser import CommandParser
 
 @dataclass(kw_only=True)
 class ReadingArguments:
-    """Arguments by which predictions are read; see [`~hf_calib.prediction_files.options.ReadOptions`]."""
+    """Arguments by which saved predictions are read; see [`~hf_calib.prediction_files.options.ReadOptions`]."""
 
     help_group = "reading the files"
 
@@ -49,7 +49,7 @@ class ReadingArguments:
     )
 
     @property
-    def reading(self) -> dict[str, Any]:
+    def file_reading(self) -> dict[str, Any]:
         """Options of [`~hf_calib.prediction_files.options.ReadOptions`]."""
         names = ("labels", "format", "filter", "option_normalization", "option_labels", "num_options", "answers_from")
         given = {name: getattr(self, name) for name in (*names, "drop_invalid")}

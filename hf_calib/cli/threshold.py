@@ -132,7 +132,7 @@ def _prepare_gate(args: ThresholdArguments, files: Sequence[str]) -> Callable[[]
     from ..evaluation.tables import check_output_dir
     from ..hub.saved_predictions import load_predictions
 
-    predictions = load_predictions(files[0] if len(files) == 1 else _paths(files), **args.reading)
+    predictions = load_predictions(files[0] if len(files) == 1 else _paths(files), **args.file_reading)
     gate = Gate.fit(predictions, args.target, args.level, args.by == "subject")
     output_dir = check_output_dir(args.output_dir)
 
@@ -175,7 +175,7 @@ def _read_new(
 
     parts, compared, seen = [], [], {}
     for name in files:
-        parts.append(load_predictions(name, **args.reading, labelled=False))
+        parts.append(load_predictions(name, **args.file_reading, labelled=False))
         compared.append(check_same_model(rule, parts[-1], name))
         if (digest := predictions_digest(parts[-1])) in seen:
             raise ValueError(f"{name} holds the same predictions as {seen[digest]}: name each file once.")
@@ -211,7 +211,7 @@ def _prepare_sets(args: ThresholdArguments, files: Sequence[str]) -> Callable[[]
     from ..evaluation.tables import check_output_dir
     from ..hub.saved_predictions import load_predictions
 
-    predictions = load_predictions(files[0] if len(files) == 1 else _paths(files), **args.reading)
+    predictions = load_predictions(files[0] if len(files) == 1 else _paths(files), **args.file_reading)
     rule = PredictionSets.fit(predictions, args.sets, args.sets_method)
     output_dir = check_output_dir(args.output_dir)
 

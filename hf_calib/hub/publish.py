@@ -69,10 +69,10 @@ class Evaluation:
     def load(cls, folder: str | Path) -> Evaluation:
         """
         Load an output folder of `hf-calib evaluate` or `hf-calib measure`; its two files must belong together. A file
-        of predictions, also of another tool, is measured.
+        or folder of predictions of another tool is measured.
         """
         folder = Path(folder)
-        if folder.is_file() and folder.name != RESULTS:
+        if is_of_another_tool(folder):
             predictions = load_option_predictions(folder)
             return cls(measure_predictions(predictions), predictions)
         results = dict(CalibrationCard.from_file(folder).results)
@@ -94,6 +94,13 @@ class Evaluation:
             raise ValueError(
                 f"the evaluation is of other weights than those in {model}. Evaluate it again with --no_resume."
             )
+
+
+def is_of_another_tool(place: Path) -> bool:
+    """Whether a file or folder has predictions, but no results of `hf-calib evaluate` or `hf-calib measure`."""
+    if place.is_dir():
+        return not any((place / name).is_file() for name in (RESULTS, PREDICTIONS))
+    return place.is_file() and place.name != RESULTS
 
 
 def model_files(folder: Path) -> list[str]:

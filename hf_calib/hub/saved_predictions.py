@@ -12,8 +12,9 @@ import numpy as np
 from ..evaluation.protocol import is_hub_id
 from ..inference.predictions import OptionPredictions
 from ..prediction_files.confidences import ConfidencePredictions
+from ..prediction_files.folders import FILE_TYPES
 from ..prediction_files.options import ReadOptions
-from ..prediction_files.read import FILE_TYPES, read_predictions
+from ..prediction_files.read import read_predictions
 from ..prediction_files.source import Source
 from .repository import HubError, download
 
@@ -36,7 +37,7 @@ def load_predictions(
             `hf-calib push --what predictions` published, or a file of another tool: samples of lm-evaluation-harness,
             details of lighteval, logs of inspect_ai, states of HELM, chat completions with log-probabilities, results
             of the original MMLU evaluation, or csv, json or parquet with named columns; or a folder of such files of
-            one format. The content decides. Several files are joined.
+            one format and one model, also in folders inside it. The content decides. Several files are joined.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         reading:
@@ -88,18 +89,21 @@ def _from_hub(name: str, revision: str | None) -> OptionPredictions:
     return from_dataset(load_dataset("parquet", data_files=str(folder / DATA), split="train"), metadata)
 
 
-def load_option_predictions(path: str | Path) -> OptionPredictions:
+def load_option_predictions(path: str | Path, **reading) -> OptionPredictions:
     """
     Load predictions with probabilities of all options; see [`load_predictions`].
 
     Raises:
-        `ValueError`: the content cannot be read without arguments, or holds confidences alone.
+        `ValueError`: the content cannot be read, or holds confidences alone. Without `reading`, the message advises a
+            conversion.
     """
     try:
-        predictions = load_predictions(path)
+        predictions = load_predictions(path, **reading)
     except HubError:
         raise
     except ValueError as error:
+        if reading:
+            raise
         raise ValueError(
             f"{error}\nIf this needs arguments, convert the file with `hf-calib measure FILE ... --output_dir DIR`, "
             "and pass DIR here."

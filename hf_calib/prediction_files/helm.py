@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,9 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions | Confidence
     else:
         predictions = _confidences(rows, options)
     predictions.metadata |= {name: spec[name] for name in ("model",) if spec.get(name)}
+    run = source.path.absolute().parent.name
+    if ":" in run:  # scenario:argument=value,...,model=name
+        predictions.metadata["task"] = re.sub(r"(?<=[:,])model=[^,]*,?", "", run).strip(":,")
     return predictions
 
 

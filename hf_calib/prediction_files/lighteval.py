@@ -63,6 +63,8 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
     if len(set(predictions.ids.tolist())) < len(predictions):
         predictions.ids = np.arange(len(predictions)).astype(np.str_)
     predictions.metadata["task"] = re.sub(r"^details_|_\d{4}-\d\d-\d\d.*$|\.parquet$", "", source.path.name)
+    if match := re.search(r"(?:^|/)details/(.+)/\d{4}-\d\d-\d\d[^/]*$", source.path.absolute().parent.as_posix()):
+        predictions.metadata["model"] = match[1]
     if several:
         predictions.metadata["notes"] = [
             f"{several} questions have several right options: the likeliest of them is taken as the right one"

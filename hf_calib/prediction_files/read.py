@@ -13,6 +13,7 @@ from ..inference.predictions import OptionPredictions
 from . import chat_completions, columns, helm, inspect_ai, lighteval, lm_eval, mmlu
 from .collect import UNKNOWN
 from .confidences import ConfidencePredictions
+from .folders import check_one_run, listed, prediction_files
 from .labels import GoldLabels
 from .options import ReadOptions
 from .source import Source
@@ -30,9 +31,6 @@ FORMATS: dict[str, ModuleType] = {
 }
 
 
-FILE_TYPES = (".npz", ".parquet", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".eval", ".gz")
-
-
 def read_predictions(
     paths: str | Path | Sequence[str | Path], options: ReadOptions | None = None
 ) -> OptionPredictions | ConfidencePredictions:
@@ -41,8 +39,8 @@ def read_predictions(
 
     Args:
         paths (`str`, `Path` or a sequence of them):
-            Files, or one folder with files of one format. Several files are joined; the subject of a question is then
-            the task or the file that it is from, if the file names none.
+            Files, or one folder with files of one format and one model, also in folders inside it. Several files are
+            joined; the subject of a question is then the task or the file that it is from, if the file names none.
         options ([`ReadOptions`], *optional*):
             How to read them.
 
@@ -60,64 +58,18 @@ def read_predictions(
     labels = GoldLabels(options.labels, options.answers_from) if options.labels else None
     folder, ignored = Path(paths[0]).expanduser(), []
     if len(paths) == 1 and folder.is_dir():
-        paths, ignored = _files_of(folder, options)
+        named = bool(options.columns)
+        paths, ignored = prediction_files(folder, options, lambda path: detect_format(Source(path), named))
     parts = [_read_file(path, options, labels) for path in paths]
     if folder.is_dir():
-        _check_one_run(folder, paths, parts)
+        check_one_run(folder, paths, parts)
     predictions = parts[0] if len(parts) == 1 else _joined(paths, parts)
     if ignored:
         notes = predictions.metadata.get("notes", ())
-        predictions.metadata["notes"] = [*notes, f"files of the folder that are not read: {_listed(ignored)}"]
-    predictions.metadata["files"] = [Path(path).name for path in paths]
+        predictions.metadata["notes"] = [*notes, f"files of the folder that are not read: {listed(ignored, folder)}"]
+    within = folder.is_dir()
+    predictions.metadata["files"] = [str(path.relative_to(folder)) if within else Path(path).name for path in paths]
     return _labelled(predictions, options, paths[0]) if isinstance(predictions, OptionPredictions) else predictions
-
-
-def _files_of(folder: Path, options: ReadOptions) -> tuple[list[Path], list[Path]]:
-    """Files in a folder that have the same format, and those that have none."""
-    found: dict[str, list[Path]] = {}
-    ignored = []
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.suffix.lower() not in FILE_TYPES or path.name.startswith("."):
-            continue
-        if options.labels and path.samefile(options.labels):
-            continue
-        try:
-            found.setdefault(detect_format(Source(path), named=bool(options.columns)), []).append(path)
-        except ValueError:
-            ignored.append(path)
-    if options.format:
-        ignored += [path for name, paths in found.items() if name != options.format for path in paths]
-        found = {name: paths for name, paths in found.items() if name == options.format}
-    if len(found) == 1:
-        return found.popitem()[1], ignored
-    if found:
-        listed = "; ".join(f"{name}: {_listed(paths)}" for name, paths in found.items())
-        raise ValueError(
-            f"{folder}: the folder holds files of several formats ({listed}). Name files, or choose with --format"
-        )
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    raise ValueError(
-        f"{folder}: the folder holds no predictions of a known format; its files: {_listed(ignored)}; its folders: "
-        f"{_listed(inside)}"
-    )
-
-
-def _check_one_run(folder: Path, paths: Sequence[Path], parts: list) -> None:
-    """Raise `ValueError` if files of a folder are of several models, or several of the same task."""
-    models = sorted({part.metadata["model"] for part in parts if part.metadata.get("model")})
-    if len(models) > 1:
-        raise ValueError(f"{folder}: the folder holds predictions of {_listed(models)}; name the files of one model")
-    tasks = [part.metadata.get("task") for part in parts]
-    same = [path for path, task in zip(paths, tasks, strict=True) if task and tasks.count(task) > 1]
-    if same:
-        raise ValueError(f"{folder}: several files are of the same task ({_listed(same)}); name those to read")
-
-
-def _listed(items: Sequence[str | Path]) -> str:
-    """Names of the first items, and the number of the others."""
-    names = [item.name if isinstance(item, Path) else item for item in items]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more if names else "none"
 
 
 def _read_file(

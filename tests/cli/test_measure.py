@@ -141,9 +141,111 @@ def test_a_folder_of_two_models(tmp_path, capsys):
     (tmp_path / "gold.csv").write_text("id,label\nq,0\n")
     call = [tmp_path, "--labels", tmp_path / "gold.csv", "--num_options", 2]
     assert measure(*call) == 2
-    assert "holds predictions of one, two; name the files of one model" in " ".join(capsys.readouterr().err.split())
+    assert "holds predictions of one (one.jsonl), two (two.jsonl); name the folder or files of one" in " ".join(
+        capsys.readouterr().err.split()
+    )
     (tmp_path / "two.jsonl").unlink()
     assert measure(*call) == 0
+
+
+def test_the_folders_inside_a_folder(files, tmp_path, capsys):
+    """As lm-evaluation-harness writes them: OUT/MODEL/samples_TASK_DATE.jsonl beside results_DATE.json."""
+    out, named, whole = tmp_path / "OUT", tmp_path / "named", tmp_path / "whole"
+    one = out / "org__one"
+    one.mkdir(parents=True)
+    (one / "results_2026-01-31T00-00-00.json").write_text('{"results": {}, "config": {}}')
+    for path in files.glob("samples_*"):
+        path.rename(one / path.name)
+    assert measure(*sorted(one.glob("samples_*")), "--output_dir", named) == 0
+    assert measure(out, "--output_dir", whole) == 0
+    results, expected = results_of(whole), results_of(named)
+    assert {"model": "org/one", "n": 400}.items() <= results.items() and results["ece"] == expected["ece"]
+    assert results["files"] == [f"org__one/{name}" for name in expected["files"]]
+    assert results["notes"] == ["files of the folder that are not read: org__one/results_2026-01-31T00-00-00.json"]
+
+    two = out / "org__two"
+    two.mkdir()
+    for path in one.iterdir():
+        (two / path.name).write_bytes(path.read_bytes())
+    capsys.readouterr()
+    assert measure(out) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    sample = "samples_task0_2026-01-31T00-00-00.jsonl"
+    assert f"holds predictions of org/one (org__one/{sample}), org/two (org__two/{sample})" in error
+    assert "name the folder or files of one" in error
+    assert measure(two) == 0
+
+    # files that do not name their model
+    for folder in (one, two):
+        (folder / "results_2026-01-31T00-00-00.json").unlink()
+    (two / "samples_task0_2026-01-31T00-00-00.jsonl").unlink()
+    (one / "samples_task1_2026-01-31T00-00-00.jsonl").unlink()
+    capsys.readouterr()
+    assert measure(out) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "are in several folders (org__one, org__two), and whether they are of one model is not known" in error
+
+
+def test_two_runs_of_a_task_in_folders_of_lighteval(tmp_path, capsys):
+    row = {
+        "doc": {"choices": ["a", "b"], "gold_index": [0]},
+        "model_response": {"logprobs": [-0.5, -1.5]},
+        "metric": {"acc": 1},
+    }
+    model = tmp_path / "details" / "org" / "one"
+    for date in ("2026-01-31T00-00-00", "2026-02-01T00-00-00"):
+        (model / date).mkdir(parents=True)
+        pd.DataFrame([row]).to_parquet(model / date / f"details_arc|0_{date}.parquet")
+    assert measure(tmp_path) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    first, second = (
+        f"details/org/one/{date}/details_arc|0_{date}.parquet"
+        for date in ("2026-01-31T00-00-00", "2026-02-01T00-00-00")
+    )
+    assert (
+        f"several files are of the same task ({first}, {second}); name those to read, or the folder of one run"
+        in error
+    )
+    assert measure(model / "2026-02-01T00-00-00", "--output_dir", tmp_path / "out") == 0
+    assert results_of(tmp_path / "out")["model"] == "org/one"
+
+
+def test_other_commands_read_with_the_same_arguments(files, data, tmp_path, capsys):
+    """calibrate and diagnose name columns; push takes the folder of a tool."""
+    probabilities, labels = data
+    flat = (probabilities + 0.5) / 3  # the same answers, less confident
+    for name, values in (("before", flat), ("after", probabilities)):
+        frame = pd.DataFrame({f"option_{letter}_score": values[:, k] for k, letter in enumerate("ABCD")})
+        frame.assign(key=range(400), truth=labels + 1).to_csv(tmp_path / f"{name}.csv", index=False)
+    scores = ",".join(f"option_{letter}_score" for letter in "ABCD")
+    reading = ["--columns", f"probabilities={scores},label=truth", "--answers_from", "1"]
+    call = [
+        "calibrate",
+        "--predictions",
+        str(tmp_path / "after.csv"),
+        "--method",
+        "temperature",
+        "--n_bootstrap",
+        "20",
+    ]
+    assert main([*call, *reading, "--output_dir", str(tmp_path / "calibrated")]) == 0
+    stage = results_of(tmp_path / "calibrated")[0]
+    assert stage["accuracy"] == pytest.approx((probabilities.argmax(1) == labels).mean())
+    call = ["diagnose", "--reference_predictions", str(tmp_path / "before.csv"), "--n_bootstrap", "20"]
+    call += ["--predictions", str(tmp_path / "after.csv"), "--output_dir", str(tmp_path / "diagnosis")]
+    assert main([*call, *reading]) == 0
+    results = results_of(tmp_path / "diagnosis")
+    for key, values in (("confidence", probabilities), ("reference/confidence", flat)):
+        assert results[key] == pytest.approx(float(values.max(axis=1).mean()), abs=1e-5)
+    assert main([*call, *reading[:2]]) == 2  # labels from 1 to 4
+
+    folder = tmp_path / "OUT" / "org__one"
+    folder.mkdir(parents=True)
+    for path in files.glob("samples_*"):
+        path.rename(folder / path.name)
+    call = ["push", "--what", "predictions", "--dry_run", "true", "--output_dir", str(tmp_path / "published")]
+    assert main([*call, "--evaluation", str(tmp_path / "OUT")]) == 0
+    assert len(pd.read_parquet(tmp_path / "published" / "data" / "test.parquet")) == 400
 
 
 def test_confidences_alone(data, tmp_path, capsys):
@@ -218,6 +320,9 @@ def test_calibrate_and_diagnose_take_the_files(files, tmp_path, capsys):
     batch = tmp_path / "batch.jsonl"
     batch.write_text('{"custom_id": "1", "response": {"body": {"object": "chat.completion", "choices": []}}}\n')
     assert main(["calibrate", "--predictions", str(batch)]) == 2
+    assert "add --num_options 4 (letters A to D)" in capsys.readouterr().err
+    call = ["push", "--what", "predictions", "--dry_run", "true", "--output_dir", str(tmp_path / "p"), "--evaluation"]
+    assert main([*call, str(batch)]) == 2
     assert "convert the file with `hf-calib measure FILE ... --output_dir DIR`" in capsys.readouterr().err
 
 
