@@ -219,7 +219,7 @@ def apply_chat_template(tokenizer: "PreTrainedTokenizerBase", messages: list[dic
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A tokenizer with a chat template.
         messages (`list[dict[str, str]]`):
-            Messages with `role` and `content`.
+            Messages with `role` and `content`, a text or a list of parts.
         options:
             Further options of the tokenizer's own method, e.g. `add_generation_prompt`.
 
@@ -233,14 +233,15 @@ def apply_chat_template(tokenizer: "PreTrainedTokenizerBase", messages: list[dic
     from jinja2 import TemplateError
 
     refused = None
-    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
-    for given in (messages, parts):
+    texts = [{**message, "content": _content_text(message.get("content"))} for message in messages]
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in texts]
+    for given in (texts, parts):
         try:
             text = tokenizer.apply_chat_template(given, tokenize=False, **options)
         except (TemplateError, TypeError) as error:
             refused = refused or error
             continue
-        left_out = [message["role"] for message in messages if not _is_in(message["content"], text)]
+        left_out = [message["role"] for message in texts if not _is_in(message["content"], text)]
         if not left_out:
             return text
     if refused is not None:
@@ -251,10 +252,19 @@ def apply_chat_template(tokenizer: "PreTrainedTokenizerBase", messages: list[dic
     )
 
 
+def _content_text(content: str | list[dict[str, str]] | None) -> str:
+    """Text of a message's content, which may be a list of parts; empty for a call of a tool."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    return content or ""
+
+
 def _is_in(content: str, text: str) -> bool:
-    """Whether a text has the words of a message, which a template may trim or escape."""
+    """Whether a text has the words of a message, which a template may trim or escape; it may leave out thoughts."""
     if content.strip() in text:
         return True
+    for opening, closing in _THINKING.items():
+        content = re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", "", content, flags=re.DOTALL)
     words = re.findall(r"\w+", content)
     return all(word in text for word in words)
 
@@ -265,6 +275,11 @@ def _without_thinking(prompt: str) -> str:
         if prompt.rstrip().endswith(opening):
             return f"{prompt.rstrip()}\n\n{closing}\n\n"
     return prompt
+
+
+def before_thinking(prompt: str) -> str:
+    """Leave out a thinking block that the chat template opens at the end of a prompt."""
+    return next((prompt.rstrip().removesuffix(each) for each in _THINKING if prompt.rstrip().endswith(each)), prompt)
 
 
 @dataclass(kw_only=True)

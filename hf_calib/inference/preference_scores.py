@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.layouts import digest
+from ..data.prompts import apply_chat_template, before_thinking
 from ..losses.preference_links import NORMALIZED_LOSSES, linked_probabilities, loss_of_margin, preference_link
 from .encoding import OptionEncoder, QuestionTooLongError
 from .model_loading import process_state
@@ -50,11 +51,22 @@ class PairFormat:
 
     def render(self, tokenizer, question, choices, subject=None) -> tuple[str, list[str], str]:
         """Prompt, its two completions, and an empty ending; see [`PromptFormat.render`]."""
+        from jinja2 import TemplateError
+
         if not self.conversational:
             eos = tokenizer.eos_token or ""
             return question, [text if text.endswith(eos) else text + eos for text in choices], ""
-        prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        texts = [tokenizer.apply_chat_template([*question, *turn], tokenize=False) for turn in choices]
+        try:
+            prompt = apply_chat_template(tokenizer, question, add_generation_prompt=True)
+            texts = [apply_chat_template(tokenizer, [*question, *turn]) for turn in choices]
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in [*question, *choices[0]])
+            raise ValueError(
+                f"the chat template refuses the messages of a pair ({error}), whose roles are {roles}; a system "
+                "message can be a part of the user's first turn"
+            ) from error
+        if not all(text.startswith(prompt) for text in texts):  # an answered turn may have no thinking block
+            prompt = before_thinking(prompt)
         shared = len(os.path.commonprefix([prompt, *texts]))
         return prompt[:shared], [text[shared:] for text in texts], ""
 

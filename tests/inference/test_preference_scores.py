@@ -1,12 +1,19 @@
 """Scores of preference pairs, compared with TRL's DPOTrainer."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
 from hf_calib.data.preference_pairs import load_pairs
-from hf_calib.inference.preference_scores import completion_lengths, preference_probabilities, score_pairs
+from hf_calib.inference.preference_scores import (
+    PairFormat,
+    completion_lengths,
+    preference_probabilities,
+    score_pairs,
+)
 from hf_calib.inference.resumable import ResumableScores
 
 
@@ -51,6 +58,76 @@ def test_log_likelihoods_equal_those_of_trl(kind, columns, tiny_tokenizers, tiny
     np.testing.assert_allclose(read, np.clip(0.5 + 0.3 * margin, 0, 1))
     with pytest.raises(ValueError, match="loss_type=ipo takes means over tokens: give the lengths"):
         preference_probabilities(scores, base, loss_type="ipo")
+
+
+QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Ice is"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        # contents as lists of parts: a text has none, and would be left out silently
+        (
+            "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}</s>{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}",
+            ("[system]Be brief.</s>[user]Ice is</s>[assistant]", ["cold</s>", "hot</s>"]),
+        ),
+        # a thinking block that the template opens, and writes into answered turns
+        (
+            "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}<think>\n\n</think>\n{% endif %}"
+            "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]<think>\n{% endif %}",
+            ("[system]Be brief.</s>[user]Ice is</s>[assistant]<think>\n", ["\n</think>\ncold</s>", "\n</think>\nhot</s>"]),
+        ),
+        # a thinking block that answered turns do not have
+        (
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}",
+            ("[system]Be brief.</s>[user]Ice is</s>[assistant]", ["cold</s>", "hot</s>"]),
+        ),
+    ],
+)  # fmt: skip
+def test_chat_templates(template, expected, tiny_tokenizers):
+    tokenizer = copy.copy(tiny_tokenizers["qwen"])
+    tokenizer.chat_template = template
+    for wrap in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
+        question = [{**message, "content": wrap(message["content"])} for message in QUESTION]
+        choices = [[{"role": "assistant", "content": wrap(text)}] for text in ("cold", "hot")]
+        assert PairFormat(conversational=True).render(tokenizer, question, choices) == (*expected, "")
+
+
+def test_a_thinking_block_that_is_opened_is_no_part_of_answers_that_begin_alike(tiny_tokenizers):
+    tokenizer = copy.copy(tiny_tokenizers["qwen"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
+    )
+    choices = [[{"role": "assistant", "content": text}] for text in ("<table>", "<tr>")]
+    rendered = PairFormat(conversational=True).render(tokenizer, QUESTION, choices)
+    assert rendered == ("[system]Be brief.</s>[user]Ice is</s>[assistant]", ["<table></s>", "<tr></s>"], "")
+
+
+def test_thoughts_in_earlier_turns_may_be_left_out(tiny_tokenizers):
+    tokenizer = copy.copy(tiny_tokenizers["qwen"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    question = [*QUESTION, {"role": "assistant", "content": "<think>water freezes</think>What?"}, QUESTION[1]]
+    choices = [[{"role": "assistant", "content": text}] for text in ("cold", "hot")]
+    prompt, completions, _ = PairFormat(conversational=True).render(tokenizer, question, choices)
+    assert prompt == "[system]Be brief.</s>[user]Ice is</s>[assistant]What?</s>[user]Ice is</s>[assistant]"
+    assert completions == ["cold</s>", "hot</s>"]
+
+
+def test_a_template_that_refuses_the_system_message(tiny_tokenizers):
+    tokenizer = copy.copy(tiny_tokenizers["qwen"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+    )
+    choices = [[{"role": "assistant", "content": text}] for text in ("cold", "hot")]
+    with pytest.raises(ValueError, match="refuses the messages of a pair .System role not supported.*system, user"):
+        PairFormat(conversational=True).render(tokenizer, QUESTION, choices)
 
 
 def test_long_pairs_are_left_out_and_the_rest_scored(tiny_tokenizers, tiny_llama, tmp_path):
