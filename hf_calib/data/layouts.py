@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import re
 import string
@@ -10,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from .literals import parse_literal
 
 
 Row = dict[str, Any]
@@ -32,12 +33,12 @@ def digest(*parts: object) -> str:
 
 
 def structured(value: Any, column: str) -> Any:
-    """Parse a list or dict that a CSV file holds as text: as JSON, or as a Python literal from `DataFrame.to_csv`."""
+    """Parse a list or dict that a CSV file holds as text: as JSON, or as `DataFrame.to_csv` writes it."""
     if not isinstance(value, str):
         return value
     from .json_files import parse_json
 
-    for parse in (parse_json, ast.literal_eval):
+    for parse in (parse_json, parse_literal):
         try:
             parsed = parse(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -163,6 +164,10 @@ def _race(row: Row) -> Row:
 
 
 def _mmlu_pro(row: Row) -> Row:
+    index, letter = str(row.get("answer_index", "")).strip(), str(row["answer"]).strip()
+    if index.isascii() and index.isdigit() and len(letter) == 1 and letter.isalpha():
+        if int(index) != ord(letter.upper()) - ord("A"):
+            raise InvalidRow("answer", f"{letter!r} is not the option that answer_index {index} names")
     return {**_options(row, "options"), "id": row.get("question_id")}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import chain
-from math import isnan
+from math import inf, isfinite, isnan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from .source import Source
 
 
 UNKNOWN = -100  # label of a question whose right option is not known
-_LEAST = float(np.log(np.finfo(np.float64).tiny))  # instead of -inf, which marks an option that does not exist
+_FARTHEST = float(-np.log(np.finfo(np.float64).tiny))  # below the best option: -inf marks one that does not exist
 
 
 class Question(NamedTuple):
@@ -70,9 +70,8 @@ def collect(
             scores = array("d", found.scores)
             if len(scores) < 2:
                 raise ValueError(f"it has {len(scores)} option(s): a question needs at least two")
-            total = sum(scores)
-            if total != total and any(map(isnan, scores)):
-                raise ValueError("the score of an option is NaN")
+            if not isfinite(sum(scores)):
+                check_scores(scores)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             if not options.drop_invalid:
                 raise ValueError(f"{source.where(number)}: {explained(error)}") from None
@@ -95,6 +94,15 @@ def collect(
     )
 
 
+def check_scores(scores: Sequence[float]) -> None:
+    """Raise `ValueError` if a log-likelihood is NaN or infinite, or all are -inf."""
+    for score in scores:
+        if isnan(score) or score == inf:
+            raise ValueError(f"the score of an option is {'NaN' if isnan(score) else 'infinite'}")
+    if max(scores) == -inf:
+        raise ValueError("the score of every option is -inf")
+
+
 def explained(error: Exception) -> str:
     """One line that says what is wrong with a row."""
     if isinstance(error, KeyError):
@@ -115,7 +123,8 @@ def padded(flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(N, K)`, with -inf at the end of a row with fewer than K options.
     """
-    return in_rows(np.maximum(flat, _LEAST), lengths, -np.inf)
+    best = np.maximum.reduceat(flat, np.cumsum(lengths) - lengths)
+    return in_rows(np.maximum(flat, np.repeat(best - _FARTHEST, lengths)), lengths, -np.inf)
 
 
 def in_rows(flat: np.ndarray, lengths: np.ndarray, fill: float) -> np.ndarray:

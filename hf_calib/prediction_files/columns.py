@@ -13,7 +13,7 @@ from ..data.answers import warn_or_raise_without_zero
 from ..data.layouts import InvalidRow
 from ..inference.predictions import OptionPredictions
 from ..measures.validation import as_outcomes, iterate_columns
-from .collect import UNKNOWN, in_rows, padded
+from .collect import UNKNOWN, check_scores, in_rows, padded
 from .confidences import ConfidencePredictions
 from .labels import ID_COLUMNS, LABEL_COLUMNS, find_column, indices, normalized
 from .options import ReadOptions
@@ -174,7 +174,7 @@ def _probabilities(
             f"{table.where(int(lengths.argmin()))}: {lengths.min()} option(s): a question has at least two"
         )
     if logits:
-        _refuse_nan(table, flat, lengths, roles["option_logits"])
+        _check_logits(table, flat, lengths, roles["option_logits"])
         option_logits = padded(flat, lengths)
     else:
         matrix = in_rows(flat, lengths, 0.0)
@@ -211,10 +211,16 @@ def _spread_values(table: Table, scores: OptionColumns) -> tuple[np.ndarray, np.
     return matrix[present], lengths
 
 
-def _refuse_nan(table: Table, flat: np.ndarray, lengths: np.ndarray, name: str) -> None:
-    if (bad := np.isnan(flat)).any():
-        row = int(np.searchsorted(np.cumsum(lengths), int(bad.argmax()), side="right"))
-        raise ValueError(f"{table.where(row)}: {name} has an option that is NaN")
+def _check_logits(table: Table, flat: np.ndarray, lengths: np.ndarray, name: str) -> None:
+    bad = np.isnan(flat) | (flat == np.inf)
+    best = np.maximum.reduceat(flat, np.cumsum(lengths) - lengths)
+    if bad.any() or (best == -np.inf).any():
+        ends = np.cumsum(lengths)
+        row = int(np.searchsorted(ends, int(bad.argmax()), side="right") if bad.any() else (best == -np.inf).argmax())
+        try:
+            check_scores(flat[ends[row] - lengths[row] : ends[row]].tolist())
+        except ValueError as error:
+            raise ValueError(f"{table.where(row)}, {name}: {error}") from None
 
 
 def _labels(
@@ -261,8 +267,7 @@ def _confidences(
     if roles["correct"]:
         correct = _outcomes(table, roles["correct"])
     elif roles["prediction"] and roles["label"]:
-        predicted, right = table.texts(roles["prediction"]), table.texts(roles["label"])
-        correct = np.array([each == other for each, other in zip(predicted, right, strict=True)], np.float64)
+        correct = _compared(table, roles["prediction"], roles["label"])
     else:
         raise ValueError(
             f"{path}: `{roles['confidence']}` needs `correct` (1 where the prediction is right, else 0), or "
@@ -276,6 +281,27 @@ def _confidences(
         raise ValueError(f"{table.where(row)}: {roles['confidence']} is {confidences[row]}, outside [0, 1]{hint}")
     confidences, correct = as_outcomes(np.minimum(confidences, 1.0), correct, binary=True)
     return ConfidencePredictions(confidences, correct, **common)
+
+
+def _compared(table: Table, prediction: str, label: str) -> np.ndarray:
+    """1 where the prediction is the label: the same text, number (1 and 1.0) or letter (b and B), else 0."""
+    sides, kinds = [], []
+    for name in (prediction, label):
+        texts = table.texts(name)
+        if "" in texts:
+            raise ValueError(f"{table.where(texts.index(''))}: {name} is empty; leave such rows out of the file")
+        sides.append([_comparable(text) for text in texts])
+        kinds.append({type(each) if isinstance(each, float) else len(each) == 1 for each in sides[-1]})
+    if {float} in kinds and {True} in kinds:  # numbers and letters
+        shown = " and ".join(f"{name} has {table.texts(name)[0]!r}" for name in (prediction, label))
+        raise ValueError(f"{table.source.path}: {shown}; name a column of 1 (right) and 0 with --columns correct=...")
+    return np.array([each == other for each, other in zip(*sides, strict=True)], np.float64)
+
+
+def _comparable(text: str) -> str | float:
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE):
+        return float(text)
+    return text.upper() if len(text) == 1 else text
 
 
 def _outcomes(table: Table, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..inference.predictions import OptionPredictions
-from .answer_token import answer_position, bare, likeliest_tokens, option_names, option_scores
+from .answer_token import answer_position, likeliest_tokens, option_names, option_of, option_scores
 from .collect import Question, collect
 from .labels import to_index
 from .options import ReadOptions
@@ -97,9 +97,10 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
 
 def _check_order(answer: Any, token: str, names: Sequence[str]) -> None:
     """Check that the answer that was scored is the one that was written: a solver that shuffles changes it."""
-    if answer in names and bare(token) in names and answer != bare(token):
+    written = option_of(token, names)
+    if answer in names and written is not None and answer != written:
         raise ValueError(
-            f"the answer scored is {answer} and the one written {bare(token)}: the solver shuffled the options; "
+            f"the answer scored is {answer} and the one written {written}: the solver shuffled the options; "
             "shuffle them in the data set instead (shuffle_choices)"
         )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from typing import Any
 
 import numpy as np
 
+from ..data.literals import parse_literal
 from ..inference.predictions import OptionPredictions
 from .collect import UNKNOWN, Question, collect
 from .labels import to_index
@@ -74,7 +74,7 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
 
 def _older(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Question and response of older versions, which write lists as text, and log-likelihoods with a flag."""
-    values = {name: ast.literal_eval(each) if isinstance(each, str) else each for name, each in row.items()}
+    values = {name: parse_literal(each) if isinstance(each, str) else each for name, each in row.items()}
     found = [each[0] if isinstance(each, (list, tuple)) else each for each in values["predictions"]]
     question = {"choices": values["choices"], "gold_index": values["gold_index"]}
     return question, {"logprobs": found, "output_tokens": values.get("cont_tokens")}

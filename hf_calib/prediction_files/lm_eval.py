@@ -57,8 +57,9 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
 
 def task_name(source: Source) -> str:
     """Name of the task in `samples_<task>_<date>.jsonl`."""
-    match = re.fullmatch(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT.*)?", source.path.name.split(".json")[0])
-    return match[1] if match else source.path.name.partition(".")[0]
+    name = re.sub(r"\.(jsonl?|ndjson)(\.gz)?$", "", source.path.name)
+    match = re.fullmatch(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT.*)?", name)
+    return match[1] if match else name
 
 
 class _Samples:
@@ -83,6 +84,8 @@ class _Samples:
         # One filter is read. That there are more is an error at the end, when all their names are known.
         if name != (self.filter or next(iter(self.filters))):
             return None
+        if any(isinstance(response, list) and response[:1] == [None] for response in row["filtered_resps"]):
+            raise ValueError("the log-likelihood of an option is null")
         try:
             sums = [float(response[0]) for response in row["filtered_resps"]]
         except (ValueError, TypeError, IndexError):
@@ -95,11 +98,11 @@ class _Samples:
             else arguments
         )
         count, unconditional = len(sums), None
-        if "acc_mutual_info" in row or (count % 2 == 0 and pairs[0][0] and not pairs[-1][0]):
+        if "acc_mutual_info" in row or (count and count % 2 == 0 and pairs[0][0] and not pairs[-1][0]):
             count //= 2
             sums, unconditional = sums[:count], sums[count:]
         if count < 2:
-            raise ValueError("it has one log-likelihood: only multiple-choice tasks have several")
+            raise ValueError(f"it has {count} log-likelihood(s): only multiple-choice tasks have several")
         texts = [pair[1].strip() for pair in pairs[:count]]
         in_prompt = texts.count(texts[0]) == count  # the options are in the prompts, as in WinoGrande
         self.letters &= not in_prompt and max(map(len, texts)) == 1

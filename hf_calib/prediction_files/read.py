@@ -64,9 +64,16 @@ def read_predictions(
     if folder.is_dir():
         check_one_run(folder, paths, parts)
     predictions = parts[0] if len(parts) == 1 else _joined(paths, parts)
+    notes = list(predictions.metadata.get("notes", ()))
+    if repeated := len(predictions) - len(set(predictions.ids.tolist())):
+        notes.append(
+            f"{repeated} questions have the id of another one: if they are the same questions, intervals and noise "
+            "floor are too narrow"
+        )
     if ignored:
-        notes = predictions.metadata.get("notes", ())
-        predictions.metadata["notes"] = [*notes, f"files of the folder that are not read: {listed(ignored, folder)}"]
+        notes.append(f"files of the folder that are not read: {listed(ignored, folder)}")
+    if notes:
+        predictions.metadata["notes"] = notes
     within = folder.is_dir()
     predictions.metadata["files"] = [str(path.relative_to(folder)) if within else Path(path).name for path in paths]
     return _labelled(predictions, options, paths[0]) if isinstance(predictions, OptionPredictions) else predictions
@@ -87,12 +94,27 @@ def _read_file(
         _check_meaning(name, options)
         arguments = (labels,) if name == "chat_completions" else ()
         predictions = FORMATS[name].read(source, options, *arguments)
+        if name in _WRITTEN and isinstance(predictions, OptionPredictions):
+            _check_written(path, predictions)
     predictions.metadata["format"] = name
     if labels is not None:
         if not isinstance(predictions, OptionPredictions):
             raise ValueError(f"{path}: --labels needs probabilities of all options; this file holds confidences")
         labels.join(predictions)
     return predictions
+
+
+_WRITTEN = ("chat_completions", "inspect_ai", "helm")  # formats with the probabilities of written tokens
+
+
+def _check_written(path: str | Path, predictions: OptionPredictions) -> None:
+    """Raise `ValueError` if all options of all questions are equally likely, because no token spells one."""
+    best = predictions.probabilities.max(axis=1)
+    if predictions.metadata.get("letters") and np.allclose(best * predictions.num_options, 1):
+        raise ValueError(
+            f"{path}: none of the {len(best)} answers has an option among the likeliest tokens: name what the model "
+            "writes with --option_labels, e.g. a,b,c,d"
+        )
 
 
 # Options that only some formats have a use for.

@@ -109,12 +109,12 @@ class Source:
         if isinstance(content, dict):
             self.first = content
             if not self._has_second_line():
-                self.content = content
-                return "jsonl" if _is_row(content) else "json"
+                self.content = _as_columns(content)
+                return "jsonl" if _is_row(self.content) else "json"
             return "jsonl"
         if isinstance(content, list) and self._has_second_line():
             raise ValueError(f"{self.path}, line 1: a list: a line of JSON Lines is an object")
-        self.content = self._document() if content is None else content
+        self.content = _as_columns(self._document() if content is None else content)
         rows = self.content if isinstance(self.content, list) else [self.content]
         if not rows or not all(isinstance(row, dict) for row in rows[:1]):
             raise ValueError(f"{self.path}: the JSON holds neither an object nor a list of objects")
@@ -235,6 +235,16 @@ def _unreadable(where: str | Path, error: Exception) -> ValueError:
     if isinstance(error, UnicodeDecodeError):
         return ValueError(f"{where}: the text is not {error.encoding.upper()}; save the file as UTF-8")
     return ValueError(f"{where}: the file is damaged or incomplete ({error})")
+
+
+def _as_columns(content: Any) -> Any:
+    """Turn columns of objects from the number of a row to its value, as `DataFrame.to_json` writes, into lists."""
+    if not (isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values())):
+        return content
+    rows = list(next(iter(content.values())))
+    if not rows or not all(name.isdigit() for name in rows) or any(list(each) != rows for each in content.values()):
+        return content
+    return {name: list(values.values()) for name, values in content.items()}
 
 
 def _is_row(content: dict[str, Any]) -> bool:

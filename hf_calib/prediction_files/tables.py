@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
 from ..data.csv_files import CsvTable, read_csv
+from ..data.literals import parse_literal
 from ..data.text_files import FileError
 from ..measures.validation import is_number
 from .collect import flattened
@@ -70,7 +71,7 @@ class Table:
 
     def numbers(self, name: str) -> np.ndarray:
         """
-        Values of a column as float64, `(N,)`; NaN where there is none.
+        Values of a column as float64, `(N,)`; NaN where there is none. A comma may mark the decimals.
 
         Raises:
             `ValueError`: a value is not a number. File, line and column are named.
@@ -83,6 +84,8 @@ class Table:
                 return column.astype(np.float64)
             return np.array([np.nan if value is None or value == "" else value for value in column], np.float64)
         except (TypeError, ValueError, OverflowError):
+            if (found := _decimal_commas(self.values(name))) is not None:
+                return found
             for row, value in enumerate(self.values(name)):
                 if not (value in (None, "") or is_number(value)):
                     raise ValueError(f"{self.where(row)}: {name} is {value!r}, not a number") from None
@@ -147,11 +150,28 @@ def _is_arrow(column: Column) -> bool:
 
 
 def _parse_list(text: str) -> Sequence[float]:
-    """Numbers of "[0.7, 0.3]", "[0.7 0.3]" or "0.7;0.3"."""
+    """Numbers of "[0.7, 0.3]", "0.7 0.3", "0,7; 0,3", or of a text that numpy or torch wrote."""
     try:
         return [float(value) for value in json.loads(text)]
     except json.JSONDecodeError:
-        return [float(number) for number in re.split(r"[\s,;]+", text.strip(" []()"))]
+        pass
+    if re.search("[a-z]", text):
+        return [float(value) for value in parse_literal(text)]
+    bare = text.strip(" []()")
+    if ";" in bare:
+        return [float(number.replace(",", ".")) for number in bare.split(";")]
+    return [float(number) for number in re.split(r"[\s,]+", bare)]
+
+
+def _decimal_commas(values: Sequence[Any]) -> np.ndarray | None:
+    """Numbers such as "0,7"; `None` if a value is none, or a comma may separate thousands, as in "1,500"."""
+    numbers = []
+    for value in values:
+        text = "" if value is None else str(value).strip()
+        if not re.fullmatch(r"|[+-]?(\d+|\d*,\d+)", text, re.ASCII) or re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text):
+            return None
+        numbers.append(float(text.replace(",", ".")) if text else np.nan)
+    return np.array(numbers)
 
 
 def _arrow_numbers(column) -> np.ndarray:

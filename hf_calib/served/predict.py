@@ -231,7 +231,7 @@ def _check_letters(work: _Work) -> None:
     for index in range(len(work.questions)):
         answer = work.answer_of(index)
         if isinstance(answer, (list, tuple)):
-            if any(listed_masses(answer, work.names(index))):
+            if any(listed_masses(answer, work.names(index), around=False)):
                 return
             firsts.append(max(answer, key=lambda pair: pair[1])[0])
     if not firsts:
@@ -272,8 +272,8 @@ def _collect(work: _Work, metadata: dict[str, Any], requests: Mapping[str, Any])
     rows, listed, missing = [], 0.0, 0
     for index in kept:
         names = work.names(index)
-        masses = listed_masses(answers[index], names)
-        rows.append(option_scores(answers[index], names))
+        masses = listed_masses(answers[index], names, around=False)
+        rows.append(option_scores(answers[index], names, around=False))
         listed += sum(masses) / len(kept)
         missing += 0.0 in masses
     metadata["too_long"] = answers.count(_TOO_LONG)

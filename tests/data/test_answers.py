@@ -3,6 +3,7 @@
 import json
 import logging
 
+import pandas as pd
 import pytest
 from datasets import Dataset
 
@@ -185,3 +186,39 @@ def test_more_invalid_than_valid_rows_are_an_error_in_any_case(caplog):
     assert adapted(rows(["A", None, None, None]), drop_invalid=True) == [0]
     with pytest.raises(ValueError, match="no valid question among 2 rows"):
         adapted(rows(["", ""]), drop_invalid=True)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "['oxygen' 'carbon dioxide'\n 'helium']",  # a numpy array
+        "{'text': array(['oxygen', 'carbon dioxide', 'helium'], dtype=object), 'label': array(['A', 'B', 'C'], dtype=object)}",
+        """["oxygen" 'carbon dioxide' 'helium']""",
+    ],
+)
+def test_lists_as_pandas_writes_arrays(tmp_path, written):
+    pd.DataFrame([{"question": "Plants breathe in", "choices": written, "answer": "B"}]).to_csv(
+        tmp_path / "q.csv", index=False
+    )
+    (row,) = load_questions(tmp_path / "q.csv")
+    assert row["choices"] == ["oxygen", "carbon dioxide", "helium"] and row["answer"] == 1
+
+
+def test_texts_with_the_look_of_arrays_stay_as_they_are(tmp_path):
+    texts = ["array(['a' 'b'])", "tensor([1 2])", "it's \"so\" 'here'"]
+    pd.DataFrame([{"question": "?", "choices": str(texts), "answer": 2}]).to_csv(tmp_path / "q.csv", index=False)
+    assert load_questions(tmp_path / "q.csv")[0]["choices"] == texts
+
+
+def test_mmlu_pro_states_the_answer_twice():
+    row = {
+        "question_id": 1,
+        "question": "?",
+        "options": ["x", "y"],
+        "answer": "B",
+        "answer_index": 1,
+        "category": "law",
+    }
+    assert adapt_questions(Dataset.from_list([row]))[0]["answer"] == 1
+    with pytest.raises(ValueError, match="'B' is not the option that answer_index 0 names"):
+        adapt_questions(Dataset.from_list([{**row, "answer_index": 0}]))

@@ -149,6 +149,65 @@ def test_answers_without_any_option_are_counted(tmp_path, labels):
 
 
 @pytest.mark.parametrize(
+    ("likeliest", "expected"),
+    [
+        ([("A.", 0.5), ("A", 0.1), ("B.", 0.3)], [0.6, 0.3]),  # with punctuation
+        ([("(A", 0.6), ("(B", 0.2), ("*B*", 0.1)], [0.6, 0.3]),
+        ([("\u2581A", 0.6), ("\u0120B", 0.2), ("B\u010a", 0.1)], [0.6, 0.3]),  # spaces of tokenizers
+        ([("\uff21", 0.6), ("B", 0.2), ("\uff22", 0.1)], [0.6, 0.3]),  # wide letters
+        ([("A", 0.9), ("a", 0.05), ("An", 0.01)], [0.9, 0.01]),  # other words; B gets at most the least
+    ],
+)
+def test_tokens_that_spell_an_option(likeliest, expected, tmp_path):
+    top = [{"token": token, "logprob": log(p)} for token, p in likeliest]
+    row = {
+        **batch("1", {"token": likeliest[0][0], "logprob": log(likeliest[0][1]), "top_logprobs": top}),
+        "label": "A",
+    }
+    predictions = read(tmp_path, [row], num_options=2)
+    np.testing.assert_allclose(np.exp(predictions.option_logits), [expected])
+
+
+def test_options_with_punctuation_in_their_names(tmp_path):
+    top = [{"token": token, "logprob": log(p)} for token, p in (("(1)", 0.6), ("(2)", 0.3), ("1", 0.05))]
+    row = {**batch("1", {"token": "(1)", "logprob": log(0.6), "top_logprobs": top}), "label": 0}
+    predictions = read(tmp_path, [row], option_labels="(1),(2)")
+    np.testing.assert_allclose(np.exp(predictions.option_logits), [[0.6, 0.3]])
+
+
+def test_no_answer_with_an_option(tmp_path, labels):
+    rows = [batch(f"q-{k}", position("a", a=0.6, b=0.3)) for k in (1, 2, 3)]
+    with pytest.raises(ValueError, match="none of the 3 answers has an option among the likeliest tokens.*a,b,c,d"):
+        read(tmp_path, rows, labels, num_options=4)
+    found = read(tmp_path, [{**row, "label": 1} for row in rows], option_labels="a,b")
+    np.testing.assert_allclose(np.exp(found.option_logits), [[0.6, 0.3]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "the log-probability of the token 'B' is None, not a number"),
+        (float("nan"), "the log-probability of the token 'B' is nan, not a number"),
+        (0.3, "add up to 2.25 .the log-probability of 'B' is 0.3.: these are no natural logarithms"),
+        (log(0.5), "add up to 1.4 "),
+    ],
+)
+def test_what_is_no_log_probability(value, message, tmp_path):
+    place = position("A", A=0.9, B=0.05)
+    place["top_logprobs"][1]["logprob"] = value
+    with pytest.raises(ValueError, match=f"line 1: .*{message}"):
+        read(tmp_path, [{**batch("1", place), "label": 0}], num_options=2)
+
+
+def test_minus_infinity_and_what_stands_for_it(tmp_path):
+    for value in (float("-inf"), -9999.0):
+        place = position("A", A=0.9, B=0.05)
+        place["top_logprobs"][1]["logprob"] = value
+        predictions = read(tmp_path, [{**batch("1", place), "label": 0}], num_options=2)
+        np.testing.assert_allclose(predictions.probabilities, [[1, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda row: row["response"]["body"]["choices"][0].pop("logprobs"), "no log-probabilities: request logprobs"),

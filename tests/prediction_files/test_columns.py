@@ -213,3 +213,76 @@ def test_mmlu_results(tmp_path):
 
 def test_lists_written_in_every_way():
     assert [tables._parse_list(text) for text in ("[0.7, 0.3]", "[0.7 0.3]", "0.7;0.3")] == [[0.7, 0.3]] * 3
+
+
+TWO = np.array([[0.7, 0.3], [0.2, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("excel.csv", "p_0;p_1;label\n0,7;0,3;0\n0,2;,8;1\n"),
+        ("quoted.csv", 'p_0,p_1,label\n"0,7","0,3",0\n"0,2","0,8",1\n'),
+        ("lists.csv", 'probabilities,label\n"0,7; 0,3",0\n"0,2; 0,8",1\n'),
+        ("numpy.csv", 'probabilities,label\n"[0.7 0.3]",0\n"[0.2\n 0.8]",1\n'),
+        ("numpy 2.csv", 'probabilities,label\n"[np.float64(0.7), np.float64(0.3)]",0\n"[0.2, 0.8]",1\n'),
+        ("torch.csv", "probabilities,label\n\"tensor([0.7, 0.3], device='cuda:0')\",0\n\"tensor([0.2, 0.8])\",1\n"),
+        ("pandas.json", json.dumps({"p_0": {"0": 0.7, "1": 0.2}, "p_1": {"0": 0.3, "1": 0.8}, "label": {"0": 0, "1": 1}})),
+        ("pandas 2.json", json.dumps({"probs": {"0": [0.7, 0.3], "1": [0.2, 0.8]}, "label": {"0": "A", "1": "B"}})),
+    ],
+)  # fmt: skip
+def test_numbers_in_the_spelling_of_others(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    predictions = read_predictions(tmp_path / name)
+    np.testing.assert_allclose(predictions.probabilities, TWO, rtol=1e-6)
+    assert predictions.labels.tolist() == [0, 1]
+
+
+def test_a_comma_that_may_separate_thousands_is_refused(tmp_path):
+    path = tmp_path / "file.csv"
+    path.write_text('confidence,correct\n"1,500",1\n')
+    with pytest.raises(ValueError, match="line 2: confidence is '1,500', not a number"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        ("[1.0, Infinity]", "line 2, logits: the score of an option is infinite"),
+        ("[NaN, 1.0]", "line 2, logits: the score of an option is NaN"),
+        ("[-Infinity, -Infinity]", "line 2, logits: the score of every option is -inf"),
+    ],
+)
+def test_infinite_logits(tmp_path, logits, message):
+    path = tmp_path / "file.jsonl"
+    row = '{"logits": %s, "label": 0}\n'
+    path.write_text(row % "[-Infinity, 0.0]" + row % logits + row % "[1.0, 2.0]")
+    with pytest.raises(ValueError, match=message):
+        read_predictions(path)
+    path.write_text(row % "[-Infinity, 0.0]" + row % "[-9999.0, 0.0]" + row % "[-900.0, -901.0]")
+    expected = [[0, 1], [0, 1], [1 / (1 + np.exp(-1)), 1 / (1 + np.e)]]
+    predictions = read_predictions(path)
+    np.testing.assert_allclose(predictions.probabilities, expected, rtol=1e-6)
+    assert predictions.num_options.tolist() == [2, 2, 2]
+
+
+def test_predictions_are_compared_with_labels_as_numbers_and_letters(tmp_path):
+    path = tmp_path / "file.csv"
+    # A hole in a column made floats of its numbers.
+    path.write_text("confidence,prediction,label\n0.7,1,1.0\n0.8,0,1.0\n0.6,2,02\n")
+    assert read_predictions(path).correct.tolist() == [1, 0, 1]
+    path.write_text("confidence,prediction,label\n0.7,b,B\n0.8,A,B\n0.6,Paris,paris\n")
+    assert read_predictions(path).correct.tolist() == [1, 0, 0]
+    path.write_text("confidence,prediction,label\n0.7,A,0\n0.8,B,1\n")
+    with pytest.raises(ValueError, match="prediction has 'A' and label has '0'; name a column of 1 .right. and 0"):
+        read_predictions(path)
+    for row, name in (("0.8,,B", "prediction"), ("0.8,A,", "label")):
+        path.write_text(f"confidence,prediction,label\n0.7,A,A\n{row}\n")
+        with pytest.raises(ValueError, match=f"line 3: {name} is empty"):
+            read_predictions(path)
+
+
+def test_repeated_ids_are_noted(tmp_path):
+    path = tmp_path / "file.csv"
+    path.write_text("id,p_0,p_1,label\na,0.7,0.3,0\na,0.7,0.3,0\nb,0.2,0.8,1\n")
+    assert read_predictions(path).metadata["notes"][0].startswith("1 questions have the id of another one")

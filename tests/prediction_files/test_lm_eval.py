@@ -145,7 +145,7 @@ def test_several_right_options_are_noted(tmp_path):
     [
         ({"target": "Bonn"}, "line 2: the target 'Bonn' is none of the options: give the answers with --labels"),
         ({"filtered_resps": ["It is Rome."] * 3}, "line 2: it holds a generated text"),
-        ({"filtered_resps": [["-1.0", "False"]]}, "line 2: it has one log-likelihood"),
+        ({"filtered_resps": [["-1.0", "False"]]}, "line 2: it has 1 log-likelihood"),
         ({"filtered_resps": [["nan", "False"]] * 3}, "line 2: the score of an option is NaN"),
         ({"acc": 0.43}, "line 2: acc is 0.43: this task has no single right option"),
         ({"target": None, "doc_id": None}, "line 2: the target 'None' is none of the options"),
@@ -182,3 +182,38 @@ def test_numbers_that_json_does_not_know(tmp_path):
 def test_an_accuracy_that_differs_is_noted(tmp_path):
     samples = [sample(row, str(LABELS[row]), acc=1.0) for row in range(4)]
     assert "differs for 2 questions" in read(tmp_path, samples).metadata["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("responses", "message"),
+    [
+        ([], "it has 0 log-likelihood.s.: only multiple-choice tasks have several"),
+        ([[None, False], ["-1.0", "False"], ["-2.0", "False"]], "the log-likelihood of an option is null"),
+        ([["nan", "False"], ["-1.0", "False"], ["-2.0", "False"]], "the score of an option is NaN"),
+        ([["inf", "False"], ["-1.0", "False"], ["-2.0", "False"]], "the score of an option is infinite"),
+        ([["-inf", "False"]] * 3, "the score of every option is -inf"),
+    ],
+)
+def test_log_likelihoods_that_are_none(tmp_path, responses, message):
+    with pytest.raises(ValueError, match=f"line 2: {message}"):
+        read(tmp_path, [sample(0, "0"), sample(1, "2", filtered_resps=responses)])
+
+
+def test_long_options_keep_their_differences(tmp_path):
+    """Log-likelihoods far below that of the smallest float64."""
+    sums = [-900.0, -901.5, float("-inf")]
+    rows = [sample(0, "0", filtered_resps=[[str(value), "False"] for value in sums])]
+    predictions = read(tmp_path, rows)
+    np.testing.assert_allclose(predictions.probabilities, softmax([sums], axis=1), rtol=1e-6)
+    assert predictions.num_options.tolist() == [3]
+
+
+def test_the_name_of_the_task(tmp_path):
+    for name in (
+        "samples_mmlu_v1.1_2026-01-31T00-00-00.1.jsonl",
+        "samples_mmlu_v1.1.ndjson",
+        "samples_mmlu_v1.1.json",
+    ):
+        assert (
+            read_predictions(write(tmp_path / name, [sample(0, "0"), sample(1, "2")])).metadata["task"] == "mmlu_v1.1"
+        )
