@@ -51,8 +51,8 @@ formats, recognised by content:
                        confidence, prediction and label; optionally id, subject, target_probabilities
   predictions.npz    and output folders of hf-calib evaluate
 
-"A", " A" and "A." add up. Letters that are not among the top_logprobs share what these leave of the probability. The option
-mass is the mean probability of all options together: where it is small, the model would write something else.
+"A", " A" and "A." add up. Letters that are not among the top_logprobs share what these leave of the probability. The
+option mass is the mean probability of all options together: where it is small, the model would write something else.
 
 Confidences alone give no cw-ECE, NLL, Brier or option mass; with --num_options the regime can be tested.
 
