@@ -108,10 +108,14 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
             method = "temperature" if "temperature" in comparison.calibrators else "agreement"
             temperature = comparison.calibrators[method].temperature.item()
-            save_folded(args.fold_into, temperature, output_dir / "model")
+            samples = save_folded(args.fold_into, temperature, output_dir / "model")
+            effect = (
+                "Its own sampling temperature is divided by as much, so it samples as before; divide any other"
+                if samples
+                else "Greedy text stays the same. To sample as before, divide the sampling temperature by as much"
+            )
             print(
-                f"{args.fold_into} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. Sampled text "
-                "changes, greedy decoding does not: to sample as before, divide the sampling temperature by as much."
+                f"{args.fold_into} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. {effect}."
             )
 
     return calibrate

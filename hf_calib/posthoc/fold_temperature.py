@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def save_folded(name_or_path: str, temperature: float, output_dir: str | Path, **loading) -> None:
+def save_folded(name_or_path: str, temperature: float, output_dir: str | Path, **loading) -> bool:
     """
     Save a checkpoint whose logits are those of a model divided by a temperature.
 
-    Tokenizer and generation settings are kept; an adapter is merged into its base model. `config.json` records the
-    temperature as `calibration_temperature`, multiplied by that of earlier folds.
+    Tokenizer and generation settings are kept; an adapter is merged into its base model. Where the model samples by
+    default (`do_sample` in `generation_config.json`), its sampling temperature is divided by as much, so that it
+    writes as before. `config.json` records the temperature as `calibration_temperature`, multiplied by that of earlier
+    folds.
 
     Args:
         name_or_path (`str`):
@@ -33,12 +35,19 @@ def save_folded(name_or_path: str, temperature: float, output_dir: str | Path, *
             Folder to write.
         loading:
             Options of [`~hf_calib.inference.model_loading.load_model`], e.g. `dtype`.
+
+    Returns:
+        `bool`: whether the sampling temperature was divided.
     """
     model, tokenizer = load_merged(name_or_path, **loading)
     fold_temperature(model, temperature)
     model.config.calibration_temperature = temperature * getattr(model.config, "calibration_temperature", 1.0)
+    sampling = model.generation_config
+    if sampling.do_sample:  # transformers refuses a temperature without do_sample
+        sampling.temperature = (1.0 if sampling.temperature is None else sampling.temperature) / temperature
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    return bool(sampling.do_sample)
 
 
 @torch.no_grad()

@@ -104,3 +104,20 @@ def test_a_checkpoint_and_an_adapter(tiny_tokenizers, tiny_llama, tmp_path):
 def test_invalid_temperature_raises(tiny_tokenizers, tiny_llama, temperature):
     with pytest.raises(ValueError, match="positive and finite"):
         fold_temperature(tiny_llama(tiny_tokenizers["gpt2"]), temperature)
+
+
+@torch.no_grad()
+def test_a_model_that_samples_by_default_writes_as_before(tiny_tokenizers, tiny_llama, tmp_path):
+    tokenizer = tiny_tokenizers["gpt2"]
+    model = tiny_llama(tokenizer)
+    model.generation_config.update(do_sample=True, temperature=0.8, max_new_tokens=20, pad_token_id=0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert save_folded(str(tmp_path / "model"), 4.0, tmp_path / "folded")
+    written = []
+    for name in ("model", "folded"):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        torch.manual_seed(0)
+        written.append(loaded.generate(torch.arange(4)[None]))
+    assert loaded.generation_config.temperature == pytest.approx(0.2)
+    torch.testing.assert_close(*written)
