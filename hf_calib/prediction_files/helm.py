@@ -145,7 +145,12 @@ def _joint(group: Sequence[Mapping[str, Any]]) -> Question:
     place = answer_position([token["text"] for token in tokens], names)
     position = {**tokens[place], "token": tokens[place]["text"]}
     scores = option_scores(likeliest_tokens(position), names)
-    return Question(_name(request), scores, likeliest_right(scores, _right(request["instance"])))
+    instance = request["instance"]
+    texts = {instance["references"][place]["output"]["text"].strip() for place in _right(instance)}
+    right = [place for place, text in enumerate(request["output_mapping"].values()) if text.strip() in texts]
+    if not right:
+        raise ValueError("the right reference is not in output_mapping")
+    return Question(_name(request), scores, likeliest_right(scores, right))
 
 
 def _confidences(rows: _Rows, options: ReadOptions) -> ConfidencePredictions:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..inference.predictions import OptionPredictions
 from .answer_token import answer_position, likeliest_tokens, option_names, option_of, option_scores
-from .collect import Question, collect
+from .collect import UNKNOWN, Question, collect
 from .labels import to_index
 from .options import ReadOptions
 from .source import Source, read_member
@@ -69,7 +69,7 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
         scores = option_scores(likeliest_tokens(positions[place]), names)
         label = _target(row["target"], len(choices), choices)
         for score in (row.get("scores") or {}).values():
-            if score.get("value") in ("C", "I"):
+            if score.get("value") in ("C", "I") and label != UNKNOWN:
                 _check_order(score.get("answer"), positions[place]["token"], names)
                 disagree += (score["value"] == "C") != (scores[label] == max(scores))
                 break

@@ -52,7 +52,7 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
         tokens = [len(each) for each in (response.get("output_tokens") or [])[:count]]
         scores = normalized_scores(found[:count], normalization, doc["choices"], tokens, unconditional)
         right = doc["gold_index"] if isinstance(doc["gold_index"], list) else [doc["gold_index"]]
-        right = [to_index(index, count) for index in right]
+        right = [place for place in (to_index(index, count) for index in right) if place != UNKNOWN]
         several += len(right) > 1
         label = likeliest_right(scores, right) if right else UNKNOWN
         # The id is empty in details of some versions.
@@ -60,7 +60,7 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions:
 
     columns = _COLUMNS if newer else [name for name in _OLDER_COLUMNS if name in source.fields]
     predictions = collect(source, options, question, columns, option_normalization=normalization)
-    if len(set(predictions.ids.tolist())) < len(predictions):
+    if len(set(predictions.ids.tolist()) - {""}) < len(predictions):
         predictions.ids = np.arange(len(predictions)).astype(np.str_)
     predictions.metadata["task"] = re.sub(r"^details_|_\d{4}-\d\d-\d\d.*$|\.parquet$", "", source.path.name)
     if match := re.search(r"(?:^|/)details/(.+)/\d{4}-\d\d-\d\d[^/]*$", source.path.absolute().parent.as_posix()):

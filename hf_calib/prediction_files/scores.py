@@ -28,8 +28,10 @@ def normalized_scores(
             Log-likelihood of each option without the question.
 
     Raises:
-        `ValueError`: what the normalization needs is not in the file.
+        `ValueError`: what the normalization needs is not in the file, or the log-likelihood of an option is missing.
     """
+    if None in log_likelihoods:
+        raise ValueError("the log-likelihood of an option is missing")
     if normalization == "sum":
         return log_likelihoods
     if normalization == "mutual_information":

@@ -68,6 +68,31 @@ def joint(name, text, logprob, top=None):
     return {"instance": instance(name), "train_trial_index": 0, "output_mapping": mapping, "result": result}
 
 
+def test_letters_are_those_of_the_prompt(tmp_path):
+    """`output_mapping` says which letter a reference has in the prompt."""
+    top = {" A": log(0.5), " B": log(0.25)}
+    swapped = {**joint("id1", "A", log(0.5), top), "output_mapping": {"A": "Oslo by night", "B": "Rome"}}
+    path = state(tmp_path / "s.json", "multiple_choice_joint", [swapped, joint("id2", "A", log(0.5), top)])
+    assert read_predictions(path).labels.tolist() == [1, 0]
+    swapped["output_mapping"]["B"] = "Lima"
+    state(path, "multiple_choice_joint", [swapped])
+    with pytest.raises(ValueError, match="instance id1: the right reference is not in output_mapping"):
+        read_predictions(path)
+
+
+def test_runs_in_a_folder_are_tasks(tmp_path):
+    for subject, letter in (("anatomy", "A"), ("law", "B")):
+        folder = tmp_path / "runs" / "v1" / f"mmlu:subject={subject},method=multiple_choice_joint,model=org_m"
+        folder.mkdir(parents=True)
+        requests = [joint("id1", letter, log(0.5), {f" {letter}": log(0.5), " C": log(0.25)})]
+        state(folder / "scenario_state.json", "multiple_choice_joint", requests)
+        (folder / "stats.json").write_text(json.dumps([{"name": {"name": "exact_match"}, "count": 1}]))
+    predictions = read_predictions(tmp_path / "runs")
+    names = [f"mmlu:subject={subject},method=multiple_choice_joint" for subject in ("anatomy", "law")]
+    assert predictions.subjects.tolist() == names and predictions.ids.tolist() == [f"{name}/id1" for name in names]
+    assert (predictions.probabilities.argmax(axis=1) == predictions.labels).tolist() == [True, False]
+
+
 def test_joint_method(tmp_path):
     requests = [
         joint("id1", "A", log(0.5), {" A": log(0.5), "A": log(0.25), " B": log(0.125)}),

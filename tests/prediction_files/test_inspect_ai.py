@@ -102,3 +102,9 @@ def test_faulty_samples(tmp_path, change, message):
     path = write_json(tmp_path / "log.json", [sample(0), sample(1, **change)])
     with pytest.raises(ValueError, match=f"log.json: sample 2: .*{message}"):
         read_predictions(path)
+
+
+def test_samples_without_a_target(tmp_path):
+    path = write_json(tmp_path / "log.json", [sample(0), sample(1, target="")])
+    with pytest.raises(ValueError, match="1 of 2 questions have no right option, the first of them 'q1'"):
+        read_predictions(path)

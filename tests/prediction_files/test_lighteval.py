@@ -82,3 +82,26 @@ def test_details_of_older_versions(tmp_path, as_text):
     predictions = read_predictions(path, ReadOptions(option_normalization="mean"))
     np.testing.assert_allclose(predictions.option_logits, np.array(SUMS) / np.array([[1, 1, 2], [2, 1, 1]]))
     assert predictions.labels.tolist() == [0, 1] and predictions.ids.tolist() == ["0", "1"]
+
+
+def test_rows_without_a_right_option_or_a_log_likelihood(tmp_path):
+    path = write(tmp_path, golds=([-1], [2]))
+    with pytest.raises(ValueError, match="1 of 2 questions have no right option, the first of them '0'"):
+        read_predictions(path)
+    assert read_predictions(path, ReadOptions(drop_invalid=True)).labels.tolist() == [2]
+    with pytest.raises(ValueError, match="row 2: the log-likelihood of an option is missing"):
+        read_predictions(write(tmp_path, logprobs=[SUMS[0], [-1.0, None, -2.0]]))
+
+
+def test_older_details_with_lists_as_numpy_writes_them(tmp_path):
+    row = {
+        "full_prompt": "?",
+        "choices": "[' Rome' ' Oslo']",
+        "gold_index": "[1]",
+        "predictions": "[(-0.5, True), (-1.5, False)]",
+    }
+    path = tmp_path / "details_old.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    predictions = read_predictions(path)
+    np.testing.assert_allclose(predictions.option_logits, [[-0.5, -1.5]])
+    assert predictions.labels.tolist() == [1] and predictions.ids.tolist() == ["0"]
