@@ -114,9 +114,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
                 if samples
                 else "Greedy text stays the same. To sample as before, divide the sampling temperature by as much"
             )
-            print(
-                f"{args.fold_into} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. {effect}."
-            )
+            print(f"{args.fold_into} with its logits divided by {temperature:.4g}: {output_dir / 'model'}. {effect}.")
 
     return calibrate
 

@@ -25,13 +25,13 @@ _SAMPLE = "Which of these is right, 1 or 23?\nA. the first\nB. the second\nAnswe
 # A placeholder for the answer, to find what a chat template writes around it.
 _PROBE = "0answer0"
 # How models open and close the block in which they think before they answer.
-_THINKING = {
+THINKING = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",
     "<reasoning>": "</reasoning>",
     "[THINK]": "[/THINK]",
-    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|STARTTHINKING|>": "<|ENDTHINKING|>",
 }
 
 
@@ -263,7 +263,7 @@ def _is_in(content: str, text: str) -> bool:
     """Whether a text has the words of a message, which a template may trim or escape; it may leave out thoughts."""
     if content.strip() in text:
         return True
-    for opening, closing in _THINKING.items():
+    for opening, closing in THINKING.items():
         content = re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", "", content, flags=re.DOTALL)
     words = re.findall(r"\w+", content)
     return all(word in text for word in words)
@@ -271,7 +271,7 @@ def _is_in(content: str, text: str) -> bool:
 
 def _without_thinking(prompt: str) -> str:
     """End a thinking block that the chat template opens: the answer comes after it."""
-    for opening, closing in _THINKING.items():
+    for opening, closing in THINKING.items():
         if prompt.rstrip().endswith(opening):
             return f"{prompt.rstrip()}\n\n{closing}\n\n"
     return prompt
@@ -279,7 +279,7 @@ def _without_thinking(prompt: str) -> str:
 
 def before_thinking(prompt: str) -> str:
     """Leave out a thinking block that the chat template opens at the end of a prompt."""
-    return next((prompt.rstrip().removesuffix(each) for each in _THINKING if prompt.rstrip().endswith(each)), prompt)
+    return next((prompt.rstrip().removesuffix(each) for each in THINKING if prompt.rstrip().endswith(each)), prompt)
 
 
 @dataclass(kw_only=True)

@@ -7,8 +7,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from string import ascii_uppercase
 from typing import Any
+
+from ..data.prompts import THINKING
 
 
 _SPACES = " \t\r\n\u2581\u0120\u010a"  # and how tokenizers write a space or a line break
@@ -33,7 +36,7 @@ def answer_position(tokens: Sequence[str], names: Sequence[str]) -> int:
     Find the token that states the answer.
 
     It is the last one behind "answer:" or the like; else the first token, if it is an option; else the only one that
-    is an option.
+    is an option. Tokens of a thinking block do not count.
 
     Args:
         tokens (`Sequence[str]`):
@@ -46,6 +49,8 @@ def answer_position(tokens: Sequence[str], names: Sequence[str]) -> int:
     """
     if len(tokens) == 1:  # an option or not, it is the answer
         return 0
+    if thought := _thinking(tokens):
+        return thought + answer_position(tokens[thought:], names)
     places = [place for place, token in enumerate(tokens) if option_of(token, names) is not None]
     if not places:
         written = [place for place, token in enumerate(tokens) if token.strip(_SPACES)]
@@ -80,6 +85,17 @@ def option_of(token: str, names: Sequence[str], around: bool = True) -> str | No
     if spelled in names:
         return spelled
     return bare if around and (bare := spelled.strip(_AROUND)) in names else None
+
+
+def _thinking(tokens: Sequence[str]) -> int:
+    """Number of tokens up to the end of the last thinking block, which may be of several tokens; 0 without one."""
+    text = "".join(tokens)
+    end = max(text.rfind(mark) + len(mark) if mark in text else 0 for mark in THINKING.values())
+    return (
+        0
+        if end in (0, len(text))
+        else next(n for n, length in enumerate(accumulate(map(len, tokens)), 1) if length >= end)
+    )
 
 
 def _text(tokens: Sequence[str]) -> str:

@@ -108,9 +108,7 @@ def _option_columns(source: Source, roles: dict[str, Any], options: ReadOptions)
     """Columns that hold one option each, if no column holds the list of all."""
     given = options.columns.get("probabilities", "")
     if "," in given:
-        columns = [name.strip() for name in given.split(",")]
-        for name in columns:
-            find_column(source, (), name, "probabilities")
+        columns = [find_column(source, (), name.strip(), "probabilities") for name in given.split(",")]
         return OptionColumns(columns, [_suffix(name, columns) for name in columns])
     if roles["probabilities"] or roles["option_logits"]:
         return None

@@ -40,7 +40,7 @@ def find_column(source: Source, accepted: Sequence[str], given: str | None, role
         accepted (`Sequence[str]`):
             Names that mean this role.
         given (`str`, *optional*):
-            Name from `--columns`.
+            Name from `--columns`; its case does not matter.
         role (`str`):
             Name of the role in messages.
 
@@ -48,9 +48,10 @@ def find_column(source: Source, accepted: Sequence[str], given: str | None, role
         `ValueError`: the given column is not there, or several columns can have the role.
     """
     if given is not None:
-        if given not in source.fields:
-            raise ValueError(f"{source.path}: there is no column {given!r}; the columns are {_listed(source.fields)}")
-        return given
+        same = [name for name in source.fields if normalized(name) == normalized(given)]
+        if given in source.fields or len(same) == 1:
+            return given if given in source.fields else same[0]
+        raise ValueError(f"{source.path}: there is no column {given!r}; the columns are {_listed(source.fields)}")
     found = [name for name in source.fields if normalized(name) in accepted]
     if len(found) > 1:
         raise ValueError(

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,11 @@ class Source:
     @cached_property
     def cells(self) -> CsvTable | None:
         """Cells of a CSV file; `None` for a large one, which is read column by column."""
-        return None if self.path.stat().st_size > _LARGE_CSV else read_csv(self.path)
+        if self.path.stat().st_size <= _LARGE_CSV:
+            return read_csv(self.path)
+        with self.open_text() as file:
+            first = file.readline()
+        return read_csv(self.path) if not first.strip() or re.match(r"sep=.\r?\n", first) else None
 
     def _csv_header(self) -> list[str]:
         if self.cells is not None:

@@ -89,7 +89,8 @@ class Table:
             for row, value in enumerate(self.values(name)):
                 if not (value in (None, "") or is_number(value)):
                     raise ValueError(f"{self.where(row)}: {name} is {value!r}, not a number") from None
-            raise
+            # What Python reads and Arrow does not, such as digits of other scripts.
+            return np.array([np.nan if value in (None, "") else float(value) for value in self.values(name)])
 
     def option_names(self, name: str) -> list[str] | None:
         """Names of the options in a column of objects such as `{"A": 0.7, "B": 0.3}`; `None` for another column."""

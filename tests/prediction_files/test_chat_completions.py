@@ -111,6 +111,8 @@ def test_options_can_be_words(tmp_path):
         (["ANSWER", ":", " B"], 2),
         (["A", " good", " answer", " is", " B"], 4),
         (["The", " answer", " is", ":", " (C", ")"], 4),
+        (["<think>", "A", " or", " B", "</think>", "\n\n", "B"], 6),
+        (["<think>", "A", " or", " B", "</", "think", ">\n", "B", ".", " Answer", ":", " C"], 11),
         (["The"], 0),
         (["\u0120A"], 0),
     ],

@@ -228,10 +228,15 @@ TWO = np.array([[0.7, 0.3], [0.2, 0.8]])
         ("numpy 2.csv", 'probabilities,label\n"[np.float64(0.7), np.float64(0.3)]",0\n"[0.2, 0.8]",1\n'),
         ("torch.csv", "probabilities,label\n\"tensor([0.7, 0.3], device='cuda:0')\",0\n\"tensor([0.2, 0.8])\",1\n"),
         ("pandas.json", json.dumps({"p_0": {"0": 0.7, "1": 0.2}, "p_1": {"0": 0.3, "1": 0.8}, "label": {"0": 0, "1": 1}})),
+        ("excel 2.csv", "sep=;\np_0;p_1;label\n0.7;0.3;0\n0.2;0.8;1\n"),
+        ("blank.csv", "\n\np_0,p_1,label\n0.7,0.3,0\n\n0.2,0.8,1\n"),
+        ("digits.csv", "p_0,p_1,label\n\u0660.\u0667,0.3,\u0660\n0.2,0.8,\u0661\n"),
         ("pandas 2.json", json.dumps({"probs": {"0": [0.7, 0.3], "1": [0.2, 0.8]}, "label": {"0": "A", "1": "B"}})),
     ],
 )  # fmt: skip
-def test_numbers_in_the_spelling_of_others(tmp_path, name, text):
+@pytest.mark.parametrize("large", [0, 1 << 30])
+def test_numbers_in_the_spelling_of_others(tmp_path, monkeypatch, name, text, large):
+    monkeypatch.setattr(source, "_LARGE_CSV", large)
     (tmp_path / name).write_text(text)
     predictions = read_predictions(tmp_path / name)
     np.testing.assert_allclose(predictions.probabilities, TWO, rtol=1e-6)
@@ -280,6 +285,17 @@ def test_predictions_are_compared_with_labels_as_numbers_and_letters(tmp_path):
         path.write_text(f"confidence,prediction,label\n0.7,A,A\n{row}\n")
         with pytest.raises(ValueError, match=f"line 3: {name} is empty"):
             read_predictions(path)
+
+
+def test_named_columns_in_another_case(tmp_path):
+    path = tmp_path / "file.csv"
+    path.write_text("Yes Score,No Score,Truth\n0.7,0.3,0\n0.2,0.8,1\n")
+    columns = {"probabilities": "yes score,no score", "label": "truth"}
+    predictions = read_predictions(path, ReadOptions(columns=columns))
+    np.testing.assert_allclose(predictions.probabilities, TWO, rtol=1e-6)
+    path.write_text("Truth,truth ,p_0,p_1\n0,0,0.7,0.3\n")
+    with pytest.raises(ValueError, match="there is no column 'TRUTH'"):
+        read_predictions(path, ReadOptions(columns={"label": "TRUTH"}))
 
 
 def test_repeated_ids_are_noted(tmp_path):
