@@ -50,6 +50,8 @@ def answer_position(tokens: Sequence[str], names: Sequence[str]) -> int:
     if len(tokens) == 1:  # an option or not, it is the answer
         return 0
     if thought := _thinking(tokens):
+        if not _text(tokens[thought:]).strip():
+            raise ValueError("nothing is written behind the thinking block")
         return thought + answer_position(tokens[thought:], names)
     places = [place for place, token in enumerate(tokens) if option_of(token, names) is not None]
     if not places:
@@ -88,14 +90,15 @@ def option_of(token: str, names: Sequence[str], around: bool = True) -> str | No
 
 
 def _thinking(tokens: Sequence[str]) -> int:
-    """Number of tokens up to the end of the last thinking block, which may be of several tokens; 0 without one."""
-    text = "".join(tokens)
-    end = max(text.rfind(mark) + len(mark) if mark in text else 0 for mark in THINKING.values())
-    return (
-        0
-        if end in (0, len(text))
-        else next(n for n, length in enumerate(accumulate(map(len, tokens)), 1) if length >= end)
-    )
+    """Number of tokens up to the end of the last thinking block; 0 without one."""
+    text, end = "".join(tokens), 0
+    for opening, closing in THINKING.items():
+        if text.rfind(opening) > text.rfind(closing):
+            raise ValueError("the text ends inside its thinking block: raise max_tokens, or switch thinking off")
+        if closing in text:
+            end = max(end, text.rfind(closing) + len(closing))
+    # The end may be of several tokens.
+    return sum(length < end for length in accumulate(map(len, tokens))) + (end > 0)
 
 
 def _text(tokens: Sequence[str]) -> str:

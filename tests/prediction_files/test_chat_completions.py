@@ -126,6 +126,10 @@ def test_unclear_answers_are_errors():
         answer_position(["Either", " A", " or", " B"], ["A", "B"])
     with pytest.raises(ValueError, match="none of the tokens written is one of the options A, B"):
         answer_position(["I", " do", " not", " know"], ["A", "B"])
+    with pytest.raises(ValueError, match="the text ends inside its thinking block: raise max_tokens"):
+        answer_position(["<think>", "A", " is", " wrong"], ["A", "B"])
+    with pytest.raises(ValueError, match="nothing is written behind the thinking block"):
+        answer_position(["<think>", "A", "</think>", "\n"], ["A", "B"])
 
 
 def test_missing_options_have_no_more_than_the_smallest_listed_token():
