@@ -159,7 +159,7 @@ def _rows(content: Any) -> list | None:
     if values and all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
         return [dict(zip(content, row, strict=True)) for row in zip(*values, strict=True)]
     if len(values) > 1 and all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
-        if not _is_row(values[0]):
+        if _is_row(content) or all(name.isdigit() for name in values[0]):  # columns, from the row's name to its value
             return [{name: value[index] for name, value in content.items()} for index in values[0]]
         return values  # e.g. {"q1": {"question": ...}, "q2": {"question": ...}}
     return [content]

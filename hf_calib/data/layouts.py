@@ -190,6 +190,8 @@ def _plain(text: Any) -> Any:
 def _ai2(row: Row) -> Row:
     """Convert a row of the authors' ARC, OpenBookQA or CommonsenseQA, which has the options inside the question."""
     question = row["question"]
+    if isinstance(question, str) and question.lstrip().startswith("{"):
+        question = structured(question, "question")
     if not isinstance(question, Mapping) or not {"stem", "choices"} <= question.keys():
         raise InvalidRow("question", "without a column of options it must be a dict of `stem` and `choices`")
     texts, labels = options_of(question["choices"])

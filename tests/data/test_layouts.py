@@ -135,6 +135,21 @@ def test_known_layouts_are_recognised(layout):
     )
 
 
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_known_layouts_in_files_that_pandas_writes(tmp_path, layout):
+    """With numpy arrays as text, and objects of columns or of rows."""
+    questions = Dataset.from_list([LAYOUTS[layout]] * 2)
+    expected = [(row["question"], row["choices"], row["answer"]) for row in adapt_questions(questions)]
+    frame = questions.to_pandas()
+    frame.to_csv(tmp_path / "table.csv", sep=";", encoding="utf-16")
+    frame.to_csv(tmp_path / "table.tsv", sep="\t", index=False)
+    for orient in ("columns", "index", "records"):
+        frame.to_json(tmp_path / f"{orient}.json", orient=orient)
+    for path in tmp_path.iterdir():
+        found = [(row["question"], row["choices"], row["answer"]) for row in load_questions(path)]
+        assert found == expected, path.name
+
+
 def test_winogrande_options_are_called_1_and_2():
     row = {"sentence": "The trophy does not fit into the case because the _ is too large.", "option1": "trophy"}
     rows = [{**row, "option2": "case", "answer": answer} for answer in ("1", "2", "2", "1")]
