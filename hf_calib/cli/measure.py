@@ -48,7 +48,8 @@ formats, recognised by content:
   columns            csv, json, parquet or npz with the columns
                        probabilities (a list or an object in each row) or p_0, p_1, ... or A, B, ..., and label
                        (number from 0, letter, or name of a column); or confidence and correct, or
-                       confidence, prediction and label; optionally id, subject, target_probabilities
+                       confidence, prediction and label; optionally id, subject, target_probabilities, and
+                       weight, for `hf-calib threshold`
   predictions.npz    and output folders of hf-calib evaluate
 
 "A", " A" and "A." add up. Letters that are not among the top_logprobs share what these leave of the probability. The
@@ -103,7 +104,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
         options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha, "details": True}
         results = measure_predictions(predictions, reference, args.num_options, other, **options)
-        _show(results, args)
+        _show(results, args, predictions.weights is not None)
         if output_dir is not None:
             from ..evaluation.tables import write_evaluation
 
@@ -116,7 +117,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     return measure
 
 
-def _show(results: dict[str, Any], args: MeasureArguments) -> None:
+def _show(results: dict[str, Any], args: MeasureArguments, weighted: bool) -> None:
     """Print the measures, and what a reader should know about them."""
     from ..evaluation.details import details_sentences
     from ..evaluation.measure import NEEDS_PROBABILITIES
@@ -133,6 +134,8 @@ def _show(results: dict[str, Any], args: MeasureArguments) -> None:
         print(f"not computed, because the file has confidences alone: {NEEDS_PROBABILITIES}")
     if results["left_out"]:
         print(f"left out: {results['left_out']} rows")
+    if weighted:
+        print("note: the weights of the questions are not used; `hf-calib threshold` uses them")
     for note in results.get("notes", ()):
         print(f"note: {note}")
     if args.other_predictions:

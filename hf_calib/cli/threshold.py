@@ -28,6 +28,9 @@ examples:
   hf-calib threshold after --target_accuracy 0.9 --by subject --output_dir gate
   hf-calib threshold samples_arc_easy.jsonl --target_accuracy 0.9 --output_dir gate
 
+  # for another mix of questions: importance weights in a column `weight`, and the largest that there can be
+  hf-calib threshold weighted.csv --target_accuracy 0.9 --max_weight 1.6 --output_dir gate
+
   # not one option, but a set that holds the right one in 90% of the cases; needs the extra `conformal`
   hf-calib threshold after --sets 0.9 --output_dir sets
 
@@ -82,6 +85,13 @@ class ThresholdArguments(ReadingArguments):
         default="lac",
         metadata={"help": "Score behind the sets; lac gives the smallest ones.", "choices": ["lac", "aps"]},
     )
+    max_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest importance weight that a question can have: the guarantee is then for the mix of "
+            "questions that the weights in FILE describe (column weight)."
+        },
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of gate.json and of the plot, or of sets.json."}
     )
@@ -91,15 +101,16 @@ class ThresholdArguments(ReadingArguments):
 
     def __post_init__(self):
         if self.check is not None:
-            if any(value is not None for value in (self.target_accuracy, self.target_risk, self.by, self.sets)):
+            given = (self.target_accuracy, self.target_risk, self.by, self.sets, self.max_weight)
+            if any(value is not None for value in given):
                 raise ValueError(
                     "--check takes target and subjects from the gate: leave out --target_..., --sets and --by."
                 )
             return
         if sum(value is not None for value in (self.target_accuracy, self.target_risk, self.sets)) != 1:
             raise ValueError("give either --target_accuracy, --target_risk or --sets.")
-        if self.sets is not None and (self.by is not None or self.level != 0.95):
-            raise ValueError("--sets has no --by, and is its own level: leave out --by and --level.")
+        if self.sets is not None and (self.by is not None or self.level != 0.95 or self.max_weight is not None):
+            raise ValueError("--sets has no --by and no --max_weight, and is its own level: leave out --by and --level.")
         if self.output_dir is None:
             raise ValueError("give --output_dir, the folder of gate.json, or --check a gate.")
         for name in ("target_accuracy", "target_risk", "sets", "level"):
@@ -133,12 +144,16 @@ def _prepare_gate(args: ThresholdArguments, files: Sequence[str]) -> Callable[[]
     from ..hub.saved_predictions import load_predictions
 
     predictions = load_predictions(files[0] if len(files) == 1 else _paths(files), **args.file_reading)
-    gate = Gate.fit(predictions, args.target, args.level, args.by == "subject")
+    gate = Gate.fit(predictions, args.target, args.level, args.by == "subject", args.max_weight)
     output_dir = check_output_dir(args.output_dir)
 
     def write() -> None:
         gate.save(output_dir / FILE)
         _draw(gate, predictions, output_dir)
+        if predictions.weights is not None:
+            drawn = sum(threshold.n for threshold in gate.thresholds.values())
+            told = f"{drawn} of {len(predictions)} questions are drawn by their weights."
+            print(told if args.max_weight else "The weights of the questions are not used: give --max_weight.")
         for name, threshold in gate.thresholds.items():
             print(f"{f'{name}: ' if name else ''}{threshold.sentence(gate.target_accuracy, gate.level)}")
         print(f"gate: {output_dir / FILE}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..inference.predictions import OptionPredictions
-from ..measures.threshold import AccuracyThreshold, accuracy_threshold, accuracy_thresholds
+from ..measures.threshold import AccuracyThreshold, accuracy_threshold, accuracy_thresholds, importance_sample
 from ..prediction_files.confidences import ConfidencePredictions
 from .gate_fingerprint import CROSS_VALIDATED, check_fingerprint, predictions_fingerprint
 from .protocol import questions_digest
@@ -100,6 +100,7 @@ class Gate:
         target_accuracy: float,
         level: float = 0.95,
         by_subject: bool = False,
+        max_weight: float | None = None,
     ) -> Gate:
         """
         Find thresholds on labelled predictions.
@@ -113,6 +114,10 @@ class Gate:
                 Probability of the guarantee.
             by_subject (`bool`, *optional*, defaults to `False`):
                 Whether each subject has a threshold of its own. The guarantees hold together with probability `level`.
+            max_weight (`float`, *optional*):
+                Largest importance weight that a question can have, for a guarantee in the mix of questions that the
+                `weights` of the predictions describe: the gate is made of questions drawn by their weights, see
+                [`~hf_calib.measures.threshold.accuracy_threshold`].
 
         Raises:
             `ValueError`: labels or subjects are missing, a value is outside its range, or there are fewer questions
@@ -126,6 +131,11 @@ class Gate:
                 f"{missing} of {len(predictions)} questions have no right option: a threshold needs labels. Give them "
                 "with --labels FILE, or leave these questions out."
             )
+        if max_weight is not None:
+            if predictions.weights is None:
+                raise ValueError("max_weight needs a weight of each question: a column `weight` in the file.")
+            kept = importance_sample(answers.confidences, answers.correct, predictions.weights, max_weight)
+            answers = Answers(*(None if array is None else array[kept] for array in answers))
         arrays = answers.confidences, answers.correct
         if by_subject:
             if answers.subjects is None:

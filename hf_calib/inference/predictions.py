@@ -17,7 +17,7 @@ from scipy.special import logsumexp, softmax
 from ..measures.validation import options_present, unpad
 
 
-_OPTIONAL = ("target_probabilities", "subjects", "votes")
+_OPTIONAL = ("target_probabilities", "subjects", "votes", "weights")
 _PADDING = {"option_logits": -np.inf, "target_probabilities": 0.0}  # beyond the options of a question
 
 
@@ -40,6 +40,8 @@ class OptionPredictions:
         votes (`np.ndarray` of shape `(N, 2)`, *optional*):
             Index of the likeliest option by each of two scores; see `votes` of
             [`~hf_calib.inference.predict.PredictionOptions`].
+        weights (`np.ndarray` of shape `(N,)`, *optional*):
+            Importance weight of each question, for a threshold.
         metadata (`dict`, *optional*):
             How the predictions were made: model, prompt format, number of questions left out, ...
     """
@@ -50,6 +52,7 @@ class OptionPredictions:
     target_probabilities: np.ndarray | None = None
     subjects: np.ndarray | None = None
     votes: np.ndarray | None = None
+    weights: np.ndarray | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -197,9 +197,21 @@ def _examples(confidences, correct, sample_weight, max_weight) -> tuple[Examples
             "`sample_weight` and `max_weight` are needed together: the guarantee takes the largest weight that a "
             "question can have, also one outside the sample."
         )
-    examples = check_examples(confidences, correct, sample_weight)
     if sample_weight is None:
-        return examples, None
+        return check_examples(confidences, correct), None
+    kept = importance_sample(confidences, correct, sample_weight, max_weight)
+    arrays = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    return Examples(*(array[kept] for array in arrays)), kept
+
+
+def importance_sample(confidences, correct, sample_weight, max_weight: float) -> np.ndarray:
+    """
+    Draw questions by their importance weights, whatever their order; see [`accuracy_threshold`].
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: whether each question is drawn.
+    """
+    check_examples(confidences, correct, sample_weight)
     weights = np.asarray(sample_weight, dtype=np.float64)
     if not weights.max() <= max_weight < inf:  # written so that NaN fails
         row = int(weights.argmax())
@@ -207,8 +219,7 @@ def _examples(confidences, correct, sample_weight, max_weight) -> tuple[Examples
     arrays = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     drawn = np.empty(len(weights))
     drawn[np.lexsort((weights, *arrays))] = np.random.default_rng(0).random(len(weights))  # whatever the order
-    kept = drawn * max_weight < weights
-    return Examples(*(array[kept] for array in arrays)), kept
+    return drawn * max_weight < weights
 
 
 def accuracy_thresholds(

@@ -35,6 +35,7 @@ ACCEPTED = {
     "prediction": ("prediction", "predicted", "pred", "predicted_answer", "predicted_label", "model_answer"),
     "subject": ("subject", "subjects", "group", "groups", "category"),
     "target_probabilities": ("target_probabilities", "target_probs"),
+    "weight": ("weight", "weights", "sample_weight", "importance_weight"),
 }  # fmt: skip
 
 # Names of columns that hold one option each; the group is the option: p_0, prob_A, A_prob, ada_choiceA_probs, A.
@@ -83,6 +84,7 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions | Confidence
     common = {
         "ids": np.array(table.texts(roles["id"]) if roles["id"] else np.arange(len(table)), np.str_),
         "subjects": np.array(table.texts(roles["subject"]), np.str_) if roles["subject"] else None,
+        "weights": _weights(table, roles["weight"]) if roles["weight"] else None,
     }
     if scores or roles["probabilities"] or roles["option_logits"]:
         return _probabilities(table, roles, scores, options, common)
@@ -93,6 +95,15 @@ def read(source: Source, options: ReadOptions) -> OptionPredictions | Confidence
         f"p_1, ...) or `confidence`; name them with --columns probabilities=... The columns are "
         f"{', '.join(source.fields[:12])}"
     )
+
+
+def _weights(table: Table, name: str) -> np.ndarray:
+    weights = table.numbers(name)
+    wrong = ~((weights >= 0) & np.isfinite(weights))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"{table.where(row)}: {name} is {weights[row]:g}; a weight is a number of at least 0")
+    return weights
 
 
 def _column(source: Source, role: str, options: ReadOptions) -> str | None:

@@ -13,6 +13,9 @@ import numpy as np
 from ..inference.predictions import npz_path, save_npz
 
 
+_OPTIONAL = ("subjects", "weights")
+
+
 @dataclass(eq=False)
 class ConfidencePredictions:
     """
@@ -27,6 +30,8 @@ class ConfidencePredictions:
             Ids of the questions, as text.
         subjects (`np.ndarray` of shape `(N,)`, *optional*):
             Subject of each question, as text.
+        weights (`np.ndarray` of shape `(N,)`, *optional*):
+            Importance weight of each question, for a threshold.
         metadata (`dict`, *optional*):
             Where the predictions are from.
     """
@@ -35,6 +40,7 @@ class ConfidencePredictions:
     correct: np.ndarray
     ids: np.ndarray
     subjects: np.ndarray | None = None
+    weights: np.ndarray | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -72,30 +78,21 @@ class ConfidencePredictions:
                 "every question an id of its own"
             )
         order = np.array([rows[name] for name in ids])
-        subjects = None if self.subjects is None else self.subjects[order]
-        return replace(
-            self,
-            confidences=self.confidences[order],
-            correct=self.correct[order],
-            ids=self.ids[order],
-            subjects=subjects,
-        )
+        arrays = {name: getattr(self, name) for name in ("confidences", "correct", "ids", *_OPTIONAL)}
+        return replace(self, **{name: None if array is None else array[order] for name, array in arrays.items()})
 
     @classmethod
     def join(cls, parts: Sequence[ConfidencePredictions]) -> ConfidencePredictions:
         """Concatenate predictions for disjoint sets of questions; the metadata are those of the first."""
-        subjects = [part.subjects for part in parts]
-        return cls(
-            np.concatenate([part.confidences for part in parts]),
-            np.concatenate([part.correct for part in parts]),
-            np.concatenate([part.ids for part in parts]),
-            None if any(subject is None for subject in subjects) else np.concatenate(subjects),
-            parts[0].metadata,
-        )
+        arrays = {
+            name: [getattr(part, name) for part in parts] for name in ("confidences", "correct", "ids", *_OPTIONAL)
+        }
+        known = {name: each for name, each in arrays.items() if not any(array is None for array in each)}
+        return cls(**{name: np.concatenate(each) for name, each in known.items()}, metadata=parts[0].metadata)
 
     def save(self, path: str | Path) -> None:
         """Write all arrays to an `.npz` file: completely or not at all."""
         arrays = {"confidences": self.confidences, "correct": self.correct, "ids": self.ids}
-        if self.subjects is not None:
-            arrays["subjects"] = self.subjects
+        optional = {name: getattr(self, name) for name in _OPTIONAL}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
         save_npz(npz_path(path), {**arrays, "metadata": np.array(json.dumps(self.metadata))})

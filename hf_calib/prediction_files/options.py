@@ -27,8 +27,8 @@ class ReadOptions:
             Filter of lm-evaluation-harness, where a file holds several.
         columns (`Mapping[str, str]`, *optional*):
             Column of each role in csv, json or parquet: `id`, `label`, `probabilities`, `option_logits`,
-            `confidence`, `correct`, `prediction`, `subject`, `target_probabilities`. Several columns, one for each
-            option, are joined by commas: `{"probabilities": "p_yes,p_no"}`.
+            `confidence`, `correct`, `prediction`, `subject`, `target_probabilities`, `weight`. Several columns, one
+            for each option, are joined by commas: `{"probabilities": "p_yes,p_no"}`.
         option_normalization (`str`, *optional*):
             Score of an option: `"sum"` of its tokens' log-likelihoods, `"mean"` over its tokens, `"characters"` or
             `"bytes"` (sum divided by the length of its text), `"mutual_information"` (sum minus the sum without the

@@ -205,7 +205,7 @@ def _labelled(predictions: OptionPredictions, options: ReadOptions, path: str | 
         )
     arrays = {
         name: getattr(predictions, name)[known]
-        for name in ("option_logits", "labels", "ids", "subjects", "target_probabilities", "votes")
+        for name in ("option_logits", "labels", "ids", "subjects", "target_probabilities", "votes", "weights")
         if getattr(predictions, name) is not None
     }
     left_out = predictions.metadata.get("left_out", 0) + missing

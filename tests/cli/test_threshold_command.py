@@ -333,3 +333,36 @@ def test_predictions_of_sets_named_twice(sets, tmp_path, capsys):
     new = folder(tmp_path / "new", power=1, seed=1)
     assert threshold("--check", sets, new, new / "predictions.npz") == 2
     assert "holds the same predictions as" in capsys.readouterr().err
+
+
+def test_weights_of_another_mix_of_questions(tmp_path, capsys):
+    """Half of the sample is easy, of the questions to come nine tenths are hard."""
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0.5, 1, 3000)
+    hard = rng.random(3000) < 0.5
+    correct = (rng.random(3000) < np.where(hard, confidences - 0.1, confidences)).astype(float)
+    weights = np.where(hard, 1.8, 0.2)
+    expected = accuracy_threshold(confidences, correct, 0.75, sample_weight=weights, max_weight=1.8)
+    frame = pd.DataFrame({"confidence": confidences, "correct": correct.astype(int), "weight": weights})
+    frame.to_csv(tmp_path / "weighted.csv", index=False)
+    np.savez(tmp_path / "weighted.npz", confidences=confidences, correct=correct, weights=weights)
+    for name in ("weighted.csv", "weighted.npz"):
+        call = ["threshold", str(tmp_path / name), "--target_accuracy", "0.75", "--output_dir", str(tmp_path / "gate")]
+        assert main([*call, "--max_weight", "1.8"]) == 0
+        gate = json.loads((tmp_path / "gate" / "gate.json").read_text())
+        assert gate["threshold"] == pytest.approx(expected.threshold) and gate["n"] == expected.n
+        assert f"{expected.n} of 3000 questions are drawn by their weights" in capsys.readouterr().out
+    assert main(call) == 0
+    assert "weights of the questions are not used: give --max_weight" in capsys.readouterr().out
+    plain = accuracy_threshold(confidences, correct, 0.75)
+    gate = json.loads((tmp_path / "gate" / "gate.json").read_text())
+    assert gate["threshold"] == pytest.approx(plain.threshold) and plain.threshold < expected.threshold
+
+    assert main([*call, "--max_weight", "1.5"]) == 2
+    assert "and `max_weight` is 1.5" in capsys.readouterr().err
+    frame.drop(columns="weight").to_csv(tmp_path / "weighted.csv", index=False)
+    assert main([call[0], str(tmp_path / "weighted.csv"), *call[2:], "--max_weight", "1.8"]) == 2
+    assert "max_weight needs a weight of each question: a column `weight`" in capsys.readouterr().err
+    frame.assign(weight=[-1.0, *weights[1:]]).to_csv(tmp_path / "weighted.csv", index=False)
+    assert main([call[0], str(tmp_path / "weighted.csv"), *call[2:], "--max_weight", "1.8"]) == 2
+    assert "line 2: weight is -1; a weight is a number of at least 0" in capsys.readouterr().err
