@@ -110,7 +110,9 @@ class ThresholdArguments(ReadingArguments):
         if sum(value is not None for value in (self.target_accuracy, self.target_risk, self.sets)) != 1:
             raise ValueError("give either --target_accuracy, --target_risk or --sets.")
         if self.sets is not None and (self.by is not None or self.level != 0.95 or self.max_weight is not None):
-            raise ValueError("--sets has no --by and no --max_weight, and is its own level: leave out --by and --level.")
+            raise ValueError(
+                "--sets has no --by and no --max_weight, and is its own level: leave out --by and --level."
+            )
         if self.output_dir is None:
             raise ValueError("give --output_dir, the folder of gate.json, or --check a gate.")
         for name in ("target_accuracy", "target_risk", "sets", "level"):
