@@ -15,6 +15,7 @@ from ..evaluation.alignment_report import ALIGNED, ALIGNMENT, REFERENCE, Alignme
 from ..evaluation.compare import compare_calibrators
 from ..evaluation.tables import check_output_dir, write_json
 from ..hub.publish import TRAINING_RECORD, Contents, Evaluation, write_publication
+from ..inference.model_loading import process_state
 from ..inference.predictions import OptionPredictions
 from .distributed import end_with_launcher
 from .judged_answers import with_judged_answers
@@ -23,6 +24,7 @@ from .restore_data import load_restore_records, without_bars
 from .restore_method import choose_objective, choose_scoring
 from .restore_options import RestoreOptions
 from .restore_report import RESTORED, RestoreReport, write_restore_report
+from .restore_stages import StageRecord
 from .restore_training import TrainingInputs, train
 from .restore_work import LABELS, TEST, UNLABELLED, RestoreWork
 
@@ -70,9 +72,11 @@ def prepare_restore(options: RestoreOptions, command: str | None = None) -> Call
     """Check everything and make the plan; arguments as in [`run_restore`]. The result does the work."""
     end_with_launcher()
     ignore_library_warnings()
+    record = StageRecord(check_output_dir(options.output_dir), not options.no_resume, process_state())
     with without_bars():
         records = load_restore_records(options)
-    work = RestoreWork(*with_judged_answers(options, records), command)
+    options, records, notes = with_judged_answers(options, records, record)
+    work = RestoreWork(options, records, record, notes, command)
     return lambda: _restore(work)
 
 

@@ -55,7 +55,7 @@ class RestoreOptions(PromptArguments, ColumnArguments):
         no_resume (`bool`, *optional*, defaults to `False`):
             Start over instead of resuming from what `output_dir` holds.
         batch_size, max_length, drop_too_long:
-            See [`~hf_calib.inference.predict.PredictionOptions`].
+            See [`~hf_calib.inference.run_options.RunOptions`].
         dtype (`str`, *optional*, defaults to `"auto"`):
             Type of the weights. `"auto"`: float32 on CPUs and for full fine-tuning, else as saved.
         attn_implementation, revision, trust_remote_code:

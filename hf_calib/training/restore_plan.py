@@ -45,6 +45,9 @@ class Plan:
         chooses_scoring (`bool`): Whether letters and texts are compared first.
         has_reference (`bool`): Whether the model before alignment is evaluated, too.
         alignment_rows (`int`, *optional*, defaults to `0`): Number of pairs and given texts of the alignment report.
+        seconds_per_answer (`float`, *optional*, defaults to `0.0`): Time of writing the answer to a question, if
+            answers are to be written.
+        spent (`float`, *optional*, defaults to `0.0`): Seconds in which answers were written already.
     """
 
     labels: int
@@ -57,6 +60,13 @@ class Plan:
     chooses_scoring: bool
     has_reference: bool
     alignment_rows: int = 0
+    seconds_per_answer: float = 0.0
+    spent: float = 0.0
+
+    @property
+    def writing_seconds(self) -> float:
+        """Time of writing answers."""
+        return self.spent + self.seconds_per_answer * (self.labels + self.test + self.unlabelled)
 
     @property
     def evaluation_seconds(self) -> float:
@@ -77,20 +87,32 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Estimated time of the whole work."""
-        return self.evaluation_seconds + self.training_seconds + SECONDS_OF_THE_REST
+        return self.writing_seconds + self.evaluation_seconds + self.training_seconds + SECONDS_OF_THE_REST
 
     def describe(self, budget: float | None) -> str:
         """The plan in two sentences."""
         unlabelled = f", {self.unlabelled:,} questions without answers" if self.unlabelled else ""
         limit = "" if budget is None else f" of a budget of {_duration(60 * budget)}"
+        writing = f"writing answers {_duration(self.writing_seconds)}, " if self.writing_seconds else ""
         return (
             f"Plan: {self.labels:,} labels{unlabelled}, {self.test:,} test questions, {self.epochs:g} "
             f"epoch{'' if self.epochs == 1 else 's'}. Estimated time: {_duration(self.seconds)}{limit} "
-            f"(evaluation {_duration(self.evaluation_seconds)}, training {_duration(self.training_seconds)})."
+            f"({writing}evaluation {_duration(self.evaluation_seconds)}, training {_duration(self.training_seconds)})."
         )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def describe_cut(full: Plan, fitted: Plan, budget: float | None) -> str:
+    """What a plan leaves out of the full one to fit a budget, in a sentence; empty if nothing."""
+    titles = {"test": "test questions", "unlabelled": "questions without answers"}
+    cut = [
+        f"{getattr(fitted, name):,} of {getattr(full, name):,} {titles.get(name, name)}"
+        for name in ("labels", "test", "unlabelled", "epochs")
+        if getattr(fitted, name) < getattr(full, name)
+    ]
+    return f"To fit the budget of {_duration(60 * budget)}: {', '.join(cut)}." if cut else ""
 
 
 def seconds_per_question(predict: Callable[[Dataset], Any], questions: Dataset, state: PartialState) -> float:
@@ -109,7 +131,12 @@ def seconds_per_question(predict: Callable[[Dataset], Any], questions: Dataset, 
     probed = questions.select(range(min(PROBE, len(questions))))
     start = time.perf_counter()
     predict(probed)
-    measured = [(time.perf_counter() - start) / len(probed)]
+    return agreed((time.perf_counter() - start) / len(probed), state)
+
+
+def agreed(seconds: float, state: PartialState) -> float:
+    """The time that the main process measured, on every process."""
+    measured = [seconds]
     if state.num_processes > 1:
         broadcast_object_list(measured)
     return measured[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from math import ceil
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..trainers.sft_config import CalibratedSFTConfig
 from .arguments import TrainArguments
 from .distributed import cpu_training_arguments
 from .restore_options import RestoreOptions
-from .restore_plan import BATCH, CLOSING_SHARE, CLOSING_STEPS, Plan
+from .restore_plan import BATCH, CLOSING_SHARE, CLOSING_STEPS, PASSES_OF_A_STEP, Plan, default_epochs
 
 
 FULL_BELOW = 50e6  # parameters: smaller models are fine-tuned in full, larger ones by LoRA
@@ -96,6 +97,33 @@ def parse_recipe(path: str | Path, content: dict[str, Any]) -> tuple[TrainArgume
 def is_small(num_parameters: int, config: dict[str, Any]) -> bool:
     """Whether the model is fine-tuned in full, because it is small or the recipe wants it."""
     return not config["use_peft"] if "use_peft" in config else num_parameters < FULL_BELOW
+
+
+def full_plan(
+    options: RestoreOptions, config: Mapping[str, Any], num_parameters: int, numbers: Mapping[str, int], **measured
+) -> Plan:
+    """
+    Make the plan with all questions and the default epochs.
+
+    Args:
+        options ([`RestoreOptions`]), config (`Mapping`), num_parameters (`int`):
+            Options, recipe and size of the model.
+        numbers (`Mapping`):
+            Numbers of questions: `labels`, `test` and `unlabelled`.
+        measured:
+            Further fields of [`~hf_calib.training.restore_plan.Plan`].
+    """
+    small, epochs = is_small(num_parameters, config), config.get("num_train_epochs")
+    kind = "full" if small else "lora"
+    step = kind if small or torch.accelerator.is_available() else "lora on CPUs"
+    return Plan(
+        **numbers,
+        epochs=epochs or default_epochs(numbers["labels"], kind),
+        passes_of_a_step=PASSES_OF_A_STEP[step],
+        least_closing=CLOSING_STEPS * BATCH[kind] if small else 0,
+        has_reference=options.reference is not None,
+        **measured,
+    )
 
 
 def default_recipe(num_parameters: int, kind: str, plan: Plan, single_tokens: bool, processes: int) -> dict[str, Any]:

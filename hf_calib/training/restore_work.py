@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,22 +18,13 @@ from ..data.preference_pairs import load_pairs
 from ..evaluation.alignment import AlignmentMeter
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import check_output_dir
-from ..inference.model_loading import check_same_vocabulary, load_model, load_tokenizer, process_state
+from ..inference.model_loading import check_same_vocabulary, load_model, load_tokenizer
 from ..inference.predict import predict_options
 from ..inference.predictions import OptionPredictions
 from .restore_data import Records, RestoreQuestions, load_restore_questions, possible_scorings, without_bars
 from .restore_options import RestoreOptions
-from .restore_plan import (
-    BATCH,
-    CLOSING_STEPS,
-    PASSES_OF_A_STEP,
-    Plan,
-    default_epochs,
-    fit_budget,
-    seconds_per_question,
-    take,
-)
-from .restore_recipe import PROMPT_FIELDS, is_small, read_config, with_prompt_of
+from .restore_plan import Plan, agreed, describe_cut, fit_budget, seconds_per_question, take
+from .restore_recipe import PROMPT_FIELDS, full_plan, is_small, read_config, with_prompt_of
 from .restore_stages import StageRecord
 from .run import refuse_adapter
 
@@ -56,6 +47,10 @@ class RestoreWork:
             Model, data and everything else.
         records (`Mapping`):
             Rows of the data, from [`~hf_calib.training.restore_data.load_restore_records`].
+        record ([`~hf_calib.training.restore_stages.StageRecord`]):
+            Finished stages.
+        notes (`Sequence[str]`, *optional*):
+            What was done before, in sentences.
         command (`str`, *optional*):
             Command line, for the card of the model.
 
@@ -64,7 +59,6 @@ class RestoreWork:
         questions ([`~hf_calib.training.restore_data.RestoreQuestions`]): The questions of the plan.
         plan ([`~hf_calib.training.restore_plan.Plan`]): Numbers of questions and epochs.
         meter ([`~hf_calib.evaluation.alignment.AlignmentMeter`]): Measures the alignment.
-        record ([`~hf_calib.training.restore_stages.StageRecord`]): Finished stages.
         closing (`dict`): What the trainer tells about its closing step.
         scorings (`list[str]`), scoring_reason (`str`): Kinds of scoring to compare, or why there is only one.
 
@@ -72,7 +66,14 @@ class RestoreWork:
         `ValueError`, `OSError`: for a wrong option, file or question.
     """
 
-    def __init__(self, options: RestoreOptions, records: Mapping[str, Records], command: str | None = None):
+    def __init__(
+        self,
+        options: RestoreOptions,
+        records: Mapping[str, Records],
+        record: StageRecord,
+        notes: Sequence[str] = (),
+        command: str | None = None,
+    ):
         _refuse_divided_weights()
         self.options, self.command = replace(options, **with_prompt_of(options)), command
         self.config = read_config(options)
@@ -84,13 +85,13 @@ class RestoreWork:
             questions = load_restore_questions(options, records)
             self.meter = _alignment_meter(options, self.tokenizer)
         self.scorings, self.scoring_reason = possible_scorings(self.options, self.tokenizer, questions.labels)
-        self.state = process_state()
-        self.record = StageRecord(self.folder, not options.no_resume, self.state)
+        self.record, self.state = record, record.state
         self.closing: dict[str, Any] = {}
         self._model: PreTrainedModel | None = None
         self.dtype = options.dtype
         for note in questions.notes:
             self.print(note)
+        questions.notes[:0] = notes
         found = self.record.run("plan", self._plan_inputs(questions), lambda resume: self._plan(questions))
         self.dtype, self.num_parameters = found["dtype"], found["num_parameters"]
         self.plan = Plan(**found["plan"])
@@ -98,6 +99,9 @@ class RestoreWork:
         cut = self.plan.test < len(questions.test)
         self._test_limit = self.plan.test if options.test_limit or cut else None
         self.print(self.plan.describe(options.budget))
+        if found["cut"]:
+            self.questions.notes.append(found["cut"])
+            self.print(found["cut"])
 
     def print(self, text: str) -> None:
         """Print on the main process."""
@@ -207,23 +211,20 @@ class RestoreWork:
             questions.labels,
             self.state,
         )
-        kind = "full" if small else "lora"
-        step = kind if small or torch.accelerator.is_available() else "lora on CPUs"
-        epochs = self.config.get("num_train_epochs")
-        plan = Plan(
-            labels=len(questions.labels),
-            test=len(questions.test),
-            unlabelled=len(questions.unlabelled or ()),
-            epochs=epochs or default_epochs(len(questions.labels), kind),
+        numbers = {name: len(getattr(questions, name) or ()) for name in ("labels", "test", "unlabelled")}
+        plan = full_plan(
+            options,
+            self.config,
+            num_parameters,
+            numbers,
             seconds_per_question=seconds,
-            passes_of_a_step=PASSES_OF_A_STEP[step],
-            least_closing=CLOSING_STEPS * BATCH[kind] if kind == "full" else 0,
             chooses_scoring=len(self.scorings) > 1,
-            has_reference=options.reference is not None,
             alignment_rows=self._alignment_rows,
+            spent=agreed(self.record.seconds.get("answers", 0.0), self.state),
         )
-        fitted = fit_budget(plan, options.budget, fixed_epochs=epochs is not None)
-        return {"plan": fitted.to_dict(), "dtype": dtype, "num_parameters": num_parameters}
+        fitted = fit_budget(plan, options.budget, fixed_epochs="num_train_epochs" in self.config)
+        cut = describe_cut(plan, fitted, options.budget)
+        return {"plan": fitted.to_dict(), "dtype": dtype, "num_parameters": num_parameters, "cut": cut}
 
 
 def _identity(name: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -10,12 +11,14 @@ from hf_calib.data.prompts import ANSWER_TEMPLATE, PromptFormat
 from hf_calib.data.questions import load_questions
 from hf_calib.data.short_answers import short_questions
 from hf_calib.inference.answer_confidence import predict_answers
-from hf_calib.inference.model_loading import load_model
-from hf_calib.training import restore_recipe
+from hf_calib.inference.model_loading import load_model, process_state
+from hf_calib.training import judged_answers, restore_recipe
 from hf_calib.training.judged_answers import with_judged_answers
 from hf_calib.training.restore import run_restore
 from hf_calib.training.restore_data import load_restore_records
 from hf_calib.training.restore_options import RestoreOptions
+from hf_calib.training.restore_plan import Plan, describe_cut, fit_budget
+from hf_calib.training.restore_stages import StageRecord
 
 
 N = 90
@@ -57,7 +60,9 @@ def options(folder, tmp_path):
 
 
 def judged_options(options):
-    return with_judged_answers(options, load_restore_records(options))[0]
+    record = StageRecord(Path(options.output_dir), not options.no_resume, process_state())
+    record.path.parent.mkdir(exist_ok=True)
+    return with_judged_answers(options, load_restore_records(options), record)[0]
 
 
 def test_questions_become_judgements(options, capsys):
@@ -97,6 +102,40 @@ def test_all_wrong_is_an_error(options, tmp_path):
     )
     with pytest.raises(ValueError, match="all 50 answers .* are wrong"):
         judged_options(replace(options, dataset=str(tmp_path / "wrong.jsonl"), unlabelled=None))
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Each question seems to take a second to answer and a millisecond to judge."""
+    seconds = iter([1.0, 0.001] * 10)
+    monkeypatch.setattr(judged_answers, "seconds_per_question", lambda *given: next(seconds))
+
+
+def test_a_budget_counts_the_writing_of_answers(options, slow, tmp_path, capsys):
+    judged = judged_options(replace(options, budget=1.9))
+    written = sum(len(path.read_text().splitlines()) for path in (tmp_path / "out").glob("answers/*/answers.jsonl"))
+    assert 60 < written < N and len(load_questions(judged.dataset)) == written and judged.unlabelled is None
+    printed = capsys.readouterr().out
+    assert "To fit the budget of 2 min: " in printed and "of 60 labels, 0 of 9 questions without answers." in printed
+    # The times of a second run are those of the first, and nothing is written again.
+    assert judged_options(replace(options, budget=1.9)) == judged
+    assert "answers of a budget: kept" in (printed := capsys.readouterr().out) and "answers: kept" in printed
+
+
+def test_a_budget_that_is_too_small_is_an_error_before_the_writing(options, slow, tmp_path):
+    with pytest.raises(ValueError, match=r"--budget [\d.]+ or more"):
+        judged_options(replace(options, budget=0.5))
+    assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_the_plan_counts_what_was_spent():
+    plan = Plan(400, 1000, 800, 4, 0.1, 3, 0, False, False)
+    assert replace(plan, spent=80).seconds == pytest.approx(plan.seconds + 80)
+    assert replace(plan, seconds_per_answer=0.1).seconds == pytest.approx(plan.seconds + 220)
+    assert "(writing answers 80 s, evaluation" in replace(plan, spent=80).describe(None)
+    found = describe_cut(plan, fit_budget(plan, 8), 8)
+    assert found.startswith("To fit the budget of 8 min: ") and "1 of 4 epochs" in found
+    assert describe_cut(plan, plan, 8) == ""
 
 
 def test_restore_takes_them(options, tmp_path, monkeypatch):
