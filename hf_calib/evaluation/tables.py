@@ -35,6 +35,13 @@ _COLUMNS = {
     "regime": "{regime}",
 }
 
+# Without options no accuracy is too low for a calibrated confidence (docs/concepts/theory.md, Proposition 6).
+_NO_REGIME = (
+    "The regime of answers in free text is tested only with their critical accuracy (--critical_accuracy). They have "
+    "no options, so no accuracy is below that of guessing, and any accuracy has a calibrated confidence. Until then "
+    "RCFT, which calibrates to labels, is the safe choice."
+)
+
 
 def check_output_dir(path: str | Path) -> Path:
     """Create the output folder. Raises `OSError` if it cannot be written to."""
@@ -66,6 +73,8 @@ def evaluation_results(
     Returns:
         `dict`: flat; see [`evaluate_probabilities`]. Of written answers: the measures of the confidence that the
         answer is right, see [`evaluate_confidences`], and NLL, Brier and cw-ECE of right and wrong as two options.
+        Their regime needs `critical_accuracy`. Without it `judgement_regime` is that of P(True) as a question with the
+        two options True and False.
 
     Raises:
         `ValueError`: if there is a reference for confidences of written answers, which each model writes for itself.
@@ -90,7 +99,12 @@ def evaluation_results(
 def _answer_results(predictions: OptionPredictions, groups=None, **options) -> dict[str, Any]:
     two_options = evaluate_probabilities(predictions.probabilities, predictions.labels, **options)
     confidences, correct = predictions.outcomes
-    return two_options | evaluate_confidences(confidences, correct, groups=groups, **options)
+    results = two_options | evaluate_confidences(confidences, correct, groups=groups, **options)
+    if results["test"] == "none":
+        results["explanation"] = _NO_REGIME
+        if predictions.metadata["answer_confidence"] == "p_true":
+            results |= {f"judgement_{name}": two_options[name] for name in ("accuracy", "regime", "explanation")}
+    return results
 
 
 def write_evaluation(

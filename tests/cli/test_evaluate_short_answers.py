@@ -167,6 +167,11 @@ def test_all_three_confidences_by_default_and_a_function_that_grades(letters, tm
     np.testing.assert_array_equal(again.option_logits, predictions.option_logits)
     printed = capsys.readouterr().out
     assert "20 answers" in printed and "p_true" in printed
+    assert "regime: undetermined. The regime of answers in free text is tested only with their critical" in printed
+    assert f"regime of True or False: {stated['judgement_regime']}. {stated['judgement_explanation']}" in printed
+    assert "judgement_regime" not in read(letters / "out" / "likelihood" / "results.json")
+    assert main([*call[:-1], "graders:odd", "--critical_accuracy", "0.9"]) == 0
+    assert "the critical accuracy 0.900" in (printed := capsys.readouterr().out) and "True or False" not in printed
     saved = load_dataset("parquet", data_files=str(letters / "out" / "p_true" / "questions.parquet"), split="train")
     assert saved.column_names == ["id", "question", "choices", "answer"]
 
