@@ -33,7 +33,7 @@ _MODULE_OF = {
     "load_short_questions": "data.short_answers",
     "p_true_questions": "data.short_answers",
     "normalize_answer": "data.grading",
-    "AnswerOptions": "inference.answer_confidence",
+    "AnswerOptions": "inference.answer_options",
     "predict_answers": "inference.answer_confidence",
     "alignment_report": "evaluation.alignment",
     "AlignmentMeter": "evaluation.alignment",

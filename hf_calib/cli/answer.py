@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import QuestionArguments
 from .parser import CommandParser
+from .served_arguments import ServedArguments
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from ..evaluation.gate import Gate
 
 _EXAMPLES = """\
 examples:
@@ -30,6 +34,15 @@ examples:
   # gate and calibrator that were published with the model
   hf-calib answer --model org/calibrated-model --dataset questions.parquet --output answers.parquet
 
+  # answers in free text: the gate is of a confidence of short answers
+  hf-calib evaluate --model ./my-model --dataset short.jsonl --output_dir short
+  hf-calib threshold short/p_true --target_accuracy 0.9 --output_dir gate
+  hf-calib answer --model ./my-model --gate gate/gate.json --dataset new.jsonl --output answers.jsonl
+
+  # a model behind a server
+  hf-calib answer --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-8B --gate gate/gate.json \\
+      --dataset questions.parquet --output answers.jsonl
+
   # on several GPUs
   accelerate launch -m hf_calib answer --model ./my-model --gate gate/gate.json \\
       --dataset questions.parquet --output answers.jsonl
@@ -37,8 +50,9 @@ examples:
   # does the gate still hold? with labels the accuracy is tested, without them a shift of the confidences
   hf-calib threshold --check gate/gate.json answers.npz
 
-The questions are asked as those of the gate: its prompt format and scoring. A gate of another model, dtype, calibrator
-or tokenizer is an error. Answers in the file are not shown to the model; if all questions have one, the accuracy is
+The questions are asked as those of the gate: its prompt format and scoring, with options or in free text. A gate of
+another model, dtype, calibrator or tokenizer is an error; a served model is another one if its log-probabilities
+differ. Answers in the file are not shown to the model; if all questions have one, the accuracy is
 printed. With a gate by subject, a question without a subject is an error, and one of an unknown subject is not
 answered.
 
@@ -46,17 +60,23 @@ writes:
   OUTPUT (.jsonl, .csv, .parquet)
                          a row for each question, in their order: id, question, answered, answer (letter), text,
                          confidence; subject and correct where they are known. Where it abstains, answer and text are
-                         empty; confidence and correct are those of the likeliest option.
+                         empty; confidence and correct are those of the likeliest option. In free text, text is the
+                         answer and answer is empty.
   OUTPUT (.npz)          calibrated predictions behind the answers, for --check. An interrupted run resumes from
                          OUTPUT.npz.partial; with another gate on the same questions nothing is computed again.
+  OUTPUT.npz.written/    in free text: what the model wrote, from which a run resumes
 """
 
 
 @dataclass(kw_only=True)
-class AnswerArguments(QuestionArguments):
+class AnswerArguments(ServedArguments, QuestionArguments):
     """Arguments of `hf-calib answer`."""
 
-    model: str = field(metadata={"help": "Model or adapter: a local folder or a name on the Hub."})
+    model: str = field(
+        metadata={
+            "help": "Model or adapter: a local folder or a name on the Hub; with --endpoint its name on the server."
+        }
+    )
     dataset: str = field(
         metadata={"help": "Questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
     )
@@ -94,25 +114,32 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     output = check_output(args.output)
     predictions = output.with_suffix(".npz")
     _check_resumable(args, output, predictions)
+    if args.endpoint is not None and args.gate is None:
+        raise ValueError("give --gate: none is published with a served model.")
     gate = usable_gate(args.gate or load_gate(args.model, args.revision))
     check_output_dir(output.parent)
-    questions, unlabelled = _questions(args)
-    ignore_library_warnings()
-    answerer = SelectiveAnswerer.from_pretrained(args.model, gate, args.calibrator, args.batch_size, **args.loading)
+    questions, unlabelled = _questions(args, gate)
+    if args.endpoint is None:
+        ignore_library_warnings()
+        load = SelectiveAnswerer.from_pretrained
+        answerer = load(args.model, gate, args.calibrator, args.batch_size, **args.loading)
+    else:
+        served = args.served_model(args.model)
+        answerer = SelectiveAnswerer(served, args.served_tokenizer(), gate, args.calibrator, args.batch_size)
     answerer.check_subjects(questions)
     questions = answerer.fitting(questions, args.max_length) if args.drop_too_long else questions
 
     def answer() -> None:
         from accelerate import PartialState
 
-        from ..evaluation.selective_answers import answers_summary, save_answers, selective_answers
+        from ..evaluation.selective_answers import answers_summary, save_answers
 
-        found = answerer.predict(
+        answers, found = answerer.answer(
             questions, max_length=args.max_length, output_path=predictions, resume=not args.no_resume
         )
         if not PartialState().is_main_process:
             return
-        save_answers(output, selective_answers(gate, questions, found))
+        save_answers(output, answers)
         print("\n".join(answers_summary(gate, found)))
         if unlabelled:
             print(f"accuracy: not known ({unlabelled})")
@@ -125,7 +152,7 @@ def _check_resumable(args: AnswerArguments, output: Path, predictions: Path) -> 
     """Refuse to replace files of which it is not known whether they are of the same model and questions."""
     if output.stem == "predictions":
         raise ValueError(f"{predictions} is the name of a file of hf-calib evaluate: choose another --output.")
-    kept = (predictions, predictions.with_name(f"{predictions.name}.partial"))
+    kept = (predictions, *(predictions.with_name(f"{predictions.name}.{end}") for end in ("partial", "written")))
     if output.exists() and not any(path.exists() for path in kept) and not args.no_resume:
         raise ValueError(
             f"{output} exists, and its predictions {predictions} do not, so its model is not known: choose another "
@@ -133,15 +160,21 @@ def _check_resumable(args: AnswerArguments, output: Path, predictions: Path) -> 
         )
 
 
-def _questions(args: AnswerArguments) -> tuple[Dataset, str | None]:
+def _questions(args: AnswerArguments, gate: Gate) -> tuple[Dataset, str | None]:
     """The questions, with their answers if all have one; else also the reason why the answers are not used."""
     from ..data.adapters import UnknownLayoutError
     from ..data.files import load_records
+    from ..data.questions import load_questions
+    from ..data.short_answers import load_short_questions
 
     records = load_records(args.dataset, args.dataset_config, args.split)
-    questions = _load(args, records, labelled=False)
+    written = gate.fingerprint.get("answer_confidence")
+    load = partial(_load, args, load_short_questions if written else load_questions, records)
+    questions = load(labelled=False)
+    if grader := (gate.fingerprint.get("answering") or {}).get("grader"):
+        return questions, f"the function {grader} graded the answers of the gate"
     try:
-        labelled = _load(args, records, labelled=True)
+        labelled = load(labelled=True)
     except UnknownLayoutError:
         return questions, "the questions have no answers"
     except ValueError as error:
@@ -151,11 +184,10 @@ def _questions(args: AnswerArguments) -> tuple[Dataset, str | None]:
     return labelled, None
 
 
-def _load(args: AnswerArguments, records, labelled: bool) -> Dataset:
+def _load(args: AnswerArguments, load: Callable, records, labelled: bool) -> Dataset:
     """Questions in the order of the file, also those that --limit draws."""
-    from ..data.questions import load_questions
     from ..hub.verify import sample_questions
 
     reading = {**args.reading, "drop_invalid": args.drop_invalid, "labelled": labelled, "records": records}
-    questions = load_questions(args.dataset, args.dataset_config, args.split, **reading)
+    questions = load(args.dataset, args.dataset_config, args.split, **reading)
     return sample_questions(questions, args.limit, args.seed)

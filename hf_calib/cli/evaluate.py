@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .evaluate_arguments import EvaluateArguments
 from .parser import CommandParser
-from .served_arguments import served_summary
+from .served_arguments import HIDDEN, served_summary
 from .short_answers import prepare_answers, takes_answers
 
 
@@ -67,25 +67,21 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     if reference is not None and not args.drop_too_long:
         # That it has other questions is better said before the work.
         reference.matching(questions["id"][:], questions["answer"][:])
-    if args.endpoint is None:
-        model, tokenizer = args.load(args.model)
+    model, tokenizer = args.load_asked()
+    if tokenizer is not None:
         args.check_tokenizer(tokenizer, questions)
-        predict = args.predict
-    else:
-        model, tokenizer = args.served_model(args.model), args.served_tokenizer(questions)
-        predict = args.predict_served
 
     def evaluate() -> None:
         from accelerate import PartialState
 
         from ..evaluation.details import details_sentences
 
-        predictions = predict(model, tokenizer, questions, output_dir / "predictions.npz")
+        predictions = args.predict(model, tokenizer, questions, output_dir / "predictions.npz")
         if not PartialState().is_main_process:
             return
         described = {"model": args.model, **EvaluationProtocol.of(args).statement(predictions, tokenizer)}
         served = predictions.metadata.get("served", {})
-        described |= {f"served/{name}": value for name, value in served.items() if name != "extra_body"}
+        described |= {f"served/{name}": value for name, value in served.items() if name not in HIDDEN}
         options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha, "details": True}
         if predictions.subjects is not None and len(set(predictions.subjects.tolist())) > 1:
             options["groups"] = predictions.subjects

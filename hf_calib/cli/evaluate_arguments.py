@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .arguments import PredictionArguments, RegimeArguments
 from .served_arguments import ServedArguments
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..served.client import ServedModel
 
 
 @dataclass(kw_only=True)
@@ -47,3 +54,9 @@ class EvaluateArguments(ServedArguments, ShortAnswerArguments, RegimeArguments, 
         metadata={"help": "Questions: a parquet, csv or json(l) file, a folder, or a name on the Hub."}
     )
     output_dir: str = field(default="evaluation", metadata={"help": "Folder of results, predictions and diagram."})
+
+    def load_asked(self) -> tuple[PreTrainedModel | ServedModel, PreTrainedTokenizerBase | None]:
+        """The model, loaded here or served, and its tokenizer, if it is here."""
+        if self.endpoint is None:
+            return self.load(self.model)
+        return self.served_model(self.model), self.served_tokenizer()

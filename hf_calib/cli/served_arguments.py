@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from ..inference.predictions import OptionPredictions
     from ..served.client import ServedModel
 
 
+# Entries on a served model that are in the metadata of its predictions alone.
+HIDDEN = ("extra_body", "identity")
+
+
 @dataclass(kw_only=True)
 class ServedArguments:
     """
-    Arguments of a command that scores questions with a served model, for classes that inherit from
-    [`~hf_calib.cli.arguments.PredictionArguments`], too.
+    Arguments of a command that asks a served model, for classes with `revision` and `trust_remote_code`.
     """
 
     help_group = "served model"
@@ -71,31 +74,11 @@ class ServedArguments:
         except ModuleNotFoundError as error:
             raise with_advice(error) from error
 
-    def served_tokenizer(self, questions: Dataset):
-        """Tokenizer of the served model, if one is given, after a check of the first question."""
-        if self.tokenizer is None:
-            return None
+    def served_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Tokenizer of the served model, if one is given."""
         from ..inference.model_loading import load_tokenizer
 
-        tokenizer = load_tokenizer(self.tokenizer, self.revision, self.trust_remote_code)
-        self.check_tokenizer(tokenizer, questions)
-        return tokenizer
-
-    def predict_served(self, served: ServedModel, tokenizer, questions: Dataset, output_path) -> OptionPredictions:
-        """Score questions with a served model, resuming from `output_path`."""
-        from ..served.predict import predict_served_options
-
-        return predict_served_options(
-            served,
-            questions,
-            tokenizer,
-            prompt_format=self.prompt_format(),
-            option_normalization=self.option_normalization,
-            max_length=self.max_length,
-            drop_too_long=self.drop_too_long,
-            output_path=output_path,
-            resume=not self.no_resume,
-        )
+        return self.tokenizer and load_tokenizer(self.tokenizer, self.revision, self.trust_remote_code)
 
     def _extra_body(self) -> dict[str, Any]:
         try:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..data.text_files import TextRecords
-    from ..inference.answer_confidence import AnswerOptions, AnswerPredictions
+    from ..inference.answer_confidence import AnswerPredictions
     from .evaluate_arguments import EvaluateArguments
 
 DEFAULT_CONFIDENCES = ["likelihood", "agreement", "p_true"]
@@ -41,14 +41,17 @@ def prepare_answers(args: EvaluateArguments, records: Dataset | TextRecords, out
     protocol = EvaluationProtocol.of({**vars(args), "answer_confidence": confidences[0]})
     keeping = {"batch_size": args.batch_size, "output_dir": output_dir, "resume": not args.no_resume}
     options = protocol.answer_options(confidences, grader, **keeping)
-    predict, tokenizer = _predictor(args, questions, options)
+    model, tokenizer = args.load_asked()
+    if "p_true" in confidences and tokenizer is not None:
+        _check_letters(tokenizer, questions, options)
 
     def evaluate() -> None:
         from accelerate import PartialState
 
+        from ..evaluation.asking import ask
         from ..evaluation.tables import print_groups, print_table
 
-        found = predict()
+        found = ask(model, tokenizer, questions, options)
         if not PartialState().is_main_process:
             return
         print(found.summary())
@@ -63,27 +66,13 @@ def prepare_answers(args: EvaluateArguments, records: Dataset | TextRecords, out
             if "n_groups" in stage:
                 print(stage["stage"])
                 print_groups(stage)
+        print(f"regime: {stages[0]['regime']}. {stages[0]['explanation']}")
+        for stage in stages:
+            if "judgement_regime" in stage:
+                print(f"regime of True or False: {stage['judgement_regime']}. {stage['judgement_explanation']}")
         print(f"results: {output_dir}/{{{','.join(confidences)}}}")
 
     return evaluate
-
-
-def _predictor(args: EvaluateArguments, questions: Dataset, options: AnswerOptions):
-    """Function that writes and judges answers, of a local or a served model, and the tokenizer, if it is here."""
-    if args.endpoint is not None:
-        given = {"tokenizer": args.tokenizer, "max_length": args.max_length}
-        if unused := [name for name, value in given.items() if value]:
-            raise ValueError(f"--{unused[0]} has no meaning for answers that a served model writes.")
-        from ..served.answers import predict_served_answers
-
-        served = args.served_model(args.model)
-        return lambda: predict_served_answers(served, questions, options), None
-    from ..inference.answer_confidence import predict_answers
-
-    model, tokenizer = args.load(args.model)
-    if "p_true" in options.confidences:
-        _check_letters(tokenizer, questions, options)
-    return lambda: predict_answers(model, tokenizer, questions, options), tokenizer
 
 
 def _check_letters(tokenizer, questions: Dataset, options) -> None:

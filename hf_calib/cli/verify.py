@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ..data.columns import ColumnArguments
 from .parser import CommandParser
+from .served_arguments import ServedArguments
 
 
 _EXAMPLES = """\
@@ -16,22 +17,37 @@ examples:
   hf-calib verify org/calibrated-model --dataset test.parquet   # questions that are not on the Hub, or other questions
   hf-calib verify ./calibrated-model --dataset test.parquet     # a folder that `hf-calib push` completed
 
+  # a served model: repeat the evaluation in a folder of hf-calib evaluate, and check its gate
+  hf-calib verify served --endpoint http://localhost:8000/v1 --dataset test.parquet --gate gate/gate.json
+
 The evaluation is repeated as results.json states it: scoring, prompt, number of questions and seed. On all of the same
 questions, every figure must agree within --tolerance and one question; on a sample or on other questions, within the
 sampling error. A published gate must belong to the model, its prompt and its calibrator; on its own questions coverage
-and accuracy of the answers must agree, on others the guarantee is tested. Prints a table; the exit status is 1 if a
-figure or the gate does not hold. Only safetensors are loaded, and no code of the repository is run without
+and accuracy of the answers must agree, on others the guarantee is tested. Answers in free text are written again. Of a
+served model the folder holds the evaluation, and with --gate the gate is checked, too. Prints a table; the exit status
+is 1 if a figure or the gate does not hold. Only safetensors are loaded, and no code of the repository is run without
 --trust_remote_code. With --output_dir, an interrupted run resumes.
 """
 
 
 @dataclass
-class VerifyArguments(ColumnArguments):
+class VerifyArguments(ServedArguments, ColumnArguments):
     """Arguments of `hf-calib verify`."""
 
-    model: str = field(metadata={"help": "Model on the Hub, or its folder. The word --model may be left out."})
+    model: str = field(
+        metadata={
+            "help": "Model on the Hub, or its folder; with --endpoint a folder of hf-calib evaluate. The word --model "
+            "may be left out."
+        }
+    )
     dataset: str | None = field(
         default=None, metadata={"help": "Questions, if those of the evaluation are not on the Hub (default: those)."}
+    )
+    gate: str | None = field(
+        default=None, metadata={"help": "gate.json of hf-calib threshold (default: the one published with the model)."}
+    )
+    calibrator: str | None = field(
+        default=None, metadata={"help": "Calibrator of --gate (default: the one published with the model)."}
     )
     limit: int | None = field(default=None, metadata={"help": "Number of questions, drawn by --seed (default: all)."})
     seed: int = field(default=0, metadata={"help": "Seed of the sample."})
@@ -65,25 +81,28 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     stated = {name: value for name, value in args.reading.items() if value is not None}
     questions = replace(published.protocol, **stated).load_questions(args.dataset)
     sample = sample_questions(questions, args.limit, args.seed)
-    model, tokenizer = load_model(
-        str(published.folder),
-        dtype=published.protocol.dtype,
-        trust_remote_code=args.trust_remote_code,
-        use_safetensors=True,
-    )
+    if args.endpoint is None:
+        loading = {"trust_remote_code": args.trust_remote_code, "use_safetensors": True}
+        model, tokenizer = load_model(str(published.folder), dtype=published.protocol.dtype, **loading)
+    else:
+        model, tokenizer = args.served_model(published.results["model"]), args.served_tokenizer()
 
     def verify() -> None:
         from rich.console import Console
 
         from ..hub.verify import checks_table, compare, same_questions
-        from ..hub.verify_gate import verify_gate
+        from ..hub.verify_gate import verify_gate, verify_given_gate
         from ..inference.predict import weights_digest
 
         predictions = published.protocol.predict(model, tokenizer, sample, args.batch_size, output)
         same = same_questions(published, questions, predictions)
         checks, gate, problem = compare(published, predictions, same, args.tolerance), [], None
         try:
-            repeated, gate = verify_gate(published, predictions, same, args.tolerance)
+            if args.gate is None:
+                repeated, gate = verify_gate(published, predictions, same, args.tolerance)
+            else:
+                given = (args.gate, args.calibrator)
+                repeated, gate = verify_given_gate(published, predictions, same, *given, args.tolerance)
             checks += repeated
         except (ValueError, OSError) as error:
             problem = f"the gate of {args.model} does not hold: {error}"
@@ -91,7 +110,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         which = f"of its {stated:,} questions" if same else "other questions"
         title = f"{args.model} on {len(predictions):,} {which}"
         Console(width=max(Console().width, 100)).print(checks_table(checks, title))
-        if published.results.get("weights") not in (None, weights_digest(model)):
+        if args.endpoint is None and published.results.get("weights") not in (None, weights_digest(model)):
             print("The weights differ from those of the evaluation, or were loaded with another dtype.")
         print("".join(f"{line}\n" for line in gate), end="")
         wrong = [check.name for check in checks if not check.holds]

@@ -2,7 +2,7 @@
 
 import re
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .layouts import digest
@@ -120,6 +120,10 @@ class PromptFormat:
                 "set `tokenizer.chat_template`, or use_chat_template=False"
             )
         return has_one if self.use_chat_template is None else self.use_chat_template
+
+    def resolved(self, use_chat_template: bool) -> "PromptFormat":
+        """The same format with its defaults written out."""
+        return replace(self, prompt_template=self._template, use_chat_template=use_chat_template)
 
     def add_special_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
         """Whether tokenisation adds special tokens to a prompt: not if a chat template has written them."""

@@ -3,7 +3,7 @@ Questions that are answered in free text, with the texts that count as right.
 
 | column | type | |
 |---|---|---|
-| `id` | `str` | from the data, else a hash of question and answers |
+| `id` | `str` | from the data, else a hash of the question |
 | `question` | `str` | |
 | `answers` | `list[str]` | accepted texts; `None` where they are not known |
 | `subject` | `str` | optional |
@@ -20,7 +20,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from datasets import List as ListOf
 
-from .adapters import CONTEXT_COLUMNS, adapt_questions, handle_faults
+from .adapters import CONTEXT_COLUMNS, UnknownLayoutError, adapt_questions, handle_faults
 from .columns import parse_columns, rename_columns
 from .files import load_records
 from .layouts import ADAPTERS, InvalidRow, Row, columns_as_known, digest, find_adapter, structured
@@ -148,7 +148,7 @@ def short_questions(
     if not holds_short_answers(dataset, columns, labelled):
         known = find_adapter(dataset.column_names, labelled=labelled) or columns
         if not known:
-            raise ValueError(
+            raise UnknownLayoutError(
                 f"{source}: the columns {', '.join(dataset.column_names)} hold neither accepted texts (`answers` or "
                 "`answer`, beside `question`) nor options (`choices`); name them by `columns` "
                 "(--columns question=...,answers=...)"
@@ -221,7 +221,7 @@ def _short_question(row: Row, column: str, labelled: bool) -> Row:
     answers = accepted_texts(row.get(column), column) if labelled else None
     given_id, subject = row.get("id"), row.get("subject")
     return {
-        "id": digest(question, *(answers or ()))[:16] if given_id in (None, "") else str(given_id),
+        "id": digest(question)[:16] if given_id in (None, "") else str(given_id),
         "question": question,
         "answers": answers,
         "subject": None if subject is None else str(subject),

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..data.prompts import PromptFormat
 from ..inference.predictions import OptionPredictions
 from ..prediction_files.confidences import ConfidencePredictions
+from ..served.identity import ServedIdentity
+from .asking import is_served
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..inference.answer_options import AnswerOptions
+    from ..inference.predict import PredictionOptions
     from ..posthoc import PostHocCalibrator
+    from ..served.client import ServedModel
 
 CROSS_VALIDATED = (
     "its predictions were calibrated by cross-validation, each by a fit on the others, so no one calibrator made "
     "them. Fit on some questions, calibrate others with `hf-calib calibrate --apply_to`, and make the gate of these."
 )
 _STATED = (
-    "prompt_format", "prompt_digest", "option_normalization", "answer_confidence", "calibrator", "calibrator_digest",
+    "prompt_format", "prompt_digest", "option_normalization", "answer_confidence", "answering", "calibrator",
+    "calibrator_digest",
 )  # fmt: skip
+# What is stated of the requests to a served model.
+_REQUESTS = ("api", "extra_body", "identity")
 
 
 def predictions_fingerprint(predictions: OptionPredictions | ConfidencePredictions) -> dict[str, Any]:
     """
-    Describe what a gate holds for: model, digest of its weights, prompt, scores and calibrator.
+    Describe what a gate holds for: model, digest of its weights or what its server sends, prompt, scores, calibrator.
 
     What is not known, as with predictions of other tools, is `None`.
     """
@@ -36,64 +43,87 @@ def predictions_fingerprint(predictions: OptionPredictions | ConfidencePredictio
         "model": metadata.get("model"),
         "weights": metadata.get("fingerprint", {}).get("weights"),
         **{name: metadata.get(name) for name in _STATED},
+        "served": _requests(metadata["served"]) if metadata.get("served") else None,
     }
 
 
+def _requests(served: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: served.get(name) for name in _REQUESTS}
+
+
 def model_fingerprint(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_format: PromptFormat,
-    option_normalization: str,
+    model: PreTrainedModel | ServedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    gate: Mapping[str, Any],
     calibrator: PostHocCalibrator | None = None,
 ) -> dict[str, Any]:
     """
-    Describe a model, the way of asking it and its calibrator as its predictions would.
+    Describe a model that is asked as a gate states, and its calibrator, as its predictions would.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]), tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model and its tokenizer.
-        prompt_format ([`~hf_calib.PromptFormat`]), option_normalization (`str`):
-            How questions are written, and how options are scored.
+        model ([`~transformers.PreTrainedModel`] or [`~hf_calib.ServedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Its tokenizer; a served model may have none.
+        gate (`Mapping`):
+            Fingerprint of the gate.
         calibrator ([`~hf_calib.PostHocCalibrator`], *optional*):
             Calibrator of the option logits.
     """
-    from ..inference.predict import model_name, weights_digest
+    prompt_format, served = PromptFormat(**gate["prompt_format"]), None
+    if is_served(model):
+        name, weights = model.model, None
+        chat = tokenizer is None and bool(prompt_format.use_chat_template)
+        served = {
+            "api": "chat/completions" if chat else "completions",
+            "extra_body": dict(model.options.extra_body),
+            "identity": ServedIdentity.of_model(model, chat).as_dict(),
+        }
+    else:
+        from ..inference.predict import model_name, weights_digest
 
+        name, weights = model_name(model), weights_digest(model)
     return {
-        "model": model_name(model),
-        "weights": weights_digest(model),
-        "answer_confidence": None,
-        "prompt_format": asdict(prompt_format),
-        "prompt_digest": prompt_format.digest(tokenizer),
-        "option_normalization": option_normalization,
+        **gate,
+        "model": name,
+        "weights": weights,
+        "served": served,
+        "prompt_digest": None if tokenizer is None else prompt_format.digest(tokenizer),
         "calibrator": None if calibrator is None else calibrator.method,
         "calibrator_digest": None if calibrator is None else calibrator.digest,
     }
 
 
-def stated_prompt_format(fingerprint: Mapping[str, Any]) -> PromptFormat:
+def stated_options(fingerprint: Mapping[str, Any], **more) -> PredictionOptions | AnswerOptions:
     """
-    The prompt format of a gate that a model can be run with.
+    How the questions of a gate were asked.
+
+    Args:
+        fingerprint (`Mapping`):
+            Fingerprint of the gate.
+        more:
+            Further options.
 
     Raises:
-        `ValueError`: the gate is of written answers, or it does not state how questions were asked, or the weights of
-            the model.
+        `ValueError`: the gate does not state it, or not of which model it is.
     """
-    if kind := fingerprint.get("answer_confidence"):
+    from ..inference.answer_options import AnswerOptions
+    from ..inference.predict import PredictionOptions
+
+    confidence, stated = fingerprint.get("answer_confidence"), fingerprint.get("prompt_format")
+    served = (fingerprint.get("served") or {}).get("identity")
+    known = fingerprint.get("answering") if confidence else fingerprint.get("option_normalization")
+    if not (stated and known and (fingerprint.get("weights") or served)):
         raise ValueError(
-            f"the gate is of answers that the model wrote (confidence {kind}): only questions with options are "
-            "answered behind a gate."
-        )
-    stated = fingerprint.get("prompt_format")
-    if not (stated and fingerprint.get("weights") and fingerprint.get("option_normalization")):
-        raise ValueError(
-            "the gate does not state its model's weights and how questions were asked, as with predictions of other "
-            "tools and of served models: make it from the output of `hf-calib evaluate`."
+            "the gate does not state of which weights it is and how questions were asked, as with predictions of "
+            "other tools: make it from the output of `hf-calib evaluate`."
         )
     try:
-        return PromptFormat(**stated)
+        if confidence:
+            return AnswerOptions.stated(known, confidence, **more)
+        return PredictionOptions(PromptFormat(**stated), known, **more)
     except TypeError as error:
-        raise ValueError(f"the gate has no valid prompt format ({error}).") from None
+        raise ValueError(f"the gate does not state in a known form how questions were asked ({error}).") from None
 
 
 def check_fingerprint(
@@ -124,7 +154,9 @@ def check_fingerprint(
             f"{name} {of} {others.get('model')}, and the gate is of {mine.get('model')}{differing}: make a gate for "
             "this model with hf-calib threshold."
         )
-    compared = (compare(mine, others) for compare in (_confidences, _prompts, _scores, _calibrators))
+    if how := _other_served(mine.get("served"), others.get("served")):
+        raise ValueError(f"{name} {of} another model than the gate, under the same name: {how}; make a gate for it.")
+    compared = (compare(mine, others) for compare in (_confidences, _requested, _prompts, _scores, _calibrators))
     if differing := next(filter(None, compared), None):
         title, here, there = differing
         raise ValueError(
@@ -142,6 +174,32 @@ def _confidences(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[st
         return None
     here, there = ((each.get("answer_confidence") or "option probability") for each in (mine, others))
     return None if here == there else ("kind of confidence", here, there)
+
+
+def _other_served(mine: Mapping[str, Any] | None, others: Mapping[str, Any] | None) -> str | None:
+    """How two served models differ; `None` if they do not, or are not known."""
+    identities = [each and each.get("identity") for each in (mine, others)]
+    if not all(identities) or mine.get("api") != others.get("api"):
+        return None
+    first, other = map(ServedIdentity.of, identities)
+    return first.difference(other)
+
+
+def _requested(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Where the model runs, how a served one is requested, and how answers are written."""
+    if not (mine.get("prompt_format") and others.get("prompt_format")):
+        return None
+    places = [
+        "behind a server" if each.get("served") else "here" if each.get("weights") else None for each in (mine, others)
+    ]
+    if None not in places and places[0] != places[1]:
+        return "place where the model runs", *places
+    for name in ("api", "extra_body"):
+        here, there = ((each.get("served") or {}).get(name) for each in (mine, others))
+        if here != there:
+            return f"requests to the server ({name})", here, there
+    here, there = (each.get("answering") for each in (mine, others))
+    return None if here == there else ("writing of answers", here, there)
 
 
 def _prompts(mine: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

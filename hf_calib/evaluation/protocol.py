@@ -13,6 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..data.layouts import digest
 from ..data.prompts import ANSWER_TEMPLATE, DEFAULT_TEMPLATES, PromptFormat
+from .asking import ask
 from .tables import evaluation_results
 
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..data.grading import Grader
-    from ..inference.answer_confidence import AnswerOptions
+    from ..inference.answer_options import AnswerOptions
     from ..inference.predictions import OptionPredictions
+    from ..served.client import ServedModel
 
 # Fields that only evaluations of written answers state.
 _OF_ANSWERS = ("answer_confidence", "max_new_tokens", "num_samples", "temperature", "grader")
@@ -53,7 +55,7 @@ class EvaluationProtocol:
             Type of the weights during prediction.
         answer_confidence (`str`, *optional*):
             Confidence of written answers that is measured; see
-            [`~hf_calib.inference.answer_confidence.AnswerOptions`]. By default options are scored. `prompt_template`
+            [`~hf_calib.inference.answer_options.AnswerOptions`]. By default options are scored. `prompt_template`
             is then that of the answer, and `scoring` that of P(True).
         max_new_tokens, num_samples, temperature:
             How answers are written and sampled; see the same.
@@ -139,7 +141,7 @@ class EvaluationProtocol:
         Raises:
             `ValueError`: if a function graded the answers and is not given.
         """
-        from ..inference.answer_confidence import AnswerOptions
+        from ..inference.answer_options import AnswerOptions
 
         if self.grader and grader is None:
             raise ValueError(
@@ -191,35 +193,25 @@ class EvaluationProtocol:
 
     def predict(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | ServedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
         questions: Dataset,
         batch_size: int = 8,
         output_path: Path | None = None,
         **options,
     ) -> OptionPredictions:
-        """Predict with the options of the protocol; `options` are further ones of [`predict_options`]."""
-        from ..inference.answer_confidence import predict_answers
-        from ..inference.predict import predict_options
+        """Predict with the options of the protocol; `options` are further ones of [`PredictionOptions`]."""
+        from ..inference.predict import PredictionOptions
 
         if self.answer_confidence:
             folder = None if output_path is None else Path(output_path).parent
             options |= {"batch_size": batch_size, "output_dir": folder}
-            options = self.answer_options([self.answer_confidence], **options)
-            return predict_answers(model, tokenizer, questions, options).predictions[self.answer_confidence]
-
-        return predict_options(
-            model,
-            tokenizer,
-            questions,
-            prompt_format=self.prompt_format(),
-            option_normalization=self.option_normalization,
-            max_length=self.max_length,
-            drop_too_long=self.drop_too_long,
-            batch_size=batch_size,
-            output_path=output_path,
-            **options,
-        )
+            given = self.answer_options([self.answer_confidence], **options)
+            return ask(model, tokenizer, questions, given).predictions[self.answer_confidence]
+        names = ("option_normalization", "max_length", "drop_too_long")
+        options |= {"batch_size": batch_size, "output_path": output_path, "prompt_format": self.prompt_format()}
+        given = PredictionOptions(**{name: getattr(self, name) for name in names}, **options)
+        return ask(model, tokenizer, questions, given)
 
     def measure(self, predictions: OptionPredictions, reference: OptionPredictions | None = None, **more) -> dict:
         """Compute all measures with the options of the protocol, for each subject too if there are several."""

@@ -32,13 +32,14 @@ class SelectiveAnswer:
         id (`str`): Id of the question.
         question (`str`): Its text.
         answered (`bool`): Whether the confidence reaches the threshold.
-        answer (`str`, *optional*): Letter of the chosen option, by its position; `None` where it abstains, and for
-            options after the 26th.
-        text (`str`, *optional*): Text of the chosen option; `None` where it abstains.
-        confidence (`float`): Calibrated probability of the likeliest option, also where it abstains.
+        answer (`str`, *optional*): Letter of the chosen option, by its position; `None` where it abstains, for options
+            after the 26th, and for an answer in free text.
+        text (`str`, *optional*): Text of the chosen option, or the answer in free text; `None` where it abstains.
+        confidence (`float`): Calibrated probability of the likeliest option, or that the answer in free text is right;
+            also where it abstains.
         subject (`str`, *optional*): Subject of the question, if it has one.
-        correct (`bool`, *optional*): Whether the likeliest option is right, also where it abstains; `None` if the
-            right option is not known.
+        correct (`bool`, *optional*): Whether the likeliest option, or the answer in free text, is right, also where it
+            abstains; `None` if that is not known.
     """
 
     id: str
@@ -51,7 +52,9 @@ class SelectiveAnswer:
     correct: bool | None = None
 
 
-def selective_answers(gate: Gate, questions: Dataset, predictions: OptionPredictions) -> list[SelectiveAnswer]:
+def selective_answers(
+    gate: Gate, questions: Dataset, predictions: OptionPredictions, written: Sequence[str] | None = None
+) -> list[SelectiveAnswer]:
     """
     Decide for each question whether it is answered.
 
@@ -59,28 +62,34 @@ def selective_answers(gate: Gate, questions: Dataset, predictions: OptionPredict
         gate ([`~hf_calib.evaluation.gate.Gate`]):
             The gate.
         questions (`Dataset`):
-            Questions in the unified columns.
+            Questions in the unified columns, or with accepted texts.
         predictions ([`~hf_calib.OptionPredictions`]):
             Calibrated predictions for them, in the same order.
+        written (`Sequence[str]`, *optional*):
+            The answers in free text, if the predictions are of such.
 
     Raises:
         `ValueError`: the predictions are not of these questions, or in another order.
     """
     if predictions.ids.tolist() != questions["id"][:]:
         raise ValueError("the predictions are not of these questions: leave out no question that is too long.")
-    chosen, labels = predictions.probabilities.argmax(axis=1), predictions.labels
+    labels = predictions.labels
+    # Option 0 of a written answer is that it is right.
+    chosen = np.zeros_like(labels) if predictions.of_answers else predictions.probabilities.argmax(axis=1)
     answered = gate.answered(Answers.of(predictions)).tolist()
     subjects = [None] * len(chosen) if predictions.subjects is None else predictions.subjects.tolist()
-    columns = (questions[name][:] for name in ("id", "question", "choices"))
+    columns = [questions["id"][:], questions["question"][:]]
+    columns.append([[text] for text in written] if predictions.of_answers else questions["choices"][:])
     rows = []
     for row, (name, question, choices) in enumerate(zip(*columns, strict=True)):
         option = int(chosen[row])
+        letter = None if predictions.of_answers else ascii_uppercase[option : option + 1] or None
         rows.append(
             SelectiveAnswer(
                 id=name,
                 question=question,
                 answered=answered[row],
-                answer=(ascii_uppercase[option : option + 1] or None) if answered[row] else None,
+                answer=letter if answered[row] else None,
                 text=choices[option] if answered[row] else None,
                 confidence=float(str(predictions.probabilities[row, option])),  # the shortest digits of a float32
                 subject=subjects[row],

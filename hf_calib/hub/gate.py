@@ -12,7 +12,7 @@ from ..evaluation.gate_fingerprint import (
     check_fingerprint,
     model_fingerprint,
     predictions_fingerprint,
-    stated_prompt_format,
+    stated_options,
 )
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..posthoc import PostHocCalibrator
@@ -78,7 +78,7 @@ def usable_gate(gate: Gate | str | Path) -> Gate:
             f"the gate has no threshold, because none reaches an accuracy of {gate.target_accuracy:.4g}: no question "
             "would be answered."
         )
-    stated_prompt_format(gate.fingerprint)
+    stated_options(gate.fingerprint)
     return gate
 
 
@@ -111,8 +111,8 @@ def check_gate_of_model(
             f"the gate is of predictions with the calibrator {method}: publish it too, with --calibrator."
         )
     used = calibrator if method else None
-    way = stated_prompt_format(gate.fingerprint), gate.fingerprint["option_normalization"]
-    check_fingerprint(gate.fingerprint, model_fingerprint(model, tokenizer, *way, used), "--model", "is")
+    mine = model_fingerprint(model, tokenizer, gate.fingerprint, used)
+    check_fingerprint(gate.fingerprint, mine, "--model", "is")
     check_fingerprint(
         gate.fingerprint, predictions_fingerprint(calibrated_as(gate, predictions, calibrator)), "the evaluation"
     )
@@ -196,11 +196,13 @@ def _usage(results: Mapping[str, Any]) -> str:
     """Python code that answers questions with the published gate."""
     name, dtype = results.get("repo_id") or results.get("model") or "org/model", EvaluationProtocol.of(results).dtype
     loading = repr(name) + ("" if dtype == "auto" else f", dtype={dtype!r}")
+    written = results["gate"]["fingerprint"].get("answer_confidence")
+    choices = "" if written else ', "choices": ["hot", "cold"]'
     subject = ', "subject": "physics"' if "subjects" in results["gate"] else ""
     return (
         "from hf_calib import SelectiveAnswerer\n\n"
         f"answerer = SelectiveAnswerer.from_pretrained({loading})\n"
-        f'questions = [{{"question": "Ice is", "choices": ["hot", "cold"]{subject}}}]\n'
+        f'questions = [{{"question": "Ice is"{choices}{subject}}}]\n'
         "for answer in answerer(questions):\n"
         '    print(answer.text if answer.answered else "no answer", answer.confidence)'
     )

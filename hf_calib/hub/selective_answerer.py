@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
 from ..data.adapters import adapt_questions
+from ..data.short_answers import short_questions
+from ..evaluation.asking import ask, is_served
 from ..evaluation.gate import Gate
-from ..evaluation.gate_fingerprint import check_fingerprint, model_fingerprint, stated_prompt_format
+from ..evaluation.gate_fingerprint import check_fingerprint, model_fingerprint, stated_options
 from ..evaluation.selective_answers import SelectiveAnswer, selective_answers, unknown_subjects
+from ..inference.answer_confidence import fitting_questions
+from ..inference.answer_options import AnswerOptions
 from ..inference.encoding import OptionEncoder, encode_fitting
 from ..inference.model_loading import load_model, process_state
-from ..inference.predict import context_length, predict_options
+from ..inference.predict import context_length
+from ..inference.written_answers import encode_question
 from ..posthoc import PostHocCalibrator
 from .calibrator import load_calibrator
 from .gate import load_gate, usable_gate
@@ -24,38 +31,35 @@ from .gate import load_gate, usable_gate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..data.prompts import PromptFormat
     from ..inference.predictions import OptionPredictions
+    from ..served.client import ServedModel
 
 logger = logging.getLogger(__name__)
 
 
 class SelectiveAnswerer:
     """
-    Model that answers an option question if its confidence reaches the threshold of a gate, and abstains otherwise.
+    Model that answers a question if its confidence reaches the threshold of a gate, and abstains otherwise.
 
     With the probability of the gate's level, the accuracy of the answers is at least its target, for questions of the
-    kind that the gate was made with. The questions are asked as those of the gate were.
+    kind that the gate was made with. The questions are asked as those of the gate were: with options, or to be
+    answered in free text.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A causal language model, on the device where it is to run.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+        model ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`~hf_calib.ServedModel`]):
+            A causal language model, on the device where it is to run, or a model behind a server.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Its tokenizer. Of a served model only if the gate's predictions were made with one.
         gate ([`~hf_calib.Gate`], `str` or `Path`):
             The gate, or the gate.json that `hf-calib threshold` wrote.
         calibrator ([`~hf_calib.PostHocCalibrator`], `str` or `Path`, *optional*):
             Calibrator of the predictions with which the gate was made, or its folder. Required if there was one.
-        prompt_format ([`~hf_calib.PromptFormat`], *optional*):
-            How a question is written. Defaults to that of the gate; another one is an error.
-        option_normalization (`"sum"` or `"mean"`, *optional*):
-            Log-likelihood of an option. Defaults to that of the gate; another one is an error.
         batch_size (`int`, *optional*, defaults to `8`):
             Longest questions in a forward pass; of shorter ones more.
 
     Raises:
         `ValueError`: the gate has no threshold, does not state how questions were asked, or is of another model,
-            calibrator or prompt.
+            calibrator or prompt. A served model is another one if its log-probabilities differ.
 
     Example:
 
@@ -71,20 +75,17 @@ class SelectiveAnswerer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | ServedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
         gate: Gate | str | Path,
         calibrator: PostHocCalibrator | str | Path | None = None,
-        prompt_format: PromptFormat | None = None,
-        option_normalization: str | None = None,
         batch_size: int = 8,
     ):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.gate = usable_gate(gate)
         self.calibrator = load_calibrator(calibrator) if isinstance(calibrator, (str, Path)) else calibrator
-        self.prompt_format = prompt_format or stated_prompt_format(self.gate.fingerprint)
-        self.option_normalization = option_normalization or self.gate.fingerprint["option_normalization"]
-        mine = model_fingerprint(model, tokenizer, self.prompt_format, self.option_normalization, self.calibrator)
+        self.options = stated_options(self.gate.fingerprint)
+        mine = model_fingerprint(model, tokenizer, self.gate.fingerprint, self.calibrator)
         check_fingerprint(self.gate.fingerprint, mine, "the answerer", "runs")
 
     @classmethod
@@ -139,9 +140,10 @@ class SelectiveAnswerer:
         Args:
             questions (`Dataset` or a list of `dict`):
                 Questions with `question` and `choices`, optionally `id` and `subject`, or in any layout that
-                [`~hf_calib.load_questions`] knows. Answers are ignored.
+                [`~hf_calib.load_questions`] knows; without `choices` if the gate is of answers in free text. Known
+                answers are ignored.
             options:
-                Fields of [`~hf_calib.PredictionOptions`], e.g. `batch_size`.
+                Fields of [`~hf_calib.PredictionOptions`] or [`~hf_calib.AnswerOptions`], e.g. `batch_size`.
 
         Returns:
             `list`: a [`~hf_calib.evaluation.selective_answers.SelectiveAnswer`] for each question, in their order.
@@ -156,19 +158,35 @@ class SelectiveAnswerer:
                 return []
             names = dict.fromkeys(name for question in questions for name in question)
             questions = Dataset.from_dict({name: [question.get(name) for question in questions] for name in names})
-        questions = adapt_questions(questions, source="the questions", labelled=False)
-        return selective_answers(self.gate, questions, self.predict(questions, **{"progress": False, **options}))
+        adapt = short_questions if self.written else adapt_questions
+        questions = adapt(questions, source="the questions", labelled=False)
+        return self.answer(questions, **{"progress": False, **options})[0]
+
+    @property
+    def written(self) -> bool:
+        """Whether questions are answered in free text."""
+        return isinstance(self.options, AnswerOptions)
 
     def predict(self, questions: Dataset, **options) -> OptionPredictions:
+        """Compute the calibrated predictions behind the answers; arguments as in [`SelectiveAnswerer.answer`]."""
+        return self.answer(questions, **options)[1]
+
+    def answer(self, questions: Dataset, **options) -> tuple[list[SelectiveAnswer], OptionPredictions]:
         """
-        Compute the calibrated predictions behind the answers.
+        Answer questions, or abstain.
 
         Args:
             questions (`Dataset`):
-                Questions in the unified columns.
+                Questions of [`~hf_calib.load_questions`], or of [`~hf_calib.load_short_questions`] if the gate is of
+                answers in free text. If all have known answers, it is told whether the model's are right, unless a
+                function graded those of the gate.
             options:
-                Fields of [`~hf_calib.PredictionOptions`]. With `output_path` an interrupted run resumes, and the file
-                finally holds the calibrated predictions.
+                Fields of [`~hf_calib.PredictionOptions`] or [`~hf_calib.AnswerOptions`]. With `output_path`, in both
+                cases, an interrupted run resumes, and the file finally holds the calibrated predictions. What a model
+                wrote is kept in the folder `<output_path>.written`.
+
+        Returns:
+            `tuple`: the answers, and the calibrated predictions behind them.
 
         Raises:
             `ValueError`: see [`SelectiveAnswerer.__call__`]; and if `output_path` holds predictions of another model,
@@ -178,25 +196,35 @@ class SelectiveAnswerer:
         if self.gate.by_subject and (names := unknown_subjects(self.gate, questions["subject"][:])):
             shown = f"{', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}"
             logger.warning(f"no threshold in the gate for questions of {shown}: they are not answered")
-        found = predict_options(
-            self.model,
-            self.tokenizer,
-            questions,
-            prompt_format=self.prompt_format,
-            option_normalization=self.option_normalization,
-            labelled=None not in questions["answer"][:],
-            **{"batch_size": self.batch_size, **options},
-        )
-        path, applied = options.get("output_path"), found.metadata.get("calibrator_digest")
+        path = options.get("output_path")
+        known = None not in questions["answers" if self.written else "answer"][:]
+        options = {"batch_size": self.batch_size, "labelled": known and not self.graded_by, **options}
+        if self.written:
+            folder = options.pop("output_path", None) and Path(f"{path}.written")
+            found = ask(self.model, self.tokenizer, questions, replace(self.options, output_dir=folder, **options))
+            found, written = found.predictions[self.options.confidences[0]], found.answers
+        else:
+            found, written = ask(self.model, self.tokenizer, questions, replace(self.options, **options)), None
+        found = self._calibrated(found, path)
+        return selective_answers(self.gate, questions, found, written), found
+
+    @property
+    def graded_by(self) -> str | None:
+        """Function that graded the answers of the gate; `None` for exact match, and for options."""
+        return (self.gate.fingerprint.get("answering") or {}).get("grader")
+
+    def _calibrated(self, found: OptionPredictions, path: str | Path | None) -> OptionPredictions:
+        """Calibrate predictions, if they are not calibrated, and save them at a path."""
+        applied = found.metadata.get("calibrator_digest")
         wanted = None if self.calibrator is None else self.calibrator.digest
         if applied is not None and applied != wanted:
             raise ValueError(
                 f"{path} holds predictions with another calibrator ({found.metadata['calibrator']}); choose another "
                 "path, or overwrite it with resume=False (`--no_resume`)"
             )
-        if applied == wanted:
+        if applied == wanted and not self.written:
             return found
-        found = found.recalibrated(self.calibrator)
+        found = found if self.calibrator is None else found.recalibrated(self.calibrator)
         if path is not None:
             if process_state().is_main_process:
                 found.save(path)
@@ -205,7 +233,14 @@ class SelectiveAnswerer:
 
     def fitting(self, questions: Dataset, max_length: int | None = None) -> Dataset:
         """Leave out questions longer than `max_length`, or than the context of the model, and log their number."""
-        encoder = OptionEncoder(self.tokenizer, self.prompt_format, max_length or context_length(self.model))
+        if self.tokenizer is None:
+            raise ValueError("only the server knows the tokens of a question: leave out drop_too_long.")
+        most = max_length if is_served(self.model) else max_length or context_length(self.model)
+        if self.written:
+            prompt_format, most = self.options.answer_format, most and most - self.options.max_new_tokens
+            encode = partial(encode_question, self.tokenizer, prompt_format, most=most)
+            return fitting_questions(encode, questions, drop_too_long=True)
+        encoder = OptionEncoder(self.tokenizer, self.options.prompt_format, most)
         kept, _ = encode_fitting(encoder, questions, drop_too_long=True)
         return questions.select(kept)
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from math import sqrt
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.gate import FILE, Answers, Gate
+from ..evaluation.gate import FILE, Answers, Gate, predictions_digest
 from ..evaluation.gate_check import check_gate
 from ..evaluation.gate_fingerprint import check_fingerprint, predictions_fingerprint
+from ..inference.predictions import OptionPredictions
 from .calibrator import load_calibrator
 from .gate import calibrated_as, gate_statement, usable_gate
 from .verify import Check, Published
-
-
-if TYPE_CHECKING:
-    from ..inference.predictions import OptionPredictions
 
 
 def verify_gate(
@@ -59,9 +55,39 @@ def verify_gate(
         raise ValueError(f"{FILE} is not the gate of the card: push them together.")
     calibrator = load_calibrator(published.folder) if gate.fingerprint.get("calibrator") else None
     predictions = calibrated_as(gate, predictions, calibrator)
-    check_fingerprint(gate.fingerprint, predictions_fingerprint(predictions), published.name, "is")
+    return _verify(gate, predictions, published.name, same_questions and stated.get("of_evaluation"), tolerance)
+
+
+def verify_given_gate(
+    published: Published,
+    predictions: OptionPredictions,
+    same_questions: bool,
+    gate: str,
+    calibrator: str | None = None,
+    tolerance: float = 0.005,
+) -> tuple[list[Check], list[str]]:
+    """
+    Check a gate that is not published, as [`verify_gate`] does; `calibrator` is the folder of its calibrator.
+
+    Whether the gate was made with the questions of the evaluation is known from the predictions in the folder.
+    """
+    gate, fitted = usable_gate(gate), None
+    if gate.fingerprint.get("calibrator"):
+        fitted = load_calibrator(calibrator or published.folder)
+    saved, of_evaluation = published.folder / "predictions.npz", False
+    if same_questions and saved.is_file():
+        before = calibrated_as(gate, OptionPredictions.load(saved), fitted)
+        of_evaluation = predictions_digest(before) == gate.questions
+    return _verify(gate, calibrated_as(gate, predictions, fitted), published.name, of_evaluation, tolerance)
+
+
+def _verify(
+    gate: Gate, predictions: OptionPredictions, name: str, of_evaluation: bool, tolerance: float
+) -> tuple[list[Check], list[str]]:
+    """Check that a gate belongs to calibrated predictions; repeat its figures, or test its guarantee."""
+    check_fingerprint(gate.fingerprint, predictions_fingerprint(predictions), name, "is")
     answers, belongs = Answers.of(predictions), "The gate is of this model, prompt and calibrator."
-    if same_questions and stated.get("of_evaluation"):
+    if of_evaluation:
         return _repeated(gate, answers, tolerance), [belongs]
     result = check_gate(gate, answers)
     if not result.holds:

@@ -9,17 +9,17 @@ option predictions takes them. Measures and thresholds take the probability of o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.grading import Grader, grade_answers
-from ..data.prompts import ANSWER_TEMPLATE, PromptFormat
-from ..data.short_answers import JUDGEMENT_CHOICES, JUDGEMENT_TEMPLATE, p_true_questions, short_questions
+from ..data.grading import grade_answers
+from ..data.short_answers import p_true_questions, short_questions
 from .answer_files import write_answers
+from .answer_options import AnswerOptions
 from .encoding import IGNORE_INDEX, QuestionTooLongError
 from .model_loading import process_state
 from .predict import model_name, predict_options
@@ -33,102 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONFIDENCES = ("likelihood", "sequence_likelihood", "agreement", "p_true")
 # Nearest that a confidence comes to 0 and 1, so that its log-odds are finite.
 NEAREST = 1e-6
-
-
-@dataclass(frozen=True)
-class AnswerOptions:
-    """
-    Options of [`predict_answers`].
-
-    Args:
-        confidences (`tuple[str, ...]`, *optional*, defaults to `("likelihood", "agreement", "p_true")`):
-            Confidences to compute. `"likelihood"`: exponential of the mean log-probability of the answer's tokens,
-            without the token that ends it; `"sequence_likelihood"`: of their sum. `"agreement"`: share of samples that
-            agree with the greedy answer after [`~hf_calib.normalize_answer`], `(k + 1/2) / (N + 1)` for k of N
-            samples. `"p_true"`: probability of True to the question whether the answer is right.
-        prompt_format ([`~hf_calib.PromptFormat`], *optional*):
-            How a question is written, with scoring `"text"`. Defaults to `ANSWER_TEMPLATE` of `hf_calib.data.prompts`.
-        judgement_format ([`~hf_calib.PromptFormat`], *optional*):
-            How the question whether an answer is right is written and scored. Defaults to letters, with the chat
-            template and the system prompt of `prompt_format`.
-        judgement_template (`str`, *optional*), judgement_choices (`tuple[str, str]`, *optional*):
-            Text of that question, and its two options; see [`~hf_calib.p_true_questions`].
-        max_new_tokens (`int`, *optional*, defaults to `32`):
-            Largest number of tokens of an answer.
-        num_samples (`int`, *optional*, defaults to `10`):
-            Number N of samples of a question for `"agreement"`.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature of the samples, above 0. At 1 a sample is drawn from the model's own distribution.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the samples.
-        grader (`Callable`, *optional*):
-            From a written answer and the accepted texts to true or false. Defaults to
-            [`~hf_calib.data.grading.exact_match`].
-        batch_size (`int`, *optional*, defaults to `8`):
-            Questions in a batch, or samples.
-        max_length (`int`, *optional*):
-            Largest number of tokens of a prompt with its answer. Defaults to the context length of the model.
-        drop_too_long (`bool`, *optional*, defaults to `False`):
-            Leave out longer questions, and log their number, instead of raising.
-        output_dir (`str` or `Path`, *optional*):
-            Folder of `answers.jsonl`, `samples.jsonl` and `p_true/predictions.npz`, from which a run resumes.
-        resume (`bool`, *optional*, defaults to `True`):
-            Keep what `output_dir` holds, if it is of the same model and questions.
-        progress (`bool`, *optional*, defaults to `True`):
-            Show progress bars.
-        labelled (`bool`, *optional*, defaults to `True`):
-            Whether the questions need accepted texts. With `False` nothing is graded, and all labels are -100.
-
-    Raises:
-        `ValueError`: for a value that is not allowed.
-    """
-
-    confidences: Sequence[str] = ("likelihood", "agreement", "p_true")
-    prompt_format: PromptFormat | None = None
-    judgement_format: PromptFormat | None = None
-    judgement_template: str = JUDGEMENT_TEMPLATE
-    judgement_choices: tuple[str, str] = JUDGEMENT_CHOICES
-    max_new_tokens: int = 32
-    num_samples: int = 10
-    temperature: float = 1.0
-    seed: int = 0
-    grader: Grader | None = None
-    batch_size: int = 8
-    max_length: int | None = None
-    drop_too_long: bool = False
-    output_dir: str | Path | None = None
-    resume: bool = True
-    progress: bool = True
-    labelled: bool = True
-
-    def __post_init__(self):
-        if unknown := [name for name in self.confidences if name not in CONFIDENCES]:
-            raise ValueError(f"confidence {unknown[0]!r}; choose among {', '.join(CONFIDENCES)}")
-        if not self.confidences:
-            raise ValueError("confidences is empty: name at least one")
-        for name in ("max_new_tokens", "num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}; samples need one above 0")
-
-    @property
-    def answer_format(self) -> PromptFormat:
-        """How a question is written."""
-        return self.prompt_format or PromptFormat("text", ANSWER_TEMPLATE)
-
-    @property
-    def judging_format(self) -> PromptFormat:
-        """How the question whether an answer is right is written."""
-        given = self.answer_format
-        return self.judgement_format or PromptFormat("letter", None, given.use_chat_template, given.system_prompt)
-
-    def path(self, name: str) -> Path | None:
-        """A file in `output_dir`."""
-        return None if self.output_dir is None else Path(self.output_dir).expanduser() / name
 
 
 @dataclass(eq=False)
@@ -217,9 +123,12 @@ def predict_answers(
 
     ```
     """
-    options = replace(options or AnswerOptions(), **changes)
+    options = replace(options or AnswerOptions(), **changes).resolved(
+        lambda prompt_format: prompt_format.uses_chat_template(tokenizer)
+    )
     source = ModelAnswers(model, tokenizer, options.answer_format, options.max_new_tokens, options.max_length)
-    questions = _fitting(source, short_questions(dataset, labelled=options.labelled), options.drop_too_long)
+    questions = short_questions(dataset, labelled=options.labelled)
+    questions = fitting_questions(source.prompt, questions, options.drop_too_long)
 
     def judge(judgements: Dataset, path: Path | None) -> OptionPredictions:
         return predict_options(
@@ -236,21 +145,36 @@ def predict_answers(
             labelled=False,
         )
 
-    metadata = {"model": model_name(model), "too_long": len(dataset) - len(questions)}
+    metadata = {
+        "model": model_name(model),
+        "prompt_digest": options.answer_format.digest(tokenizer),
+        "too_long": len(dataset) - len(questions),
+    }
     return collect_answers(source.writer(), judge, questions, options, metadata)
 
 
-def _fitting(source: ModelAnswers, questions: Dataset, drop_too_long: bool) -> Dataset:
+def fitting_questions(encode: Callable[[Mapping[str, Any]], Any], questions: Dataset, drop_too_long: bool) -> Dataset:
+    """
+    Leave out questions that are too long.
+
+    Args:
+        encode (`Callable`):
+            Encodes a question; it raises [`QuestionTooLongError`] for one that is too long.
+        questions (`Dataset`):
+            The questions.
+        drop_too_long (`bool`):
+            Whether to leave them out and log their number, instead of raising.
+    """
     kept = []
     for index, row in enumerate(questions):
         try:
-            source.prompt(row)
+            encode(row)
             kept.append(index)
         except QuestionTooLongError as error:
             if not drop_too_long:
                 raise QuestionTooLongError(f"{error} `drop_too_long=True` leaves out all such questions.") from None
     if not kept:
-        raise QuestionTooLongError(f"none of {len(questions)} questions fits in max_length={source.max_length}")
+        raise QuestionTooLongError(f"none of {len(questions)} questions is short enough: raise max_length")
     if len(kept) < len(questions):
         logger.warning(f"left out {len(questions) - len(kept)} of {len(questions)} questions as too long")
     return questions.select(kept) if len(kept) < len(questions) else questions
@@ -291,7 +215,6 @@ def collect_answers(
     found.judgements = p_true_questions(questions, found.answers, found.correct, *wording)
     metadata = {
         **(metadata or {}),
-        "max_new_tokens": options.max_new_tokens,
         "empty_answers": found.num_empty,
         "fingerprint": dict(writer.fingerprint),
     }
@@ -300,8 +223,8 @@ def collect_answers(
             found.predictions[name] = _judged(found, judge, options, metadata)
             continue
         entries = {"answer_confidence": name, "prompt_format": asdict(options.answer_format), **metadata}
+        entries["answering"] = options.statement(name)
         if name == "agreement":
-            entries |= {"num_samples": options.num_samples, "temperature": options.temperature}
             sampling = Sampling(options.num_samples, options.temperature, options.seed)
             samples = write_answers(writer, questions, sampling, options.path("samples.jsonl"), **keeping)
             values = [agreement(answer.text, drawn) for answer, drawn in zip(greedy, samples, strict=True)]
@@ -322,7 +245,8 @@ def _judged(
     if len(judged) < len(labels):  # some were too long
         of = dict(zip(found.judgements["id"], labels, strict=True))
         labels = np.array([of[name] for name in judged.ids])
-    stated = {**metadata, **judged.metadata, "answer_confidence": "p_true"}
+    answering = options.statement("p_true")
+    stated = {**metadata, **judged.metadata, "answer_confidence": "p_true", "answering": answering}
     judged = replace(judged, labels=labels, metadata=stated)
     _save(judged, path)
     return judged

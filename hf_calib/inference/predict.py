@@ -18,6 +18,7 @@ from .model_loading import process_state
 from .option_scorer import OptionScorer, pad_rows
 from .predictions import OptionPredictions, npz_path
 from .resumable import ResumableScores, score_features
+from .run_options import RunOptions
 
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ CONTENT_FREE = "N/A"
 
 
 @dataclass(frozen=True)
-class PredictionOptions:
+class PredictionOptions(RunOptions):
     """
     Options of [`predict_options`].
 
@@ -39,26 +40,14 @@ class PredictionOptions:
             How a question is written. Defaults to the default format of `scoring`.
         option_normalization (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
             Log-likelihood of an option: sum over its tokens, or mean.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Number of questions in a forward pass of the longest questions, at least 1. Shorter questions go together
-            in larger numbers, so that all passes have about as many tokens.
-        max_length (`int`, *optional*):
-            Largest number of tokens of a prompt with one of its options. Defaults to the context length of the model.
-        drop_too_long (`bool`, *optional*, defaults to `False`):
-            Leave out longer questions, and log their number, instead of raising. Nothing is truncated.
         output_path (`str` or `Path`, *optional*):
             `.npz` file to write. Until it is complete, scores are kept in the folder `<output_path>.partial`.
-        resume (`bool`, *optional*, defaults to `True`):
-            Reuse the scores at `output_path`, finished or not, if they are of the same model and questions. `False`
-            overwrites them.
-        progress (`bool`, *optional*, defaults to `True`):
-            Show a progress bar.
         votes (`bool`, *optional*, defaults to `False`):
             Also store in `votes` the likeliest option by two scores: the sum of its tokens' log-likelihoods, and their
             pointwise mutual information, which is that sum minus the sum after the question "N/A" (Holtzman et al.,
             arXiv 2104.08315). Every question is then scored twice. For [`~hf_calib.TransferredTemperature`].
-        labelled (`bool`, *optional*, defaults to `True`):
-            Whether the questions need answers. With `False` answers are ignored, and all labels are -100.
+        batch_size, max_length, drop_too_long, resume, progress, labelled:
+            See [`~hf_calib.inference.run_options.RunOptions`].
 
     Raises:
         `ValueError`: for a value that is not allowed.
@@ -66,20 +55,13 @@ class PredictionOptions:
 
     prompt_format: PromptFormat | None = None
     option_normalization: Literal["sum", "mean"] = "sum"
-    batch_size: int = 8
-    max_length: int | None = None
-    drop_too_long: bool = False
     output_path: str | Path | None = None
-    resume: bool = True
-    progress: bool = True
     votes: bool = False
-    labelled: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.option_normalization not in ("sum", "mean"):
             raise ValueError(f"option_normalization={self.option_normalization!r}; choose 'sum' or 'mean'")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}; it must be at least 1")
 
     def prompt_format_for(self, scoring: str | None) -> PromptFormat:
         """The prompt format for this scoring; the two must not contradict each other."""

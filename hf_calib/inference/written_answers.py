@@ -157,17 +157,8 @@ class ModelAnswers:
         Raises:
             [`QuestionTooLongError`]: if it leaves less than `max_new_tokens` tokens.
         """
-        text, _, _ = self.prompt_format.render(self.tokenizer, row["question"], [], subject=row.get("subject"))
-        special = self.prompt_format.add_special_tokens(self.tokenizer)
-        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        if special and ids and ids[-1] == self.tokenizer.eos_token_id:  # with `add_eos_token=True`
-            ids = ids[:-1]
-        if self.max_length is not None and len(ids) + self.max_new_tokens > self.max_length:
-            raise QuestionTooLongError(
-                f"Question {row.get('id', row['question'][:60])!r} needs {len(ids)} tokens and {self.max_new_tokens} "
-                f"for its answer, the limit is {self.max_length}. Raise max_length, or leave the question out."
-            )
-        return ids
+        most = None if self.max_length is None else self.max_length - self.max_new_tokens
+        return encode_question(self.tokenizer, self.prompt_format, row, most)
 
     @torch.no_grad()
     def __call__(self, questions: Sequence[Mapping[str, Any]], sampling: Sampling) -> list[list[WrittenAnswer]]:
@@ -222,6 +213,36 @@ class ModelAnswers:
         """The first line with text, and the log-probabilities of its tokens."""
         length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         return first_answer(tokens[:length], log_probs, self._text)
+
+
+def encode_question(
+    tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, row: Mapping[str, Any], most: int | None = None
+) -> list[int]:
+    """
+    Token ids of the prompt of a question that is answered in free text.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]), prompt_format ([`~hf_calib.PromptFormat`]):
+            How it is written.
+        row (`Mapping`):
+            A question with `question`, perhaps `id` and `subject`.
+        most (`int`, *optional*):
+            Largest number of tokens.
+
+    Raises:
+        [`QuestionTooLongError`]: if there are more.
+    """
+    text, _, _ = prompt_format.render(tokenizer, row["question"], [], subject=row.get("subject"))
+    special = prompt_format.add_special_tokens(tokenizer)
+    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    if special and ids and ids[-1] == tokenizer.eos_token_id:  # with `add_eos_token=True`
+        ids = ids[:-1]
+    if most is not None and len(ids) > most:
+        raise QuestionTooLongError(
+            f"Question {row.get('id', row['question'][:60])!r} needs {len(ids)} tokens, and the limit less those of "
+            f"its answer is {most}. Raise max_length, or leave the question out."
+        )
+    return ids
 
 
 def first_answer(

@@ -6,53 +6,64 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from ..data.layouts import digest
 from ..data.prompts import PromptFormat
 from ..data.short_answers import short_questions
-from ..inference.answer_confidence import AnswerOptions, AnswerPredictions, collect_answers
+from ..inference.answer_confidence import AnswerPredictions, collect_answers, fitting_questions
+from ..inference.answer_options import AnswerOptions
 from ..inference.predict import PredictionOptions
 from ..inference.written_answers import (
     AnswerWriter,
     InterruptedWriting,
     Sampling,
     WrittenAnswer,
+    encode_question,
     first_answer,
     first_line,
 )
 from .client import Generation, Prompt, RequestSampling, ServedModel
 from .errors import EndpointError
-from .predict import check_one_process, check_options, predict_served_options
+from .identity import KeptIdentity
+from .predict import check_one_process, check_options, predict_served_options, uses_chat
 from .probe import probe_server
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 # Spelling of a special token, such as <|im_end|> or </s>; <0xE9> is a byte.
 _SPECIAL = re.compile(r"<(?!0x)[^<>\s]+>")
 
 
 def predict_served_answers(
-    served: ServedModel, dataset: Dataset, options: AnswerOptions | None = None, **changes
+    served: ServedModel,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    options: AnswerOptions | None = None,
+    **changes,
 ) -> AnswerPredictions:
     """
     Let a served model write answers, grade them, and compute their confidences.
 
-    Questions are chat messages; with `use_chat_template=False` they are plain texts that the model continues. Every
-    answer is saved when its batch ends or fails. For a likelihood the server's sampling is probed before the first
-    answer that is not saved; without one no log-probabilities are saved, because nothing checks them.
+    Questions are chat messages; with `use_chat_template=False` they are plain texts that the model continues; with the
+    tokenizer of the model they are the very token ids that [`~hf_calib.predict_answers`] reads. Every answer is saved
+    when its batch ends or fails. For a likelihood the server's sampling is probed before the first answer that is not
+    saved; without one no log-probabilities are saved, because nothing checks them.
 
     Args:
         served ([`ServedModel`]):
             The model.
         dataset (`Dataset`):
             Questions with accepted texts, or option questions; see [`~hf_calib.load_short_questions`].
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the served model, to render and encode prompts here.
         options ([`~hf_calib.AnswerOptions`], *optional*):
-            As for [`~hf_calib.predict_answers`], without `max_length`. `drop_too_long` leaves out of P(True) what the
-            server refuses to judge as too long. A question that is too long itself raises.
+            As for [`~hf_calib.predict_answers`]; `max_length` needs the tokenizer. Without it `drop_too_long` leaves
+            out of P(True) what the server refuses to judge as too long, and a question that is too long itself raises.
         changes:
             Fields that replace those of `options`.
 
@@ -61,35 +72,48 @@ def predict_served_answers(
 
     Raises:
         `ValueError`: for a malformed question, or one that the server refuses.
-        [`~hf_calib.served.errors.EndpointError`]: if the server fails, or if its sampling changes the
-            log-probabilities and a likelihood is wanted.
+        [`~hf_calib.served.errors.EndpointError`]: if the server fails, if it serves another model than the one whose
+            answers are saved, or if its sampling changes the log-probabilities and a likelihood is wanted.
     """
     options = replace(options or AnswerOptions(), **changes)
     check_one_process()
-    if "p_true" in options.confidences:
-        check_options(PredictionOptions(), options.judging_format)
+    limits = PredictionOptions(max_length=options.max_length)
+    check_options(limits, options.judging_format if "p_true" in options.confidences else PromptFormat(), tokenizer)
+    options = options.resolved(partial(uses_chat, tokenizer))
     # A smaller batch would keep the server from its number of requests at a time.
     options = replace(options, batch_size=max(options.batch_size, served.options.concurrency))
     questions = short_questions(dataset, labelled=options.labelled)
     likelihoods = bool({"likelihood", "sequence_likelihood"} & set(options.confidences))
-    source = ServedAnswers(served, options.answer_format, options.max_new_tokens, keep_log_probs=likelihoods)
+    source = ServedAnswers(served, options, tokenizer, keep_log_probs=likelihoods)
+    kept = questions if tokenizer is None else fitting_questions(source.prompt, questions, options.drop_too_long)
+    identity = KeptIdentity(served, source.chat, options.path("served.json"), options.resume)
 
     @cache
-    def check_sampling() -> None:
-        _check_sampling(served, source.prompt(min(questions, key=lambda row: len(row["question"]))))
+    def check_server(sampling_too: bool) -> None:
+        identity.check()
+        if sampling_too:
+            _check_sampling(served, source.prompt(min(kept, key=lambda row: len(row["question"]))))
 
     def write(rows: Sequence[Mapping[str, Any]], sampling: Sampling) -> list[list[WrittenAnswer]]:
-        if likelihoods and sampling.temperature == 0:
-            check_sampling()
+        check_server(likelihoods and sampling.temperature == 0)
         return source(rows, sampling)
 
     def judge(judgements: Dataset, path):
-        settings = {name: getattr(options, name) for name in ("drop_too_long", "resume", "progress")}
+        settings = {name: getattr(options, name) for name in ("max_length", "drop_too_long", "resume", "progress")}
         settings |= {"prompt_format": options.judging_format, "labelled": False, "output_path": path}
-        return predict_served_options(served, judgements, **settings)
+        return predict_served_options(served, judgements, tokenizer, **settings)
 
-    writer = replace(source.writer(), write=write)
-    return collect_answers(writer, judge, questions, options, {"model": served.model, "too_long": 0})
+    metadata = {
+        "model": served.model,
+        "prompt_digest": None if tokenizer is None else options.answer_format.digest(tokenizer),
+        "too_long": len(questions) - len(kept),
+        "served": {
+            "api": "chat/completions" if source.chat else "completions",
+            "extra_body": dict(served.options.extra_body),
+            "identity": identity.as_dict(),
+        },
+    }
+    return collect_answers(replace(source.writer(), write=write), judge, kept, options, metadata)
 
 
 def _check_sampling(served: ServedModel, prompt: Prompt) -> None:
@@ -108,10 +132,10 @@ class ServedAnswers:
     Args:
         served ([`ServedModel`]):
             The model.
-        prompt_format ([`~hf_calib.PromptFormat`]):
-            How a question is written.
-        max_new_tokens (`int`, *optional*, defaults to `32`):
-            Largest number of tokens of an answer.
+        options ([`~hf_calib.AnswerOptions`]):
+            How a question is written, and its limits.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the model, to encode prompts here.
         keep_log_probs (`bool`, *optional*, defaults to `True`):
             Keep the log-probabilities of the answers.
     """
@@ -119,28 +143,35 @@ class ServedAnswers:
     def __init__(
         self,
         served: ServedModel,
-        prompt_format: PromptFormat,
-        max_new_tokens: int = 32,
+        options: AnswerOptions,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         keep_log_probs: bool = True,
     ):
-        self.served, self.prompt_format = served, prompt_format
-        self.max_new_tokens, self.keep_log_probs = max_new_tokens, keep_log_probs
+        self.served, self.tokenizer, self.keep_log_probs = served, tokenizer, keep_log_probs
+        self.prompt_format, self.max_new_tokens = options.answer_format, options.max_new_tokens
+        self.most = None if options.max_length is None else options.max_length - options.max_new_tokens
+
+    @property
+    def chat(self) -> bool:
+        """Whether questions are sent as messages of a chat."""
+        return self.tokenizer is None and bool(self.prompt_format.use_chat_template)
 
     def writer(self) -> AnswerWriter:
         """The writer, with what its answers depend on."""
         extra = json.dumps(dict(self.served.options.extra_body), sort_keys=True)
         fingerprint = {
             "model": digest(self.served.model),
-            "prompts": digest(repr(self.prompt_format)),
+            "prompts": digest(repr(self.prompt_format), self.tokenizer and self.prompt_format.digest(self.tokenizer)),
             "max_new_tokens": str(self.max_new_tokens),
             "requests": digest(extra),
         }
         return AnswerWriter(self, fingerprint)
 
     def prompt(self, row: Mapping[str, Any]) -> Prompt:
-        """Messages or text of a question."""
-        chat = self.prompt_format.use_chat_template is not False
-        write = self.prompt_format.messages if chat else self.prompt_format.plain
+        """Messages, token ids or text of a question."""
+        if self.tokenizer is not None:
+            return encode_question(self.tokenizer, self.prompt_format, row, self.most)
+        write = self.prompt_format.messages if self.chat else self.prompt_format.plain
         return write(row["question"], [], row.get("subject"))
 
     def __call__(self, questions: Sequence[Mapping[str, Any]], sampling: Sampling) -> list[list[WrittenAnswer]]:

@@ -25,7 +25,7 @@ _HUB_DOMAIN = "huggingface.co"
 # Fields of a request that extra_body must not replace. Those of sampling would escape the probe.
 _OWN_FIELDS = frozenset({
     "model", "messages", "prompt", "logprobs", "top_logprobs", "stream", "n", "temperature", "top_p", "max_tokens",
-    "seed", "stop",
+    "max_completion_tokens", "seed", "stop",
 })  # fmt: skip
 # Attempts at an answer that can be read; the client itself repeats requests that fail.
 _ATTEMPTS = 3
@@ -146,7 +146,8 @@ class ServedModel:
         import openai
 
         self.endpoint, self.model, self.options = _checked(endpoint), model, options or ServedOptions()
-        self._token = _token(self.endpoint)
+        self._token, self._limit = _token(self.endpoint), "max_tokens"
+        self.identities: dict[bool, Any] = {}  # see ServedIdentity.of_model
         self._openai = openai
         self._client = openai.OpenAI(
             base_url=self.endpoint,
@@ -161,10 +162,15 @@ class ServedModel:
 
     def served_names(self) -> list[str] | None:
         """Names of the models that the server states, or `None` if it states none."""
+        listed = self.listed()
+        return None if listed is None else [str(each["id"]) for each in listed]
+
+    def listed(self) -> list[Mapping[str, Any]] | None:
+        """What the server states of each of its models, or `None` if it lists none."""
         client = self._client.with_options(max_retries=min(2, self.options.max_retries))
         try:
             listed = json.loads(client.models.with_raw_response.list().text)["data"]
-            return [str(each["id"]) for each in listed]
+            return [each for each in listed if each["id"]]
         except self._openai.APIConnectionError as error:
             raise explain(error, self.endpoint, self._token) from None
         except (self._openai.APIStatusError, ValueError, LookupError, TypeError):
@@ -199,7 +205,7 @@ class ServedModel:
             request |= {"prompt": prompt, "logprobs": top}
         for _ in range(_ATTEMPTS):
             try:
-                text = create(**request).text
+                text = self._create(create, request)
             except self._openai.APIError as error:
                 raise explain(error, self.endpoint, self._token, self.served_names) from None
             try:
@@ -208,10 +214,24 @@ class ServedModel:
                 continue
             if isinstance(body, dict) and isinstance(body.get("choices"), list):
                 return body
+        shown = text.replace(self._token, "***") if self._token else text
         raise EndpointError(
-            f"{self.endpoint} answers with something else than a completion, {_shown(text, self._token)}: is this the "
+            f"{self.endpoint} answers with something else than a completion, {shown[:120]!r}: is this the "
             "root of an OpenAI-compatible API, which often ends in /v1?"
         )
+
+    def _create(self, create: Callable, request: Mapping[str, Any]) -> str:
+        """Send a request, with the largest number of tokens by the name that the server wants."""
+        limit = self._limit
+        request = {self._limit if name == "max_tokens" else name: value for name, value in request.items()}
+        try:
+            return create(**request).text
+        except self._openai.BadRequestError as error:
+            # OpenAI's newer chat models refuse `max_tokens`, and name what they want.
+            if "max_completion_tokens" not in str(error) or limit != "max_tokens" or "messages" not in request:
+                raise
+        self._limit = "max_completion_tokens"
+        return self._create(create, request)
 
     def likeliest(self, prompt: Prompt, sampling: RequestSampling | None = None) -> LogProbabilities:
         """
@@ -343,10 +363,6 @@ def _written(choice: Mapping[str, Any]) -> str:
     message = choice.get("message")
     text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
     return text if isinstance(text, str) else ""
-
-
-def _shown(text: str, token: str | None) -> str:
-    return repr((text.replace(token, "***") if token else text)[:120])
 
 
 def _checked(endpoint: str) -> str:

@@ -23,6 +23,7 @@ from ..prediction_files.answer_token import listed_masses, option_names, option_
 from .answer_log import AnswerLog
 from .client import LogProbabilities, Prompt, RequestSampling, ServedModel
 from .errors import EndpointError, NoAnswerError, RequestRefusedError
+from .identity import KeptIdentity
 from .probe import NEUTRAL, ServerProbe, probe_server
 
 
@@ -47,6 +48,7 @@ class _Work:
     prompts: Sequence[Prompt]
     options: PredictionOptions
     log: AnswerLog
+    identity: KeptIdentity
 
     def answer_of(self, index: int) -> LogProbabilities | str | None:
         return self.log.answers.get(str(index))
@@ -101,6 +103,7 @@ def predict_served_options(
     prompt_format = options.prompt_format_for(None)
     check_options(options, prompt_format, tokenizer)
     check_one_process()
+    prompt_format = prompt_format.resolved(uses_chat(tokenizer, prompt_format))
     questions = adapt_questions(dataset, labelled=options.labelled)
     kept, prompts = _prompts(questions, prompt_format, tokenizer, options)
     questions = questions.select(kept) if len(kept) < len(questions) else questions
@@ -116,8 +119,10 @@ def predict_served_options(
     results = ResumableScores(path, fingerprint, options.resume, process_state())
     if results.finished is not None:
         return results.finished
-    log = AnswerLog(None if path is None else results.folder / "answers.jsonl")
-    work = _Work(served, questions, prompts, options, log)
+    folder = None if path is None else results.folder
+    identity = KeptIdentity(served, api == "chat/completions", folder and folder / "served.json")
+    log = AnswerLog(folder and folder / "answers.jsonl")
+    work = _Work(served, questions, prompts, options, log, identity)
     try:
         _request_all(work, tokenizer, prompt_format)
     except EndpointError as error:
@@ -127,14 +132,22 @@ def predict_served_options(
     metadata = {
         "model": served.model,
         "prompt_format": asdict(prompt_format),
+        "prompt_digest": None if tokenizer is None else prompt_format.digest(tokenizer),
         "option_normalization": "sum",
         "single_tokens": True,
         "fingerprint": fingerprint,
     }
-    predictions = _collect(work, metadata, requests)
+    predictions = _collect(work, metadata, {**requests, "identity": identity.as_dict()})
     predictions.metadata["too_long"] += len(dataset) - len(kept)
     results.finish(predictions)
     return predictions
+
+
+def uses_chat(tokenizer: PreTrainedTokenizerBase | None, prompt_format: PromptFormat) -> bool:
+    """Whether a prompt is a chat, by the tokenizer or at the server."""
+    if tokenizer is not None:
+        return prompt_format.uses_chat_template(tokenizer)
+    return prompt_format.use_chat_template is not False
 
 
 def check_one_process() -> None:
@@ -162,7 +175,7 @@ def _prompts(
         encoder = OptionEncoder(tokenizer, prompt_format, options.max_length)
         kept, features = encode_fitting(encoder, questions, options.drop_too_long)
         return kept, [feature["input_ids"] for feature in features]
-    write = prompt_format.plain if prompt_format.use_chat_template is False else prompt_format.messages
+    write = prompt_format.messages if prompt_format.use_chat_template else prompt_format.plain
     prompts = [write(row["question"], row["choices"], row.get("subject")) for row in questions]
     return list(range(len(questions))), prompts
 
@@ -180,6 +193,7 @@ def _request_all(work: _Work, tokenizer, prompt_format: PromptFormat) -> None:
         _check_tokenizer(work, shortest, tokenizer, prompt_format)
     num_options = max(map(len, work.questions["choices"]))
     probe = probe_server(work.served, work.prompts[shortest], num_options)
+    work.identity.check()
     work.log.add("probe", probe.as_dict())
     failures: list[Exception] = []
     # No further question is sent after a failure.

@@ -119,14 +119,14 @@ def probe_server(served: ServedModel, prompt: Prompt, num_options: int) -> Serve
         )
     if len(likeliest) < requested:
         logger.warning(f"{served.endpoint} sends {len(likeliest)} likeliest tokens of {requested} requested")
-    differences = []
+    changes = []
     for sampling in _OTHER:
         try:
             other = served.likeliest(prompt, sampling)
         except (RequestRefusedError, NoAnswerError):
             continue
-        differences.append(_difference(likeliest, other))
-    repeated, largest = _difference(first, likeliest), max(differences, default=None)
+        changes += differences(likeliest, other)
+    repeated, largest = max(differences(first, likeliest), default=0.0), max(changes, default=None)
     touched = largest is not None and largest > max(_TOLERANCE, 3 * repeated)
     sampling = "unknown" if largest is None else "touched" if touched else "untouched"
     found = ServerProbe(reported, len(likeliest), sampling, repeated, largest)
@@ -146,13 +146,20 @@ def _first(served: ServedModel, prompt: Prompt, body: Mapping[str, Any]) -> LogP
     )
 
 
-def _difference(likeliest: LogProbabilities, other: LogProbabilities) -> float:
-    """Largest difference of the log-probability of a token, in nats, among those that are not very unlikely."""
+def differences(likeliest: LogProbabilities, other: LogProbabilities) -> list[float]:
+    """
+    Differences of log-probabilities in nats, without their signs.
+
+    Args:
+        likeliest (`list[tuple[str, float]]`), other (`list[tuple[str, float]]`):
+            The likeliest tokens of two answers. Tokens of the first are compared that have a probability of at least
+            0.001; one that the second lacks is taken to have the smallest probability there.
+    """
     # Several tokens may be spelled alike, as parts of a character are: the likeliest of each spelling is compared.
     first, found = (dict(sorted(each, key=lambda pair: pair[1])) for each in (likeliest, other))
     smallest = min(found.values(), default=-math.inf)  # of a token that the other list lacks
     compared = [(token, value) for token, value in first.items() if value >= math.log(_COMPARED)]
-    return max((abs(value - found.get(token, smallest)) for token, value in compared), default=0.0)
+    return [abs(value - found.get(token, smallest)) for token, value in compared]
 
 
 def _refused(served: ServedModel, error: RequestRefusedError, names: list[str] | None) -> Exception:

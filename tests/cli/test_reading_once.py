@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_calib import Gate
 from hf_calib.cli import answer, evaluate
 from hf_calib.data import files
 from hf_calib.training.restore import prepare_restore
@@ -46,10 +47,13 @@ def test_evaluate(folder, tmp_path, reads, name):
     assert reads == {f"{name}.jsonl": 1}
 
 
-def test_answer(folder, reads):
-    arguments = answer.AnswerArguments(model="m", dataset=str(folder / "options.jsonl"), output="answers.csv")
-    assert answer._questions(arguments)[0]["answer"] == [0] * len(OPTIONS)
-    assert reads == {"options.jsonl": 1}
+@pytest.mark.parametrize(("name", "confidence"), [("options", None), ("short", "likelihood")])
+def test_answer(folder, reads, name, confidence):
+    arguments = answer.AnswerArguments(model="m", dataset=str(folder / f"{name}.jsonl"), output="answers.csv")
+    gate = Gate(0.9, 0.95, {}, {"answer_confidence": confidence}, "", {})
+    questions, unlabelled = answer._questions(arguments, gate)
+    assert len(questions) == 90 and unlabelled is None
+    assert reads == {f"{name}.jsonl": 1}
 
 
 @pytest.mark.parametrize("name", ["short", "options"])

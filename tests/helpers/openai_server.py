@@ -16,6 +16,8 @@ class OpenAIServer:
         failures: what happens to the next requests instead of an answer; see `Handler.fail`.
         processed: whether log-probabilities are those after temperature and top_p.
         most_logprobs: more are refused, as by vLLM. `sent_logprobs`: no more are sent, without a word.
+        limit_name: name of the largest number of tokens in a chat; the other one is refused, as by OpenAI.
+        stated: further entries of the model in the list of models.
         token: what clients must state. on_request: called with the number of requests so far.
     """
 
@@ -24,6 +26,7 @@ class OpenAIServer:
         self.failures, self.requests, self.tokens_seen = deque(), [], set()
         self.processed, self.most_logprobs, self.sent_logprobs = False, len(tokenizer), len(tokenizer)
         self.token, self.on_request, self.refused_temperatures = None, lambda count: None, ()
+        self.limit_name, self.stated = None, {}
         self.running, self.most_running, self.lock = 0, 0, threading.Lock()
         self.compute = threading.Lock()
         self.port = 0
@@ -88,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         state = self.server_state
         if self.path != "/v1/models" or state.name is None:
             return self.refuse(404, "Not Found")
-        self.send(200, {"object": "list", "data": [{"id": state.name, "object": "model"}]})
+        self.send(200, {"object": "list", "data": [{"id": state.name, "object": "model", **state.stated}]})
 
     def do_POST(self):
         state = self.server_state
@@ -134,6 +137,9 @@ class Handler(BaseHTTPRequestHandler):
         if state.name is not None and request["model"] != state.name:
             return self.refuse(404, f"The model `{request['model']}` does not exist.")
         chat = self.path == "/v1/chat/completions"
+        names = {"max_tokens", "max_completion_tokens"} & set(request)
+        if chat and state.limit_name is not None and names != {state.limit_name}:
+            return self.refuse(400, f"Unsupported parameter: {names}. Use '{state.limit_name}' instead.")
         wanted = request.get("top_logprobs", 0) if chat else request.get("logprobs", 0)
         if wanted > state.most_logprobs:
             return self.refuse(400, f"Requested logprobs of {wanted}, which is greater than {state.most_logprobs}")

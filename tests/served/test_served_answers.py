@@ -139,8 +139,18 @@ def test_the_command(server, tmp_path, capsys):
     for name in ("likelihood", "agreement", "p_true"):
         assert json.loads((tmp_path / "out" / name / "results.json").read_text())["n"] == 6
     assert "6 answers" in capsys.readouterr().out
-    assert main([*call, "--tokenizer", str(tmp_path)]) == 2
-    assert "--tokenizer has no meaning" in capsys.readouterr().err
+
+
+def test_with_the_tokenizer_the_prompts_are_those_of_the_local_model(served, server, tiny_model, tokenizer, short):
+    options = {"max_new_tokens": 1, "confidences": ("likelihood", "p_true"), "progress": False}
+    there = predict_served_answers(served, short, tokenizer, **options)
+    here = predict_answers(tiny_model, tokenizer, short, **options)
+    assert there.answers == here.answers
+    assert all(isinstance(request["prompt"][0], int) for request in server.requests[-8:])
+    for name in options["confidences"]:
+        stated = [each.predictions[name].metadata for each in (there, here)]
+        assert stated[0]["prompt_digest"] == stated[1]["prompt_digest"]
+        assert stated[0]["answering"] == stated[1]["answering"]
 
 
 def test_a_batch_has_as_many_questions_as_there_may_be_requests(server, short):

@@ -92,8 +92,8 @@ def test_a_killed_command_is_resumed(server, dataset, tmp_path):
     server.on_request = lambda count: None
     server.requests.clear()
     assert main(arguments) == 0
-    # Of 30 requests four were the probe's, and the last had no answer.
-    assert len(server.requests) == 4 + 60 - 25
+    # Of 30 requests ten were the probe's and the identity's, and the last had no answer.
+    assert len(server.requests) == 10 + 60 - 19
 
 
 @pytest.mark.parametrize(
