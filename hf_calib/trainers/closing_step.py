@@ -276,6 +276,7 @@ class ClosingStepMixin:
             "eval_strategy": "no",
             "load_best_model_at_end": False,
             "save_total_limit": 1,
+            "train_sampling_strategy": "random",  # by length, questions and texts would take turns
             "learning_rate": self._closing_options.learning_rate or min(args.learning_rate, MOST_LEARNING_RATE),
         }
         kept, checkpoint = {name: getattr(args, name) for name in changes}, last_checkpoint(self._closing_dir)

@@ -66,6 +66,15 @@ def test_the_training_itself_is_the_same(run):
     assert logged(closed, "option_loss") == pytest.approx(logged(trained, "option_loss"), abs=1e-5)
 
 
+def test_questions_and_texts_share_the_batches_of_a_training_that_groups_by_length(world_model, many, tmp_path):
+    settings = {"train_sampling_strategy": "group_by_length", "num_train_epochs": 2, "logging_steps": 1}
+    trainer = make_trainer(world_model, many, tmp_path, closing_step={"steps": 1.0}, **settings)
+    trainer.train()
+    steps, with_texts = len(logged(trainer, "closing_kl")), len(logged(trainer, "closing_text_kl"))
+    assert steps == trainer.closing_report["closing_steps"] and with_texts > 0.6 * steps
+    assert trainer.args.train_sampling_strategy == "group_by_length"
+
+
 def test_the_sentence_names_the_better_model():
     report = {"no_harm_n": 40, "no_harm_method": "temperature", "no_harm_trained_nll": 1.0, "no_harm_better": True}
     report |= {"no_harm_posthoc_nll": 1.1, "no_harm_difference": -0.1, "no_harm_difference_se": 0.02}
