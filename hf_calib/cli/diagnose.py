@@ -324,11 +324,10 @@ def _preferences(
 def _report(args: DiagnoseArguments, answers: Mapping[str, ModelPredictions], inputs: Inputs | None = None) -> None:
     """Compare the predictions, write the report and print its tables, on the main process."""
     from accelerate import PartialState
-    from rich.console import Console
 
     from ..evaluation.alignment_report import ALIGNMENT
     from ..evaluation.diagnose import changes_table, diagnose, repair_command, stages, summary, write_diagnosis
-    from ..evaluation.tables import print_table, write_json
+    from ..evaluation.tables import print_plain, print_table, write_json
 
     reference, aligned = answers[REFERENCE], answers[ALIGNED]
     pairs, meter = (None, None) if inputs is None else (inputs.pairs, inputs.meter)
@@ -353,7 +352,7 @@ def _report(args: DiagnoseArguments, answers: Mapping[str, ModelPredictions], in
     shown = {REFERENCE: before, ALIGNED: after, **({} if repaired is None else {REPAIRED: repaired})}
     report = write_diagnosis(args.output_dir, shown, results, title, command, **args.measuring)
     print_table(stages(results), title)
-    Console(width=max(Console().width, 140)).print(changes_table(results))
+    print_plain(changes_table(results), 140)
     print(summary(results))
     if "order/n" in results:
         print(

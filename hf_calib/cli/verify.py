@@ -88,8 +88,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         model, tokenizer = args.served_model(published.results["model"]), args.served_tokenizer()
 
     def verify() -> None:
-        from rich.console import Console
-
+        from ..evaluation.tables import print_plain
         from ..hub.verify import checks_table, compare, same_questions
         from ..hub.verify_gate import verify_gate, verify_given_gate
         from ..inference.predict import weights_digest
@@ -109,7 +108,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         stated = published.results["n"]
         which = f"of its {stated:,} questions" if same else "other questions"
         title = f"{args.model} on {len(predictions):,} {which}"
-        Console(width=max(Console().width, 100)).print(checks_table(checks, title))
+        print_plain(checks_table(checks, title), 100)
         if args.endpoint is None and published.results.get("weights") not in (None, weights_digest(model)):
             print("The weights differ from those of the evaluation, or were loaded with another dtype.")
         print("".join(f"{line}\n" for line in gate), end="")

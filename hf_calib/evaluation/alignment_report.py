@@ -186,10 +186,9 @@ class AlignmentReport:
 
     def print(self) -> None:
         """Print the table; a narrow terminal wraps the lines."""
-        from rich.console import Console
+        from .tables import print_plain
 
-        table = self.table()
-        Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+        print_plain(self.table())
 
     def markdown(self, names: Mapping[str, str] | None = None) -> str:
         """

@@ -200,10 +200,24 @@ def results_table(stages: Sequence[Mapping[str, Any]], title: str | None = None)
 
 def print_table(stages: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
     """Print [`results_table`] with all columns; a narrow terminal wraps the lines."""
+    print_plain(results_table(stages, title))
+
+
+def print_plain(table: Table, width: int | None = None) -> None:
+    """
+    Print a table with its texts as they are: names of models and subjects are not read as markup of rich.
+
+    Args:
+        table (`rich.table.Table`):
+            The table.
+        width (`int`, *optional*):
+            Least width in characters. By default that of the table.
+    """
     from rich.console import Console
 
-    table = results_table(stages, title)
-    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+    plain = {"markup": False, "emoji": False}
+    width = Console(width=1000, **plain).measure(table).maximum if width is None else width
+    Console(width=max(Console().width, width), **plain).print(table)
 
 
 def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
@@ -217,7 +231,6 @@ def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
             Maximum number of rows. The others are counted below the table.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     groups = sorted(groups_of(results).items(), key=lambda item: -item[1]["ece_low"])
@@ -232,7 +245,7 @@ def print_groups(results: Mapping[str, Any], most: int = 12) -> None:
         table.add_row(name, *row.format(**group).split("|"))
     if len(groups) > most:
         table.caption = f"and {len(groups) - most} more in results.json"
-    Console(width=max(Console().width, 140)).print(table)
+    print_plain(table, 140)
 
 
 def print_comparison(results: Mapping[str, Any]) -> None:
@@ -244,7 +257,6 @@ def print_comparison(results: Mapping[str, Any]) -> None:
             Results with the keys of [`~hf_calib.measures.paired.comparison_report`].
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -264,7 +276,7 @@ def print_comparison(results: Mapping[str, Any]) -> None:
                 f"{p_value:.3f}",
             )
             table.add_row(key.removeprefix("other/"), *cells)
-    Console(width=max(Console().width, 100)).print(table)
+    print_plain(table, 100)
 
 
 def markdown_table(stages: Sequence[Mapping[str, Any]], empty_columns: bool = True) -> str:
