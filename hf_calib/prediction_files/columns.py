@@ -31,7 +31,7 @@ ACCEPTED = {
     "id": ID_COLUMNS,
     "label": LABEL_COLUMNS,
     "confidence": ("confidence", "confidences", "conf"),
-    "correct": ("correct", "is_correct", "right", "hit"),
+    "correct": ("correct", "is_correct", "right", "hit", "acc"),
     "prediction": ("prediction", "predicted", "pred", "predicted_answer", "predicted_label", "model_answer"),
     "subject": ("subject", "subjects", "group", "groups", "category"),
     "target_probabilities": ("target_probabilities", "target_probs"),
@@ -39,7 +39,9 @@ ACCEPTED = {
 }  # fmt: skip
 
 # Names of columns that hold one option each; the group is the option: p_0, prob_A, A_prob, ada_choiceA_probs, A.
+_SPREAD_LOGITS = r"(?:logits?|log_?probs?|log_?likelihoods?)_?(\d+|(?<=_)[a-z])"
 _SPREAD = (
+    _SPREAD_LOGITS,
     r"(?:p|prob|probs|probability|probabilities|option|choice)_?(\d+|(?<=_)[a-z])",
     r"([a-z])_?(?:p|prob|probs|probability)",
     r".*_choice([a-z])_probs?",
@@ -50,10 +52,11 @@ _OUTCOMES = {**dict.fromkeys(_RIGHT, 1), **dict.fromkeys(_WRONG, 0)}
 
 
 class OptionColumns(NamedTuple):
-    """Columns that hold one option each, and the names of the options."""
+    """Columns that hold one option each, the names of the options, and whether the columns are logits."""
 
     columns: list[str]
     options: list[str]
+    logits: bool = False
 
 
 def recognises(source: Source) -> bool:
@@ -108,7 +111,7 @@ def _weights(table: Table, name: str) -> np.ndarray:
 
 def _column(source: Source, role: str, options: ReadOptions) -> str | None:
     given = options.columns.get(role)
-    if given is not None and "," in given and role == "probabilities":
+    if given is not None and "," in given and role in ("probabilities", "option_logits"):
         return None
     if role == "option_logits" and "probabilities" in options.columns:
         return None
@@ -117,17 +120,20 @@ def _column(source: Source, role: str, options: ReadOptions) -> str | None:
 
 def _option_columns(source: Source, roles: dict[str, Any], options: ReadOptions) -> OptionColumns | None:
     """Columns that hold one option each, if no column holds the list of all."""
-    given = options.columns.get("probabilities", "")
-    if "," in given:
-        columns = [find_column(source, (), name.strip(), "probabilities") for name in given.split(",")]
-        return OptionColumns(columns, [_suffix(name, columns) for name in columns])
+    for role in ("probabilities", "option_logits"):
+        given = options.columns.get(role, "")
+        if "," in given:
+            columns = [find_column(source, (), name.strip(), role) for name in given.split(",")]
+            return OptionColumns(columns, [_suffix(name, columns) for name in columns], role == "option_logits")
     if roles["probabilities"] or roles["option_logits"]:
         return None
     found = _spread(source)
+    found = [each for each in found if not each.logits] or found
     if len(found) > 1:
+        role = "option_logits" if found[0].logits else "probabilities"
         raise ValueError(
-            f"{source.path}: the probabilities can be in {' or in '.join(', '.join(each.columns) for each in found)}: "
-            f"choose with --columns probabilities={','.join(found[0].columns)}"
+            f"{source.path}: the {role} can be in {' or in '.join(', '.join(each.columns) for each in found)}: "
+            f"choose with --columns {role}={','.join(found[0].columns)}"
         )
     return found[0] if found else None
 
@@ -146,22 +152,22 @@ def _common_prefix(words: Sequence[str]) -> str:
 
 def _spread(source: Source) -> list[OptionColumns]:
     """Groups of columns that hold one option each, named by numbers or letters without a gap."""
-    groups: dict[str, dict[str, str]] = {}
+    groups: dict[tuple[str, bool], dict[str, str]] = {}
     for name in source.fields:
         for pattern in _SPREAD:
             if match := re.fullmatch(pattern, normalized(name)):
                 option = match[1]
                 kind = normalized(name)[: match.start(1)] + "*" + normalized(name)[match.end(1) :]
-                groups.setdefault(kind, {})[option] = name
+                groups.setdefault((kind, pattern == _SPREAD_LOGITS), {})[option] = name
                 break
     found = []
-    for group in groups.values():
+    for (_, logits), group in groups.items():
         numeric = all(option.isdigit() for option in group)
         ordered = sorted(group, key=int) if numeric else sorted(group)
         first = int(ordered[0]) if numeric else 0
         expected = [str(first + k) for k in range(len(group))] if numeric else list(ascii_lowercase[: len(group)])
         if len(group) > 1 and ordered == expected and first <= 1:
-            found.append(OptionColumns([group[option] for option in ordered], ordered))
+            found.append(OptionColumns([group[option] for option in ordered], ordered, logits))
     return found
 
 
@@ -169,7 +175,7 @@ def _probabilities(
     table: Table, roles: dict[str, Any], scores: OptionColumns | None, options: ReadOptions, common: dict[str, Any]
 ) -> OptionPredictions:
     path = table.source.path
-    logits = not scores and roles["option_logits"] is not None
+    logits = scores.logits if scores else roles["option_logits"] is not None
     listed = roles["option_logits" if logits else "probabilities"]
     if scores:
         flat, lengths = _spread_values(table, scores)
@@ -183,7 +189,7 @@ def _probabilities(
             f"{table.where(int(lengths.argmin()))}: {lengths.min()} option(s): a question has at least two"
         )
     if logits:
-        _check_logits(table, flat, lengths, roles["option_logits"])
+        _check_logits(table, flat, lengths, listed or "option_logits")
         option_logits = padded(flat, lengths)
     else:
         matrix = in_rows(flat, lengths, 0.0)
@@ -249,7 +255,7 @@ def _labels(
     except ValueError:
         whole = False
     if not whole:
-        labels = [text or None for text in table.texts(name)]
+        labels = [re.sub(r"^\[\s*([^,\[\]]*?)\s*\]$", r"\1", text) or None for text in table.texts(name)]
         named = scores.options if scores and not numbered and max(map(len, scores.options)) > 1 else None
         choices = [("",) * count for count in lengths.tolist()]
         try:

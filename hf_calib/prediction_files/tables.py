@@ -67,27 +67,32 @@ class Table:
 
     def texts(self, name: str) -> list[str]:
         """Values of a column as text; a missing one is empty."""
-        return ["" if value is None else str(value).strip() for value in self.values(name)]
+        return ["" if value is None else str(value).strip() for value in map(alone, self.values(name))]
 
     def numbers(self, name: str) -> np.ndarray:
         """
-        Values of a column as float64, `(N,)`; NaN where there is none. A comma may mark the decimals.
+        Values of a column as float64, `(N,)`; NaN where there is none.
+
+        A comma may mark the decimals, and a value may be in a list of its own.
 
         Raises:
             `ValueError`: a value is not a number. File, line and column are named.
         """
         column = self._columns[name]
         try:
-            if _is_arrow(column):
+            if _is_arrow(column) and not (listed := _arrow_lists(column)):
                 return _arrow_numbers(column)
-            if isinstance(column, np.ndarray):
-                return column.astype(np.float64)
-            return np.array([np.nan if value is None or value == "" else value for value in column], np.float64)
+            if _is_arrow(column) and (listed[1] == 1).all():
+                return listed[0]
+            if isinstance(column, np.ndarray) and column.size == len(column):
+                return column.ravel().astype(np.float64)
+            values = [alone(value) for value in self.values(name)]
+            return np.array([np.nan if value is None or value == "" else value for value in values], np.float64)
         except (TypeError, ValueError, OverflowError):
             if (found := _decimal_commas(self.values(name))) is not None:
                 return found
             for row, value in enumerate(self.values(name)):
-                if not (value in (None, "") or is_number(value)):
+                if not (value in (None, "") or is_number(alone(value))):
                     raise ValueError(f"{self.where(row)}: {name} is {value!r}, not a number") from None
             # What Python reads and Arrow does not, such as digits of other scripts.
             return np.array([np.nan if value in (None, "") else float(value) for value in self.values(name)])
@@ -144,6 +149,11 @@ class Table:
                         f"{self.where(row)}: {name} is {str(value)[:40]!r}, not a list of numbers such as [0.7, 0.3]"
                     ) from None
             raise
+
+
+def alone(value: Any) -> Any:
+    """The element of a list of one; another value as it is."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
 
 def _is_arrow(column: Column) -> bool:

@@ -302,3 +302,46 @@ def test_repeated_ids_are_noted(tmp_path):
     path = tmp_path / "file.csv"
     path.write_text("id,p_0,p_1,label\na,0.7,0.3,0\na,0.7,0.3,0\nb,0.2,0.8,1\n")
     assert read_predictions(path).metadata["notes"][0].startswith("1 questions have the id of another one")
+
+
+def test_values_in_lists_of_one(tmp_path):
+    """As a tokenized data set or an array of shape (N, 1) has them."""
+    path = tmp_path / "file.jsonl"
+    path.write_text(
+        '{"probs": [0.7, 0.3], "label": [0], "id": ["x"]}\n{"probs": [0.2, 0.8], "label": [1], "id": ["y"]}\n'
+    )
+    frame = pd.read_json(path, lines=True)
+    frame.to_parquet(tmp_path / "file.parquet")
+    frame.drop(columns="id").to_csv(tmp_path / "file.csv", index=False)
+    np.savez(tmp_path / "file.npz", probs=TWO, labels=np.array([[0], [1]]))
+    for name in ("file.jsonl", "file.parquet", "file.csv", "file.npz"):
+        predictions = read_predictions(tmp_path / name)
+        assert predictions.labels.tolist() == [0, 1], name
+        assert predictions.ids.tolist() == (["x", "y"] if name in ("file.jsonl", "file.parquet") else ["0", "1"])
+    path.write_text('{"probs": [0.7, 0.3], "label": [0, 1]}\n')
+    with pytest.raises(ValueError, match=r"line 1, .*'\[0, 1\]' is not one of the option labels"):
+        read_predictions(path)
+    np.savez(tmp_path / "file.npz", probs=TWO, labels=np.array([[0, 1], [1, 0]]))
+    with pytest.raises(ValueError, match="is not one of the option labels"):
+        read_predictions(tmp_path / "file.npz")
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("logit_0", "logit_1"), {}),
+        (("logprob_A", "logprob_B"), {}),
+        (("Log Likelihood A", "Log Likelihood B"), {}),
+        (("first", "second"), {"option_logits": "first,second"}),
+    ],
+)
+def test_logits_in_columns_of_their_own(tmp_path, names, columns):
+    frame = pd.DataFrame(np.log(TWO) + 1, columns=list(names)).assign(label=[0, 1])
+    frame.to_csv(tmp_path / "file.csv", index=False)
+    predictions = read_predictions(tmp_path / "file.csv", ReadOptions(columns=columns))
+    np.testing.assert_allclose(predictions.probabilities, TWO, rtol=1e-6)
+    assert predictions.labels.tolist() == [0, 1] and predictions.metadata["option_normalization"] == "logits"
+    # Probabilities beside them are taken.
+    frame.assign(p_0=TWO[:, 0], p_1=TWO[:, 1]).to_csv(tmp_path / "file.csv", index=False)
+    predictions = read_predictions(tmp_path / "file.csv", ReadOptions(columns={}))
+    assert predictions.metadata["option_normalization"] == "probabilities"
