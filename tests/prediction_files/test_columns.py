@@ -318,7 +318,7 @@ def test_values_in_lists_of_one(tmp_path):
         predictions = read_predictions(tmp_path / name)
         assert predictions.labels.tolist() == [0, 1], name
         assert predictions.ids.tolist() == (["x", "y"] if name in ("file.jsonl", "file.parquet") else ["0", "1"])
-    path.write_text('{"probs": [0.7, 0.3], "label": [0, 1]}\n')
+    path.write_text('{"probs": [0.7, 0.3], "label": [0, 1]}\n' * 2)
     with pytest.raises(ValueError, match=r"line 1, .*'\[0, 1\]' is not one of the option labels"):
         read_predictions(path)
     np.savez(tmp_path / "file.npz", probs=TWO, labels=np.array([[0, 1], [1, 0]]))
