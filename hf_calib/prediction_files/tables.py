@@ -87,7 +87,10 @@ class Table:
             if isinstance(column, np.ndarray) and column.size == len(column):
                 return column.ravel().astype(np.float64)
             values = [alone(value) for value in self.values(name)]
-            return np.array([np.nan if value is None or value == "" else value for value in values], np.float64)
+            found = np.array([np.nan if value is None or value == "" else value for value in values], np.float64)
+            if found.ndim != 1:
+                raise ValueError("a value is a list")
+            return found
         except (TypeError, ValueError, OverflowError):
             if (found := _decimal_commas(self.values(name))) is not None:
                 return found
