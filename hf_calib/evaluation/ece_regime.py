@@ -14,6 +14,7 @@ import evaluate
 import numpy as np
 import pyarrow as pa
 
+from ..measures.checked import is_flat
 from ..measures.paired import comparison_report
 from ..measures.validation import as_labels, as_matrix, as_outcomes, as_vector, iterate_columns, shown
 from .evaluate import evaluate_confidences, evaluate_probabilities
@@ -228,7 +229,7 @@ class ECERegime(evaluate.Metric):
 
     def _check(self, scores, references, name: str) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         """Check a batch. Returns its kind, the concatenated rows, the lengths of the rows and the references."""
-        if _is_flat(scores):
+        if is_flat(scores):
             with _called({"confidences": self._scores, "correct": name}):
                 confidences, correct = as_outcomes(scores, references, binary=True)
             return "confidences", confidences, np.ones(len(correct), np.int64), correct.astype(np.int64)
@@ -283,7 +284,7 @@ class ECERegime(evaluate.Metric):
         if len(references) == 0:
             raise ValueError("No process added predictions.")
         kinds = ["option probabilities", "confidences"]
-        if _is_flat(scores):
+        if is_flat(scores):
             measure, known, names = evaluate_confidences, _OPTIONS_OF_CONFIDENCES, {"confidences": self._scores}
         else:
             measure, known, names = evaluate_probabilities, _OPTIONS, {"probabilities": self._scores}
@@ -324,8 +325,8 @@ def _compared(pair: tuple, other, right, options: dict[str, Any]) -> dict[str, f
     """Compare predictions and references with the predictions of another model."""
     if other is None:
         raise ValueError("`other_correct` needs `other_predictions`.")
-    flat = _is_flat(pair[0])
-    if _is_flat(other) != flat:
+    flat = is_flat(pair[0])
+    if is_flat(other) != flat:
         raise ValueError("`other_predictions` must be option probabilities or confidences, as the predictions are.")
     if flat and right is None:
         raise ValueError("`other_predictions` that are confidences need `other_correct`: whether each is right.")
@@ -353,14 +354,6 @@ def _sequence(values, name: str):
     if hasattr(values, "__array__") or isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise ValueError(f"`{name}` must be a list or an array with one entry per question, got {shown(values)}.")
     return list(values)
-
-
-def _is_flat(scores) -> bool:
-    """Whether each prediction is one number, a confidence."""
-    if isinstance(scores, np.ndarray) and scores.dtype != object:
-        return scores.ndim == 1
-    first = next(iter(scores), None)
-    return first is not None and np.ndim(first) == 0
 
 
 class _Columns:

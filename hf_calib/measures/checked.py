@@ -145,8 +145,15 @@ def check_scores(scores, outcomes, sample_weight=None) -> Examples:
     Returns:
         [`Examples`]: [`Predictions`] where option probabilities are given.
     """
-    plain = len(scores) > 0 and np.ndim(scores[0]) == 0
-    return (check_examples if plain else check_predictions)(scores, outcomes, sample_weight)
+    return (check_examples if is_flat(scores) else check_predictions)(scores, outcomes, sample_weight)
+
+
+def is_flat(scores) -> bool:
+    """Whether each of several scores is one number, a confidence."""
+    if getattr(scores, "ndim", 1) != 1:
+        return False
+    first = next(iter(scores), None)  # a pandas Series has labels, not positions, in its brackets
+    return first is not None and np.ndim(first) == 0
 
 
 def target_confidence(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
+from math import nan, sqrt
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,8 +50,9 @@ def compare_predictions(first, second, measure="nll", sample_weight=None, **opti
 
     The questions are resampled by the Bayesian bootstrap, with the same weights for both sets. The draws of the
     difference are centred on the measured one, because resampling raises binned errors. The p-value is the share of
-    centred draws at least as far from 0 as the difference, so it agrees with the interval. Beyond 8,192 questions the
-    draws are of a random sample of so many, and scaled to the number of all.
+    centred draws at least as far from 0 as the difference, so it agrees with the interval. The draws are widened as in
+    a t-test, because those of few questions are too narrow; of one question interval and p-value are NaN. Beyond 8,192
+    questions the draws are of a random sample of so many, and scaled to the number of all.
 
     A measured ECE is too high by its noise, which is smaller for the worse model. So the difference of a calibrated
     and a miscalibrated model is too small in `"ece"` and `"cw_ece"`. The other measures have no such bias.
@@ -241,11 +243,11 @@ def _draws(of_rows: Callable, weights: np.ndarray, options: MeasureOptions) -> n
     Returns:
         `np.ndarray` of shape `(n_bootstrap, measures)`: differences with the spread of N rows.
     """
-    rng, rows, scale = options.generator(4), slice(None), 1.0
+    rng, rows = options.generator(4), slice(None)
     if len(weights) > _DRAWN_ROWS:
         rows = np.sort(rng.choice(len(weights), _DRAWN_ROWS, replace=False))
-        effective = [one.sum() ** 2 / (one @ one) for one in (weights, weights[rows])]
-        scale = sqrt(effective[1] / effective[0])
+    every, effective = (one.sum() ** 2 / (one @ one) for one in (weights, weights[rows]))
+    scale = sqrt(effective / every) * _widening(effective)
     base, functions = weights[rows], of_rows(rows)
     draws = np.empty((options.n_bootstrap, len(functions)))
     for draw in draws:
@@ -254,11 +256,25 @@ def _draws(of_rows: Callable, weights: np.ndarray, options: MeasureOptions) -> n
     return (draws - draws.mean(axis=0)) * scale
 
 
+def _widening(n: float) -> float:
+    """
+    Factor by which the draws of n questions are too narrow: their variance by (n - 1) / (n + 1), and the quantiles by
+    those of Student's t. One question, or an effective number below 1.5, says nothing about the spread: NaN.
+    """
+    from scipy.special import stdtrit
+
+    if n < 1.5:
+        return nan
+    end = (1 + LEVEL) / 2
+    return float(stdtrit(n - 1, end) / NormalDist().inv_cdf(end)) * sqrt((n + 1) / (n - 1))
+
+
 def _difference(first: float, second: float, noise: np.ndarray) -> PairedDifference:
     """The difference of two values, with its interval and p-value from centred draws."""
     difference = second - first
     low, high = difference + np.quantile(noise, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     # the tolerance keeps the rounding of sums from breaking ties
     as_far = int((np.abs(noise) >= abs(difference) - 1e-12).sum())
-    p_value = (1 + as_far) / (1 + len(noise)) if np.isfinite(difference) else float("nan")
+    known = np.isfinite(difference) and np.isfinite(noise).all()
+    p_value = (1 + as_far) / (1 + len(noise)) if known else float("nan")
     return PairedDifference(float(first), float(second), float(difference), float(low), float(high), p_value)

@@ -1,6 +1,7 @@
 """Paired comparison of two sets of predictions, against scipy and the functions of the measures."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from samples import make
 from scipy.stats import ttest_rel
@@ -140,6 +141,43 @@ def test_bad_input(arguments, message):
 def test_one_class_has_no_auroc():
     found = compare_predictions(([0.5, 0.6], [1, 1]), ([0.5, 0.7], [1, 1]), "auroc", n_bootstrap=5)
     assert np.isnan(found.difference) and np.isnan(found.p_value)
+
+
+def test_one_question_says_nothing_about_the_spread():
+    found = compare_predictions(([0.9], [1]), ([0.6], [1]), "confidence")
+    assert found.difference == pytest.approx(-0.3) and np.isnan([found.low, found.high, found.p_value]).all()
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_few_questions_of_equal_models_seldom_differ(n):
+    rng, correct, runs = np.random.default_rng(n), np.ones(n), 200
+    pairs = [[(stated, correct) for stated in rng.uniform(0.3, 1, (2, n))] for _ in range(runs)]
+    p_values = [
+        compare_predictions(*pair, "confidence", n_bootstrap=100, seed=i).p_value for i, pair in enumerate(pairs)
+    ]
+    assert np.mean(np.array(p_values) < 0.05) < 0.13
+
+
+def test_no_p_value_where_a_draw_has_no_value(monkeypatch):
+    monkeypatch.setattr(paired, "_DRAWN_ROWS", 10)  # none of these is the wrong one
+    rng = np.random.default_rng(0)
+    correct = (np.arange(1000) != 5).astype(float)
+    found = compare_predictions(*((rng.random(1000), correct) for _ in range(2)), "auroc", n_bootstrap=20)
+    assert np.isfinite(found.difference) and np.isnan([found.low, found.high, found.p_value]).all()
+
+
+def test_pandas_objects_are_read_by_position():
+    table = pd.DataFrame({"A": [0.9, 0.2, 0.6], "B": [0.1, 0.8, 0.4], "right": [0, 1, 1]}, index=[5, 6, 7])
+    for columns, measure in ((["A", "B"], "nll"), ("A", "confidence")):
+        first = table[columns], table["right"]
+        second = table[columns].to_numpy(), table["right"].to_numpy()
+        assert compare_predictions(first, second, measure).difference == 0
+
+
+def test_probabilities_rounded_below_zero():
+    probabilities = np.tile([-6e-7, 1 + 6e-7], (5, 1))
+    found = compare_predictions((probabilities, [1] * 5), (probabilities, [1] * 5), "cw_ece", n_bootstrap=5)
+    assert found.first == 0
 
 
 def test_groups_must_fit(models):
