@@ -101,7 +101,8 @@ class EMCalibrator:
             `EMCalibrator`: itself.
 
         Raises:
-            `ValueError`: if there is no question, a probability is NaN or outside [0, 1], or the lengths differ.
+            `ValueError`: if there is no question, a probability is NaN or outside [0, 1], a label is not of an option,
+                or the lengths differ.
         """
         probabilities, labels = as_numbers(probabilities).astype(np.float64), as_numbers(labels)
         if probabilities.ndim != 2 or labels.shape not in (probabilities.shape, probabilities.shape[:1]):
@@ -115,6 +116,10 @@ class EMCalibrator:
         if not valid.all():
             row = int(np.argmin(valid))
             raise ValueError(f"Row {row} of the E-step is not a probability distribution: {probabilities[row]}.")
+        valid = (labels >= 0) & (labels < probabilities.shape[1] if labels.ndim == 1 else labels <= 1 + 1e-6)
+        if not valid.all():
+            row = int(np.argmin(valid if labels.ndim == 1 else valid.all(axis=1)))
+            raise ValueError(f"Row {row} of the E-step has no valid label: {labels[row]}.")
         if self.estimator == "temperature":
             self._abscissae, self._ordinates = np.zeros(0), fit_temperature(probabilities, labels)
             return self
@@ -178,7 +183,7 @@ class EMCalibrator:
         """
         if not self.fitted:
             raise RuntimeError("The calibration map is not fitted: call fit (the E-step) first.")
-        c = _widened(torch.as_tensor(confidences))
+        c = _widened(_as_tensor(confidences))
         x, y = (torch.as_tensor(array, dtype=c.dtype, device=c.device) for array in (self._abscissae, self._ordinates))
         if self.estimator == "temperature":
             a = temperature_confidence(torch.stack([c, 1 - c], dim=-1), y)
@@ -193,7 +198,8 @@ class EMCalibrator:
         else:
             right = torch.searchsorted(x, c.contiguous()).clamp(1, len(x) - 1)
             left = right - 1
-            share = ((c - x[left]) / (x[right] - x[left])).clamp(0, 1)
+            # In float32 two points may be one.
+            share = ((c - x[left]) / (x[right] - x[left]).clamp(min=torch.finfo(c.dtype).tiny)).clamp(0, 1)
             a = y[left] + share * (y[right] - y[left])
         if not isinstance(confidences, torch.Tensor):
             return a.numpy()
@@ -216,8 +222,8 @@ class EMCalibrator:
             Targets of shape `(N, K)`, of the type of `probabilities`; each row sums to 1. No gradient flows through
             them.
         """
-        q = _widened(torch.as_tensor(probabilities).detach())
-        mask = torch.ones_like(q, dtype=torch.bool) if mask is None else torch.as_tensor(mask, device=q.device).bool()
+        q = _widened(_as_tensor(probabilities).detach())
+        mask = torch.ones_like(q, dtype=torch.bool) if mask is None else _as_tensor(mask).to(q.device).bool()
         ranked, order = q.masked_fill(~mask, -1.0).sort(dim=-1, descending=True, stable=True)
         k = mask.sum(-1)
         if self.estimator == "temperature" and self.fitted:
@@ -245,6 +251,11 @@ class EMCalibrator:
             calibrator._abscissae = np.array(state["abscissae"], dtype=np.float64)
             calibrator._ordinates = np.array(state["ordinates"], dtype=np.float64)
         return calibrator
+
+
+def _as_tensor(values) -> torch.Tensor:
+    """Convert an array, whose strides may be negative, to a tensor."""
+    return values if isinstance(values, torch.Tensor) else torch.as_tensor(np.array(values))
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

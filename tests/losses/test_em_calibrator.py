@@ -242,6 +242,30 @@ def test_wrong_input_is_named():
         em_ece_loss(torch.zeros(1, 2), torch.ones(1, 2) / 2, loss_type="mse")
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("label", [-1, 2, math.nan])
+def test_labels_that_are_no_option_are_refused(estimator, label):
+    with pytest.raises(ValueError, match="Row 1 of the E-step has no valid label"):
+        EMCalibrator(estimator).fit(np.tile([0.8, 0.2], (2, 1)), np.array([0, label]))
+    soft = np.array([[1.0, 0.0], [label, 0.0]])
+    with pytest.raises(ValueError, match="Row 1 of the E-step has no valid label"):
+        EMCalibrator(estimator).fit(np.tile([0.8, 0.2], (2, 1)), soft)
+
+
+def test_points_of_the_map_that_are_one_in_float32():
+    probabilities = np.array([[1 - 1e-10, 1e-10], [1 - 1e-10, 1e-10], [1 - 1e-12, 1e-12]])
+    calibrator = EMCalibrator(pseudo_count=0).fit(probabilities, [1, 0, 0])
+    found = calibrator.accuracy(torch.tensor(probabilities, dtype=torch.float32))[:, 0]
+    assert ((found >= 0.5) & (found <= 1)).all()
+
+
+def test_arrays_of_negative_strides():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    calibrator = EMCalibrator(pseudo_count=0).fit(probabilities, [0, 0, 1])
+    np.testing.assert_array_equal(calibrator.targets(probabilities[::-1])[::-1], calibrator.targets(probabilities))
+    assert calibrator.accuracy(0.9).shape == ()
+
+
 def test_labels_may_be_probabilities():
     """Agreement .8 on every row is, to the map, what eight right answers in ten are."""
     probabilities = np.tile([0.9, 0.1], (10, 1))
