@@ -69,7 +69,7 @@ class ResampledMeans:
         n_bootstrap (`int`, *optional*, defaults to `1000`):
             Number of draws.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of blocks and weights.
+            Seed of blocks and weights; `None` for fresh randomness.
 
     Attributes:
         means (`dict[str, np.ndarray]`): Mean of each quantity, of shape `()` or `(parts,)`.
@@ -98,11 +98,12 @@ class ResampledMeans:
         n: int,
         binary: Collection[str] = (),
         n_bootstrap: int = 1000,
-        seed: int = 0,
+        seed: int | None = 0,
     ):
         if n_bootstrap < 1:
             raise ValueError(f"`n_bootstrap` must be at least 1, got {n_bootstrap}.")
-        rng = np.random.default_rng([seed, 2])  # a stream of its own, independent of noise floor and interval
+        # a stream of its own, independent of noise floor and interval
+        rng = np.random.default_rng(None if seed is None else [seed, 2])
         blocks, start = min(n, _BLOCKS), 0
         counts, sums = np.zeros(blocks), {}
         for chunk in chunks:

@@ -13,6 +13,7 @@ from .checked import Examples, check_examples
 from .options import MeasureOptions
 from .score_intervals import aurc_estimate
 from .selective import TieGroups
+from .validation import as_group_names
 
 
 _CELLS = 1024  # most cells of the bootstrap
@@ -223,7 +224,7 @@ def selective_report(
     report = report_selective(examples, risks, coverages, options)
     if groups is None:
         return report
-    groups = np.asarray(groups)
+    groups = as_group_names(groups)
     if groups.shape != np.shape(confidences):
         raise ValueError(f"`groups` has shape {groups.shape} for {len(confidences)} rows: give one group per row.")
     if examples.kept is not None:

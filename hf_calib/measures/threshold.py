@@ -9,6 +9,7 @@ import numpy as np
 
 from .checked import Examples, check_examples
 from .fixed_sequence import ThresholdTests, least_rejected
+from .validation import as_group_names, as_outcomes, as_vector
 
 
 _INTERVAL = 0.05  # error rate of the intervals of coverage and accuracy
@@ -200,7 +201,7 @@ def _examples(confidences, correct, sample_weight, max_weight) -> tuple[Examples
     if sample_weight is None:
         return check_examples(confidences, correct), None
     kept = importance_sample(confidences, correct, sample_weight, max_weight)
-    arrays = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    arrays = as_outcomes(confidences, correct, binary=True)
     return Examples(*(array[kept] for array in arrays)), kept
 
 
@@ -212,11 +213,11 @@ def importance_sample(confidences, correct, sample_weight, max_weight: float) ->
         `np.ndarray` of shape `(N,)`: whether each question is drawn.
     """
     check_examples(confidences, correct, sample_weight)
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    weights = as_vector(sample_weight, "sample_weight", np.float64)
     if not weights.max() <= max_weight < inf:  # written so that NaN fails
         row = int(weights.argmax())
         raise ValueError(f"`sample_weight` row {row} is {weights[row]:g}, and `max_weight` is {max_weight}.")
-    arrays = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    arrays = as_outcomes(confidences, correct, binary=True)
     drawn = np.empty(len(weights))
     drawn[np.lexsort((weights, *arrays))] = np.random.default_rng(0).random(len(weights))  # whatever the order
     return drawn * max_weight < weights
@@ -252,7 +253,7 @@ def accuracy_thresholds(
         ValueError: A value is outside its range, or every group has fewer questions than any guarantee needs.
     """
     _check_target(target_accuracy, level)
-    (examples, kept), groups = _examples(confidences, correct, sample_weight, max_weight), np.asarray(groups)
+    (examples, kept), groups = _examples(confidences, correct, sample_weight, max_weight), as_group_names(groups)
     if groups.shape != np.shape(confidences):
         raise ValueError(f"`groups` has shape {groups.shape} for {len(confidences)} questions: give one for each.")
     groups = groups if kept is None else groups[kept]

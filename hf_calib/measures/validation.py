@@ -22,7 +22,7 @@ def as_numbers(values) -> np.ndarray:
     Convert an array, a tensor of any device and dtype, or a list of numbers or tensors to an array.
 
     A 16-bit number becomes the shortest decimal that rounds to it, as a float64: 0.7 in bfloat16 becomes 0.7, not
-    0.69921875. So the bin of a confidence does not depend on its dtype.
+    0.69921875. So the bin of a confidence does not depend on its dtype. A masked entry becomes NaN.
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
@@ -31,6 +31,8 @@ def as_numbers(values) -> np.ndarray:
         values = values.numpy()
     elif isinstance(values, (list, tuple)) and any(hasattr(value, "detach") for value in values):
         values = [as_numbers(value) for value in values]
+    elif np.ma.is_masked(values):
+        values = values.astype(np.float64).filled(np.nan)  # the checks refuse NaN
     array = np.asarray(values)
     if array.dtype.name == "bfloat16":  # of the package ml_dtypes
         return _shortest_decimals(array.astype(np.float32), 8)
@@ -276,6 +278,13 @@ def as_vector(values, name: str, dtype=None) -> np.ndarray:
         pass
     row, value = next(((row, value) for row, value in enumerate(values) if not is_number(value)), (0, values))
     raise ValueError(f"`{name}` row {row} is {shown(value)}, not one number.")
+
+
+def as_group_names(groups) -> np.ndarray:
+    """Convert the groups of rows to an array that can be sorted: None and NaN become names like others."""
+    groups = np.asarray(groups)
+    unsorted = groups.dtype.kind == "O" or (groups.dtype.kind == "f" and np.isnan(groups).any())
+    return groups.astype(str) if unsorted else groups
 
 
 def is_number(value) -> bool:

@@ -71,3 +71,7 @@ def test_certain_models_and_wrong_calls():
         one_vs_rest_error([[0.5, 0.5]], [0], n_simulations=0)
     with pytest.raises(ValueError, match="row 0"):
         one_vs_rest_error([[2.0, 0.5]], [0])
+
+
+def test_probabilities_rounded_below_zero():
+    assert one_vs_rest_error(np.tile([-6e-7, 1 + 6e-7], (5, 1)), [1] * 5, n_simulations=2).error == 0

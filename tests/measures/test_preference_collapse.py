@@ -96,3 +96,8 @@ def test_bad_input_is_named(call, named):
     stated, labels, _ = make(20)
     with pytest.raises(ValueError, match=named):
         call(stated, labels)
+
+
+def test_fresh_randomness():
+    report = collapse_report([[0.9, 0.1], [0.2, 0.8]], [0, 1], seed=None)
+    assert report["ece"] == pytest.approx(0.15)

@@ -1,7 +1,10 @@
 """Thresholds with a guarantee, and the sequential test, against scipy, slow versions and simulations."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from scipy.integrate import quad
 from scipy.stats import binomtest
 
@@ -137,6 +140,21 @@ def test_questions_needed_would_be_enough():
     more = 25 * round(2 * result.questions_needed / 25)  # twice, as the starts share the level
     assert 200 < result.questions_needed and accuracy_threshold(np.ones(more), np.arange(more) % 25 >= 2, 0.9).found
     assert accuracy_threshold(confidences, np.arange(200) % 2, 0.9).questions_needed is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_may_be_tensors_of_16_bits(dtype):
+    confidences = torch.linspace(0.5, 1, 200).to(dtype)
+    correct, weights = torch.ones(200), torch.ones(200, dtype=dtype)
+    found = accuracy_threshold(confidences, correct, 0.9, sample_weight=weights, max_weight=1.0)
+    assert found == accuracy_threshold(confidences, correct, 0.9)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_missing_names_are_a_group(missing):
+    names = [1.0, missing] * 100
+    found = accuracy_thresholds(np.linspace(0.5, 1, 200), np.ones(200), names, 0.9)
+    assert list(found) == ["1.0", str(missing)]
 
 
 def test_groups_share_the_level():

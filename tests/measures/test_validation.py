@@ -11,7 +11,7 @@ from hf_calib.measures.calibration_error import (
     expected_calibration_error,
 )
 from hf_calib.measures.chunks import best_option
-from hf_calib.measures.validation import options_present, unpad
+from hf_calib.measures.validation import as_outcomes, options_present, unpad
 
 
 def test_ragged_lists():
@@ -158,3 +158,16 @@ def test_unpad():
     ]
     assert unpad(np.eye(4), np.array([3] * 4)).shape == (4, 3)  # an array where all have as many
     assert unpad(np.empty((0, 4)), np.empty(0, int)).shape == (0, 0)
+
+
+def test_masked_entries_are_refused():
+    mask = [False, False, True]
+    probabilities = np.ma.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], mask=np.repeat([mask], 2, axis=0).T)
+    with pytest.raises(ValueError, match="`probabilities` row 2, option 0 is NaN"):
+        expected_calibration_error(probabilities, [0, 1, 1])
+    with pytest.raises(TypeError, match="`labels` must be integers.*row 2 is nan"):
+        expected_calibration_error(probabilities.data, np.ma.array([0, 1, 1], mask=mask))
+    with pytest.raises(ValueError, match="`confidences` row 2 is nan"):
+        as_outcomes(np.ma.array([0.9, 0.2, 0.5], mask=mask), [1, 0, 1])
+    unmasked = np.ma.array(probabilities.data)
+    assert expected_calibration_error(unmasked, [0, 1, 1]) == expected_calibration_error(unmasked.data, [0, 1, 1])
