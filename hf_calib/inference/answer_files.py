@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data.layouts import digest
 from .model_loading import process_state
-from .resumable import check_fingerprint, remove_unfinished_line
+from .resumable import check_fingerprint, remove_unfinished_line, write_whole
 from .written_answers import AnswerWriter, InterruptedWriting, Sampling, WrittenAnswer
 
 
@@ -58,7 +58,7 @@ def write_answers(
 
     Raises:
         `ValueError`: if the answers at `path` are of another model, prompt or sampling, or a log-probability is not
-            finite; the answers before it are kept.
+            finite; the answers before it are kept; or if hf-calib did not write the file at `path`.
     """
     state = process_state()
     file = _AnswerFile(path, {**writer.fingerprint, "sampling": repr(sampling)}, questions, resume, state)
@@ -106,9 +106,14 @@ class _AnswerFile:
             check_fingerprint(json.loads(record.read_text("utf-8")), fingerprint, f"{self.path} holds answers")
             remove_unfinished_line(self.path)
             return
+        if resume and not record.exists() and self.path.exists() and self.path.stat().st_size:
+            raise ValueError(
+                f"{self.path} exists and has no {record.name} beside it, so hf-calib did not write it; choose another "
+                "output folder, or overwrite it with resume=False (`--no_resume`)"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("", encoding="utf-8")
-        record.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
+        write_whole(record, json.dumps(fingerprint, indent=2) + "\n")
 
     def _read(self) -> None:
         found = {}

@@ -142,7 +142,7 @@ def predict_options(
     path = None if options.output_path is None else npz_path(options.output_path)
     results = ResumableScores(path, fingerprint, options.resume, process_state())
     if results.finished is not None:
-        return results.finished
+        return _with_columns(results, questions, metadata["too_long"])
     _score(model, tokenizer, questions, features, results, options)
     rows = results.gather()
     predictions = collect_predictions(questions, rows[: len(questions)], metadata)
@@ -150,6 +150,30 @@ def predict_options(
         predictions.votes, metadata["votes"] = _votes(rows, features, options.option_normalization), ["sum", "pmi"]
     results.finish(predictions)
     return predictions
+
+
+def _with_columns(results: ResumableScores, questions: Dataset, too_long: int) -> OptionPredictions:
+    """Predictions of an earlier run with the subjects and targets of these questions, which no score depends on."""
+    saved = results.finished
+    columns = collect_predictions(questions, saved.option_logits, {})
+    changed = [
+        name
+        for name in ("subjects", "target_probabilities")
+        if not np.array_equal(getattr(saved, name), getattr(columns, name))
+    ]
+    if not changed and saved.metadata.get("too_long") == too_long:
+        return saved
+    if "subjects" in changed and "calibrator_digest" in saved.metadata:
+        raise ValueError(
+            f"{results.path} holds calibrated predictions for questions with other subjects; choose another path, or "
+            "overwrite it with resume=False (`--no_resume`)"
+        )
+    metadata = {**saved.metadata, "too_long": too_long}
+    found = replace(saved, metadata=metadata, **{name: getattr(columns, name) for name in changed})
+    if results.state.is_main_process:
+        found.save(results.path)
+    results.state.wait_for_everyone()
+    return found
 
 
 def _fingerprint(model, questions: Dataset, features: Sequence[Mapping[str, Any]], option_normalization: str) -> dict:

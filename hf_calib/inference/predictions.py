@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from scipy.special import logsumexp, softmax
 
 from ..measures.validation import options_present, unpad
@@ -265,8 +268,13 @@ class OptionPredictions:
 
     @classmethod
     def load(cls, path: str | Path) -> OptionPredictions:
-        """Read a file that [`OptionPredictions.save`] wrote."""
-        with np.load(npz_path(path), allow_pickle=False) as arrays:
+        """
+        Read a file that [`OptionPredictions.save`] wrote.
+
+        Raises:
+            `ValueError`: for a damaged file, and for one that holds something else.
+        """
+        with open_npz(npz_path(path)) as arrays:
             if missing := {"option_logits", "labels", "ids"}.difference(arrays.files):
                 raise ValueError(f"{path} holds no option predictions: it lacks {', '.join(sorted(missing))}")
             return cls(
@@ -286,10 +294,27 @@ def npz_path(path: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def open_npz(path: Path) -> Iterator[NpzFile]:
+    """Open an `.npz` file without pickled objects; a damaged one is a `ValueError`."""
+    with open(path, "rb") as file:
+        if not is_zipfile(file):
+            raise ValueError(f"{path} is damaged or incomplete; write it again (resume=False, `--no_resume`)")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); write it again (resume=False, `--no_resume`)") from None
+
+
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to a temporary file and rename it, so that `path` is complete as soon as it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(unfinished, "wb") as file:
-        np.savez(file, **arrays)
-    unfinished.replace(path)
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
+        unfinished.replace(path)
+    except BaseException:  # also an interruption; a full disk needs the space
+        unfinished.unlink(missing_ok=True)
+        raise

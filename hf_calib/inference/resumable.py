@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from .option_scorer import OptionScorer, pad_rows
-from .predictions import OptionPredictions, save_npz
+from .predictions import OptionPredictions, open_npz, save_npz
 
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,13 @@ def remove_unfinished_line(path: Path) -> None:
     with open(path, "r+b") as file:
         # In bytes: the line may end inside a character.
         file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text to a temporary file and rename it, so that a full disk or a kill leaves no part of it."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], what: str) -> None:
@@ -87,7 +94,7 @@ class ResumableScores:
             self._prepare(fingerprint, resume)
         state.wait_for_everyone()
         for shard in sorted(self.folder.glob("*.npz")):
-            with np.load(shard) as arrays:
+            with open_npz(shard) as arrays:
                 for index, row in zip(arrays["index"], arrays["option_logits"], strict=True):
                     self.done[int(index)] = row[np.isfinite(row)]
         if self.done and state.is_main_process:
@@ -103,7 +110,7 @@ class ResumableScores:
                 return
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            record.write_text(json.dumps(fingerprint))
+            write_whole(record, json.dumps(fingerprint))
         except OSError as error:
             raise type(error)(
                 error.errno,

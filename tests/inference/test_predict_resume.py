@@ -1,5 +1,6 @@
 """Saved predictions, and resuming an interrupted run."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -78,6 +79,67 @@ def test_interrupted_run_resumes(tiny_tokenizers, tiny_llama, tmp_path):
     other = predict_options(tiny_llama(tokenizer, seed=1), tokenizer, questions, **settings, resume=False)
     assert not np.allclose(OptionPredictions.load(path).probabilities, expected.probabilities, atol=1e-3)
     np.testing.assert_array_equal(OptionPredictions.load(path).option_logits, other.option_logits)
+
+
+def test_subjects_and_targets_are_those_of_the_questions(tiny_tokenizers, tiny_llama, tmp_path):
+    """No score depends on them, so they are not scored again, and those of the last run are not kept either."""
+    tokenizer, questions, path = tiny_tokenizers["gpt2"], make_questions(6), tmp_path / "predictions.npz"
+    model = tiny_llama(tokenizer)
+    counter = Counter(model)
+
+    def predict(subject, favoured):
+        targets = [[float(k == favoured) for k in range(len(choices))] for choices in questions["choices"]]
+        rows = questions.add_column("subject", [subject] * 6).add_column("target_probabilities", targets)
+        predict_options(model, tokenizer, rows, scoring="text", output_path=path, progress=False)
+        return OptionPredictions.load(path)
+
+    bare = predict_options(model, tokenizer, questions, scoring="text", output_path=path, progress=False)
+    assert bare.subjects is None and bare.target_probabilities is None
+    scored = counter.questions
+    for subject, favoured in (("physics", 0), ("law", 1)):
+        found = predict(subject, favoured)
+        assert set(found.subjects) == {subject} and (found.target_probabilities.argmax(1) == favoured).all()
+        np.testing.assert_array_equal(found.option_logits, bare.option_logits)
+    assert counter.questions == scored
+    found.with_probabilities(found.probabilities, calibrator_digest="of subjects").save(path)
+    with pytest.raises(ValueError, match="calibrated predictions for questions with other subjects"):
+        predict("history", 0)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 600])
+def test_a_damaged_file_is_named(tiny_tokenizers, tiny_llama, tmp_path, kept):
+    tokenizer, questions, path = tiny_tokenizers["gpt2"], make_questions(6), tmp_path / "predictions.npz"
+    model = tiny_llama(tokenizer)
+    predict_options(model, tokenizer, questions, scoring="text", output_path=path, progress=False)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="predictions.npz is damaged or incomplete; .*--no_resume"):
+        predict_options(model, tokenizer, questions, scoring="text", output_path=path, progress=False)
+
+
+def test_a_full_disk_leaves_nothing_in_the_way(tiny_tokenizers, tiny_llama, tmp_path, monkeypatch):
+    """The same command works once there is space again."""
+    tokenizer, questions, path = tiny_tokenizers["gpt2"], make_questions(6), tmp_path / "predictions.npz"
+    settings = {"scoring": "text", "output_path": path, "progress": False}
+    write = Path.write_text
+
+    def full(self, text, *args, **kwargs):
+        write(self, "")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device: predictions cannot be written"):
+        predict_options(tiny_llama(tokenizer), tokenizer, questions, **settings)
+    monkeypatch.undo()
+    predict_options(tiny_llama(tokenizer), tokenizer, questions, **settings)
+
+    def fill(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fill)
+    with pytest.raises(OSError, match="No space left"):
+        OptionPredictions.load(path).save(tmp_path / "again.npz")
+    assert os.listdir(tmp_path) == ["predictions.npz"]
 
 
 SCRIPT = """

@@ -114,6 +114,17 @@ def test_answers_are_kept(source, questions, tmp_path):
     assert len(json.loads(path.read_text().splitlines()[0])["written"]) == 2
 
 
+def test_a_file_of_others_is_not_overwritten(source, questions, tmp_path):
+    """Such as the questions themselves, in a file of that name."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"question": "?", "answers": ["!"]}\n')
+    with pytest.raises(ValueError, match="answers.jsonl exists .*hf-calib did not write it"):
+        write_answers(source.writer(), questions, Sampling(), path, progress=False)
+    assert path.read_text() == '{"question": "?", "answers": ["!"]}\n'
+    write_answers(source.writer(), questions, Sampling(), path, resume=False, progress=False)
+    assert len(path.read_text().splitlines()) == 4
+
+
 def test_a_question_with_another_subject_is_answered_again(tmp_path):
     def write(rows, sampling):
         return [[WrittenAnswer(f"about {row['subject']}", (-1.0,))] for row in rows]
