@@ -76,7 +76,8 @@ def with_judged_answers(
             changes[name] = str(writing.file(name))
             judged[name] = load_records(changes[name])
         else:  # the budget leaves none
-            changes[name] = judged.pop(name) and None
+            changes[name] = None
+            del judged[name]
     return replace(options, **changes), judged, notes
 
 
@@ -127,7 +128,8 @@ class _Writing:
     @property
     def inputs(self) -> dict:
         """What the answers depend on."""
-        names = ("model", "dtype", "use_chat_template", "system_prompt", "max_length", "drop_too_long", "budget")
+        names = ("model", "dtype", "use_chat_template", "system_prompt", "max_length", "drop_too_long")
+        names += ("budget", "config", "reference")
         given = {name: getattr(self.options, name) for name in names}
         content = {name: digest(json.dumps(rows.to_list(), default=str)) for name, rows in self.questions.items()}
         return {**given, "questions": content}
