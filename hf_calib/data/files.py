@@ -14,6 +14,7 @@ from datasets import (
     DatasetDict,
     DownloadManager,
     ReadInstruction,
+    concatenate_datasets,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
@@ -93,7 +94,7 @@ def load_records(
     if local.is_file() or (file_kind(local) and not local.exists()):
         return _load_file(local, path, split)
     if local.is_dir() and any((local / marker).exists() for marker in ("state.json", "dataset_dict.json")):
-        loaded = load_from_disk(str(local))
+        return _saved_rows(load_from_disk(str(local)), path, split)
     else:
         source = str(local if local.is_dir() else path)
         builder = _builder(source, name, revision)
@@ -104,6 +105,20 @@ def load_records(
     if isinstance(loaded, DatasetDict):
         loaded = loaded[_only_split(list(loaded), path, split)]
     return loaded
+
+
+def _saved_rows(loaded: Dataset | DatasetDict, path: str | Path, split: str | None) -> Dataset:
+    """Rows of a split of a saved data set, or of slices. One without splits has any name, as a file has."""
+    if isinstance(loaded, Dataset):
+        if split is None or "[" not in split:
+            return loaded
+        loaded = DatasetDict({split.partition("[")[0].strip(): loaded})
+    wanted = [] if split is None else [part.partition("[")[0].strip() for part in split.split("+")]
+    if not wanted or not set(wanted) <= set(loaded):
+        return loaded[_only_split(list(loaded), path, split)]
+    spec = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in loaded.items()})
+    parts = [loaded[part.splitname].select(range(part.from_, part.to)) for part in spec]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
 def _builder(path: str, name: str | None, revision: str | None) -> DatasetBuilder:

@@ -7,7 +7,7 @@ import json
 
 import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -244,6 +244,23 @@ def test_a_folder_of_text_files_is_read_as_text(tmp_path):
     assert load_questions(tmp_path, split="train[:1]+test")["choices"][:] == [["007", "1.50"], ["NA", "1.50"]]
     with pytest.raises(ValueError, match="choose `split` among train, test"):
         load_questions(tmp_path, split="validation")
+
+
+def test_slices_of_a_saved_data_set(tmp_path):
+    rows = Dataset.from_list([{"question": f"q{i}", "choices": ["x", "y"], "answer": i % 2} for i in range(6)])
+    rows.save_to_disk(tmp_path / "rows")
+    DatasetDict(train=rows, test=rows.select([4, 5])).save_to_disk(tmp_path / "splits")
+
+    def read(name, split=None):
+        return load_questions(tmp_path / name, split=split)["question"][:]
+
+    assert read("rows") == read("rows", "test") == rows["question"][:]
+    assert read("rows", "test[1:3]") == ["q1", "q2"]
+    assert read("splits", "test") == ["q4", "q5"] and read("splits", "train[:50%]") == ["q0", "q1", "q2"]
+    assert read("splits", "train[:1]+test") == ["q0", "q4", "q5"]
+    for split in (None, "validation", "validation[:2]"):
+        with pytest.raises(ValueError, match="choose `split` among train, test"):
+            read("splits", split)
 
 
 def test_kinds_of_files():
