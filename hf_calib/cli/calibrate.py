@@ -84,16 +84,16 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..evaluation.tables import check_output_dir, print_table
     from ..hub.saved_predictions import load_option_predictions
 
+    inputs = (args.predictions, args.apply_to, args.reference_predictions)
     calibration, test, reference = (
-        load_option_predictions(path, **args.file_reading) if path else None
-        for path in (args.predictions, args.apply_to, args.reference_predictions)
+        load_option_predictions(path, **args.file_reading) if path else None for path in inputs
     )
     if test is not None:
         _check_same_prompt(calibration, test)
     if args.fold_into:
         _check_foldable(args, calibration)
     comparison = compare_calibrators(calibration, test, reference, args.method, args.n_folds, args.seed)
-    output_dir = check_output_dir(args.output_dir)
+    output_dir = check_output_dir(args.output_dir, *inputs)
 
     def calibrate() -> None:
         stages = comparison_stages(comparison, alpha=args.alpha, **args.measuring)

@@ -206,7 +206,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             for path in (args.reference_predictions, args.predictions)
         )
         same_questions(reference, aligned)
-        check_output_dir(args.output_dir)
+        check_output_dir(args.output_dir, args.reference_predictions, args.predictions)
         return lambda: _report(args, {REFERENCE: ModelPredictions(reference), ALIGNED: ModelPredictions(aligned)})
 
     inputs = _inputs(args)

@@ -89,7 +89,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     from ..prediction_files.options import ReadOptions
 
     ReadOptions(**args.file_reading)  # checks the values
-    output_dir = check_output_dir(args.output_dir) if args.output_dir else None
+    inputs = (*parser.files, args.reference_predictions, args.other_predictions)
+    output_dir = check_output_dir(args.output_dir, *inputs) if args.output_dir else None
     paths = parser.files[0] if len(parser.files) == 1 else parser.files
     predictions = load_predictions(paths, **args.file_reading)
     reference = (

@@ -88,6 +88,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     args.check_tokenizer(loaded[0][1], labelled)
     if held_out is not None:
         _check_same_prompt(args, held_out, loaded[0][1])
+    check_output_dir(args.output_dir, args.held_out_predictions)
     folder = check_output_dir(Path(args.output_dir) / "uncalibrated")
 
     def transfer() -> None:

@@ -43,9 +43,25 @@ _NO_REGIME = (
 )
 
 
-def check_output_dir(path: str | Path) -> Path:
-    """Create the output folder. Raises `OSError` if it cannot be written to."""
+def check_output_dir(path: str | Path, *inputs: str | Path | None) -> Path:
+    """
+    Create the output folder.
+
+    Args:
+        path (`str` or `Path`):
+            The folder.
+        inputs (`str`, `Path` or `None`):
+            Folders of predictions, or their predictions.npz, that are read and must not be overwritten.
+
+    Raises:
+        `OSError`: if the folder cannot be written to.
+        `ValueError`: if it is the folder of an input.
+    """
     path = Path(path)
+    for given in filter(None, inputs):
+        place = Path(given).expanduser()
+        if (place.parent if place.name == "predictions.npz" else place).resolve() == path.resolve():
+            raise ValueError(f"output_dir {str(path)!r} holds {given}, which would be overwritten; choose another.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"

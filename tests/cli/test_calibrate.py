@@ -1,6 +1,7 @@
 """`hf-calib calibrate` on a sharpened model of the synthetic world, and when called wrongly."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -191,3 +192,20 @@ def test_help_teaches_by_example(capsys):
     assert "hf-calib calibrate --predictions fit --apply_to before" in out
     for method in METHODS:
         assert method in out
+
+
+@pytest.mark.parametrize("named", ["", "predictions.npz"])
+def test_predictions_that_are_read_are_not_overwritten(folder, tmp_path, capsys, named):
+    shutil.copy(folder / "aligned-train.npz", tmp_path / "predictions.npz")
+    shutil.copy(folder / "base-train.npz", tmp_path / "base.npz")
+    kept, given, base = (tmp_path / "predictions.npz").read_bytes(), str(tmp_path / named), str(tmp_path / "base.npz")
+    for arguments in (
+        ["calibrate", "--predictions", given],
+        ["calibrate", "--predictions", base, "--reference_predictions", given],
+        ["diagnose", "--reference_predictions", base, "--predictions", given],
+        ["measure", given],
+    ):
+        assert main([*arguments, "--output_dir", f"{tmp_path}/"]) == 2
+        assert "which would be overwritten; choose another" in capsys.readouterr().err
+    assert (tmp_path / "predictions.npz").read_bytes() == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.npz", "predictions.npz"]
