@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..inference.resumable import write_whole
 from .client import ServedModel
 from .errors import EndpointError, NoAnswerError, RequestRefusedError
 from .probe import NEUTRAL, differences
@@ -134,7 +135,7 @@ class KeptIdentity:
                 )
             if self._saved is None and self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.write_text(json.dumps(found.as_dict()), encoding="utf-8")
+                write_whole(self.path, json.dumps(found.as_dict()))
             self._saved, self._checked = self._saved or found, True
         return self._saved
 
