@@ -41,7 +41,7 @@ def structured(value: Any, column: str) -> Any:
     for parse in (parse_json, parse_literal):
         try:
             parsed = parse(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, RecursionError):
             continue
         if isinstance(parsed, (list, tuple, dict)):
             return list(parsed) if isinstance(parsed, tuple) else parsed

@@ -22,15 +22,15 @@ def parse_literal(text: str) -> Any:
             `[np.float64(0.7)]` or `tensor([0.7, 0.3])`.
 
     Raises:
-        `ValueError` or `SyntaxError`: the text is no literal.
+        `ValueError`: the text is no literal.
     """
-    if not re.search(r"""['"\])]\s+['"\[]|\w\(|[\d.]\s+-?[\d.]""", text):  # the usual case, fast
-        return ast.literal_eval(text.strip())
+    usual = not re.search(r"""['"\])]\s+['"\[]|\w\(|[\d.]\s+-?[\d.]""", text)
     try:
-        tree = ast.parse(_with_commas(text.strip()), mode="eval")
-    except tokenize.TokenError as error:
-        raise ValueError(str(error)) from None
-    return ast.literal_eval(_Unwrapped().visit(tree))
+        if usual:  # fast
+            return ast.literal_eval(text.strip())
+        return ast.literal_eval(_Unwrapped().visit(ast.parse(_with_commas(text.strip()), mode="eval")))
+    except (SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError) as error:
+        raise ValueError(f"no literal: {error}") from None
 
 
 def _with_commas(text: str) -> str:

@@ -345,3 +345,10 @@ def test_logits_in_columns_of_their_own(tmp_path, names, columns):
     frame.assign(p_0=TWO[:, 0], p_1=TWO[:, 1]).to_csv(tmp_path / "file.csv", index=False)
     predictions = read_predictions(tmp_path / "file.csv", ReadOptions(columns={}))
     assert predictions.metadata["option_normalization"] == "probabilities"
+
+
+@pytest.mark.parametrize("text", ["about a half", "[0.7, x]", "array([0.7, 0.3", "{'a': 0.7", "f(0.7)", "'0.7'"])
+def test_texts_that_are_no_lists_are_refused_in_one_line(tmp_path, text):
+    pd.DataFrame({"probabilities": ["[0.7, 0.3]", text], "label": [0, 1]}).to_csv(tmp_path / "file.csv", index=False)
+    with pytest.raises(ValueError, match="line 3: probabilities is .* not a list of numbers such as|line 3: 1 option"):
+        read_predictions(tmp_path / "file.csv")
