@@ -51,8 +51,9 @@ def compare_predictions(first, second, measure="nll", sample_weight=None, **opti
     The questions are resampled by the Bayesian bootstrap, with the same weights for both sets. The draws of the
     difference are centred on the measured one, because resampling raises binned errors. The p-value is the share of
     centred draws at least as far from 0 as the difference, so it agrees with the interval. The draws are widened as in
-    a t-test, because those of few questions are too narrow; of one question interval and p-value are NaN. Beyond 8,192
-    questions the draws are of a random sample of so many, and scaled to the number of all.
+    a t-test, because those of few questions are too narrow; of one question interval and p-value are NaN. Those of the
+    accuracy include two additional questions, one half for each pair of outcomes. Beyond 8,192 questions the draws are
+    of a random sample of so many, and scaled to the number of all.
 
     A measured ECE is too high by its noise, which is smaller for the worse model. So the difference of a calibrated
     and a miscalibrated model is too small in `"ece"` and `"cw_ece"`. The other measures have no such bias.
@@ -224,11 +225,11 @@ def _compare(
 
     weights = np.ones(len(pair[0])) if pair[0].weights is None else pair[0].weights
     values = [[function(weights) for function in functions] for functions in of_rows(slice(None))]
-    drawn = _draws(of_rows, weights, options)
+    drawn = _draws(of_rows, weights, options, [index for index, name in enumerate(measures) if name == "accuracy"])
     return {name: _difference(*values[index], drawn[:, index]) for index, name in enumerate(measures)}
 
 
-def _draws(of_rows: Callable, weights: np.ndarray, options: MeasureOptions) -> np.ndarray:
+def _draws(of_rows: Callable, weights: np.ndarray, options: MeasureOptions, shares: Sequence[int] = ()) -> np.ndarray:
     """
     Draw the differences.
 
@@ -239,6 +240,8 @@ def _draws(of_rows: Callable, weights: np.ndarray, options: MeasureOptions) -> n
             Weight of each row.
         options ([`MeasureOptions`]):
             `n_bootstrap` and `seed`.
+        shares (`Sequence[int]`, *optional*, defaults to `()`):
+            Indices of the measures that are shares of questions.
 
     Returns:
         `np.ndarray` of shape `(n_bootstrap, measures)`: differences with the spread of N rows.
@@ -253,7 +256,18 @@ def _draws(of_rows: Callable, weights: np.ndarray, options: MeasureOptions) -> n
     for draw in draws:
         drawn = base * rng.standard_exponential(len(base))
         draw[:] = [second(drawn) - first(drawn) for first, second in functions]
+    for index in shares:
+        draws[:, index] = _with_two_more(draws[:, index], effective, rng)
     return (draws - draws.mean(axis=0)) * scale
+
+
+def _with_two_more(draws: np.ndarray, n: float, rng: np.random.Generator) -> np.ndarray:
+    """
+    Add two questions to the draws of a difference of two shares of n questions: one half for each pair of outcomes, as
+    in [`~hf_calib.measures.bootstrap.ResampledMeans`]. Two models that differ on all questions may not on the next.
+    """
+    mass, added = rng.standard_gamma(n, len(draws)), rng.standard_gamma(0.5, (4, len(draws)))
+    return (mass * draws + added[0] - added[1]) / (mass + added.sum(axis=0))
 
 
 def _widening(n: float) -> float:

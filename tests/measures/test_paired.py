@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from samples import make
-from scipy.stats import ttest_rel
+from scipy.stats import binomtest, ttest_rel
 
 from hf_calib.measures import paired
 from hf_calib.measures.calibration_error import calibration_report, expected_calibration_error
@@ -156,6 +156,15 @@ def test_few_questions_of_equal_models_seldom_differ(n):
         compare_predictions(*pair, "confidence", n_bootstrap=100, seed=i).p_value for i, pair in enumerate(pairs)
     ]
     assert np.mean(np.array(p_values) < 0.05) < 0.13
+
+
+def test_accuracy_of_few_questions_against_the_exact_test():
+    for n in (2, 3, 5, 6):  # one model is wrong on all questions, the other right
+        stated = np.full(n, 0.8)
+        found = compare_predictions((stated, np.zeros(n)), (stated, np.ones(n)), "accuracy")
+        assert abs(found.p_value - binomtest(n, n).pvalue) < 0.31 and found.low < 1 < found.high
+        assert (found.p_value < 0.05) == (n > 4)
+    assert found.p_value > 0.003  # that of the exact test is 0.03
 
 
 def test_no_p_value_where_a_draw_has_no_value(monkeypatch):
