@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.model_selection import KFold
 
-from ..measures.validation import as_labels
+from ..measures.validation import as_labels, as_numbers
 from .base import PostHocCalibrator, check_option_logits
 
 
@@ -81,6 +81,8 @@ def cross_validate(
             f"{len(logits)} questions are too few for {n_folds} folds: at least {2 * n_folds} are needed."
         )
     outcomes = {AS_IS: softmax(logits, axis=1), **{method: np.empty_like(logits) for method in methods}}
+    if reference_option_logits is not None:
+        reference_option_logits = as_numbers(reference_option_logits)
     for train, held in KFold(n_folds, shuffle=True, random_state=seed).split(logits):
         reference, seen, unseen = (
             None if array is None else np.asarray(array)[rows]

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import make_logits as make
@@ -360,3 +361,10 @@ def test_invalid_input_raises(logits, labels, message):
 def test_transform_before_fit_is_an_error():
     with pytest.raises(RuntimeError, match="not fitted"):
         TemperatureScaling().transform([[0.0, 1.0]])
+
+
+def test_reference_logits_may_be_tensors_of_16_bits():
+    logits, labels = make(n=20)[:2]
+    reference = torch.tensor(logits / 2).bfloat16()
+    found = cross_validate(["agreement"], logits, labels, reference)["agreement"]
+    np.testing.assert_allclose(found, softmax(logits / 2, axis=1), atol=0.01)
