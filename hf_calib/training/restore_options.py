@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..data.columns import ColumnArguments
 from ..data.prompts import PromptArguments
@@ -134,6 +135,18 @@ class RestoreOptions(PromptArguments, ColumnArguments):
         for name in ("limit", "test_limit", "unlabelled_limit", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {self.max_length}.")
+        written = {"model": ("model", "adapter"), "reference": ("model", "adapter")}
+        written |= dict.fromkeys(("dataset", "test", "unlabelled"), ("data",))
+        for name, folders in written.items():
+            place = Path(getattr(self, name) or "").expanduser().resolve()
+            for folder in (Path(self.output_dir).expanduser().resolve() / folder for folder in folders):
+                if getattr(self, name) and (place == folder or folder in place.parents):
+                    raise ValueError(
+                        f"{name} {getattr(self, name)} is in {folder}, which is overwritten: choose another "
+                        "output_dir."
+                    )
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"budget must be above 0 minutes, got {self.budget}.")
         for limit, dataset in (("test_limit", "test"), ("unlabelled_limit", "unlabelled")):
