@@ -97,6 +97,8 @@ class QuestionArguments(ColumnArguments):
         """Raise `ValueError` for a value that is not allowed."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {self.max_length}.")
 
     def questions(self, dataset: str, split: str | None = None, labelled: bool = True, records=None) -> Dataset:
         """Load and check questions, or those of `records`. The class that inherits has the `seed` of their draw."""

@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = importlib.import_module(f"{__package__}.{command}").prepare(argv[1:])
     except SystemExit as stop:  # argparse has printed the reason
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
+    except KeyboardInterrupt:
+        print(f"hf-calib {argv[0]}: interrupted before the work began.", file=sys.stderr)
+        return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
         reason = with_advice(error) if isinstance(error, ImportError) else error
         print(f"hf-calib {argv[0]}: {reason}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError
 
 from ..extras import with_advice
 from .option_head import unwrap_causal_lm
@@ -50,7 +51,7 @@ def load_model(
 
     Raises:
         `ImportError`: if it is an adapter and peft is not installed.
-        `OSError`: if there is no such model.
+        `OSError`: if there is no such model, or its weights are damaged.
         `ValueError`: if it is not a causal language model.
         `TypeError`: see [`~hf_calib.inference.option_head.unwrap_causal_lm`].
     """
@@ -66,13 +67,18 @@ def load_model(
             from peft import AutoPeftModelForCausalLM as auto
         except ModuleNotFoundError as error:
             raise with_advice(error) from error
-    model = auto.from_pretrained(
-        name_or_path,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        attn_implementation=attn_implementation,
-        use_safetensors=use_safetensors,
-        **options,
-    )
+    try:
+        model = auto.from_pretrained(
+            name_or_path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            use_safetensors=use_safetensors,
+            **options,
+        )
+    except SafetensorError as error:
+        raise OSError(
+            f"the weights of {name_or_path} are damaged or incomplete ({error}): save or download them again."
+        ) from error
     if hasattr(model, "peft_config"):
         model.adapter_name_or_path = str(name_or_path)
     unwrap_causal_lm(model)  # raises for a model that cannot be scored

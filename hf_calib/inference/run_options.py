@@ -42,3 +42,5 @@ class RunOptions:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}; it must be at least 1")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length={self.max_length}; it must be at least 1, or None")
