@@ -51,7 +51,7 @@ def load_model(
 
     Raises:
         `ImportError`: if it is an adapter and peft is not installed.
-        `OSError`: if there is no such model, or its weights are damaged.
+        `OSError`: if there is no such model, or its weights are damaged or not all there.
         `ValueError`: if it is not a causal language model.
         `TypeError`: see [`~hf_calib.inference.option_head.unwrap_causal_lm`].
     """
@@ -60,15 +60,17 @@ def load_model(
 
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(name_or_path, **options)
-    auto = AutoModelForCausalLM
-    if find_adapter_config_file(name_or_path, revision=revision) is not None:
+    auto, is_adapter = AutoModelForCausalLM, find_adapter_config_file(name_or_path, revision=revision) is not None
+    if is_adapter:
         # PEFT's own loader also restores what was trained beside the adapter (`modules_to_save`).
         try:
             from peft import AutoPeftModelForCausalLM as auto
         except ModuleNotFoundError as error:
             raise with_advice(error) from error
+    else:
+        options["output_loading_info"] = True
     try:
-        model = auto.from_pretrained(
+        loaded = auto.from_pretrained(
             name_or_path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=attn_implementation,
@@ -79,6 +81,12 @@ def load_model(
         raise OSError(
             f"the weights of {name_or_path} are damaged or incomplete ({error}): save or download them again."
         ) from error
+    model, info = (loaded, {}) if is_adapter else loaded
+    if missing := sorted(info.get("missing_keys", ())):
+        raise OSError(
+            f"the weights of {name_or_path} lack {len(missing)} of the model's tensors, {missing[0]} among them, and "
+            "these would be random: save or download them again."
+        )
     if hasattr(model, "peft_config"):
         model.adapter_name_or_path = str(name_or_path)
     unwrap_causal_lm(model)  # raises for a model that cannot be scored

@@ -1,6 +1,7 @@
 """Calls that are refused before the work begins, in one line."""
 
 import pytest
+from safetensors.torch import load_file, save_file
 from samples import save_world_model
 
 from hf_calib.cli.main import main
@@ -36,6 +37,15 @@ def test_damaged_weights_are_named(folder, kept):
     weights = folder / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
     with pytest.raises(OSError, match="weights of .*model are damaged or incomplete"):
+        load_model(str(folder / "model"))
+
+
+def test_missing_weights_are_named_and_not_random(folder):
+    weights = folder / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    dropped = [name for name in tensors if "down_proj" in name]
+    save_file({name: tensor for name, tensor in tensors.items() if name not in dropped}, weights, {"format": "pt"})
+    with pytest.raises(OSError, match=rf"lack {len(dropped)} of the model's tensors, {dropped[0]} among them"):
         load_model(str(folder / "model"))
 
 
