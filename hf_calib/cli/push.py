@@ -246,6 +246,8 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
     gate = usable_gate(args.gate) if args.gate else None
     if args.merge and not (folder / "adapter_config.json").is_file():
         raise ValueError(f"--merge is for adapters; {folder} holds a whole model.")
+    if args.merge and args.output_dir and Path(args.output_dir).resolve() == folder.resolve():
+        raise ValueError("--output_dir is the folder of the adapter; the merged model needs another one.")
     questions = evaluation.protocol.load_questions(_questions_of(args, evaluation)) if args.merge else None
     base_model = args.base_model if args.merge else _check_model(args, folder, evaluation, gate, calibrator)
     repository = None

@@ -345,7 +345,7 @@ def write_diagnosis(
         f"measured here.\n\n```bash\n{command}\n```",
     ]
     report = output_dir / "report.md"
-    report.write_text("\n\n".join(section.strip() for section in sections) + "\n")
+    report.write_text("\n\n".join(section.strip() for section in sections) + "\n", encoding="utf-8")
     return report
 
 

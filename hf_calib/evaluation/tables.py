@@ -359,7 +359,7 @@ def write_stage_report(
         save_figure(regime_plane(stages, runs), output_dir / "regime")
         parts.append("![Regime plane](regime.png)")
     parts.append(notes)
-    report.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
+    report.write_text("\n\n".join(part.strip() for part in parts if part) + "\n", encoding="utf-8")
     return report
 
 

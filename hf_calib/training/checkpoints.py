@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy
 
 from ..trainers.last_checkpoint import last_checkpoint
 
@@ -39,7 +39,7 @@ def resume_point(resume_from_checkpoint: str | bool | None, output_dir: str) -> 
     if text.lower() == "auto":
         return last_checkpoint(output_dir)
     if text.lower() == "true":
-        return get_last_checkpoint(output_dir) or True
+        return last_checkpoint(output_dir) or True
     if text.lower() in ("false", "none"):
         return None
     if not (Path(text) / TRAINER_STATE_NAME).is_file():

@@ -142,6 +142,8 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
     questions = ["--dataset", str(example.folder / "test.parquet")]
     assert main(["verify", "alice/adapter", *questions]) == 0
 
+    assert main([*call, "alice/merged", "--merge", "true", *questions, "--output_dir", str(adapter)]) == 2
+    assert "the merged model needs another" in capsys.readouterr().err
     merge = ["--merge", "true", *questions, "--output_dir", str(example.folder / "merged")]
     assert main([*call, "alice/merged", *merge]) == 0
     results, earlier = read(example.folder / "merged" / "results.json"), read(adapter / "results.json")

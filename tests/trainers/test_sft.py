@@ -142,6 +142,7 @@ def test_a_killed_run_resumes_to_the_same_weights(world_model, questions, tmp_pa
     killed = make_trainer(world_model, questions, tmp_path / "killed", callbacks=[StopAt(14)], **settings)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
+    (tmp_path / "killed" / "checkpoint-15").mkdir()  # writing it was interrupted
     resumed = make_trainer(world_model, questions, tmp_path / "killed", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert_same(weights(whole), weights(resumed), rtol=1e-5, atol=1e-7)
