@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 MODEL_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "*.jinja", "chat_template.json",
-    "preprocessor_config.json", "processor_config.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "*.jinja",
+    "chat_template.json", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.h5")
 CALIBRATOR, PREDICTIONS = "calibrator", "predictions.npz"
