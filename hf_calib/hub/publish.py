@@ -166,7 +166,7 @@ class Contents:
         base_model (`str`, *optional*):
             Model from which license, language and similar metadata are taken; an adapter is loaded on it.
         existing_card (`str`, *optional*):
-            Card of the repository. It is used if the folder has no card with a calibration section.
+            Card of the repository. It is used if the folder has none, or if only this one has a calibration section.
     """
 
     repo_id: str

@@ -16,8 +16,8 @@ from ..evaluation.protocol import is_hub_id
 from .card import inherit
 
 
-# Arguments that may contain a secret.
-_SECRETS = ("hub_token", "env")
+# Arguments that may contain a secret, also inside others such as model_init_kwargs.
+_SECRETS = ("hub_token", "token", "use_auth_token", "env")
 # Endings of files, which no repository on the Hub has.
 _FILES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".gz", ".yaml", ".yml", ".jinja", ".npz")
 
@@ -52,14 +52,13 @@ class Recipe:
         if self.names_other_data:
             recipe.pop("dataset_config", None)
         left_out = ("hub_", "push_to_hub")
-        return _dump({name: v for name, v in recipe.items() if name not in _SECRETS and not name.startswith(left_out)})
+        return _dump(_public({name: value for name, value in recipe.items() if not name.startswith(left_out)}))
 
     def command(self) -> str:
         """Return the command of the training."""
         command = ["hf-calib", "train", *(["--config", self.path] if self.path else [])]
-        for name, value in self.command_line.items():
-            if name not in _SECRETS:
-                command += [f"--{name}", *map(_as_text, _as_list(value))]
+        for name, value in _public(self.command_line).items():
+            command += [f"--{name}", *map(_as_text, _as_list(value))]
         return shlex.join(command)
 
 
@@ -85,8 +84,21 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 def without_secrets(path: str | Path) -> str:
     """Return the text of a recipe without the arguments that may contain a token, with names for local paths."""
     content = read_recipe(path)
-    shown = with_names({name: value for name, value in content.items() if name not in _SECRETS})
+    shown = with_names(_public(content))
     return Path(path).read_text(encoding="utf-8") if shown == content else _dump(shown)
+
+
+def _public(value: Any) -> Any:
+    """Leave out of dictionaries, and of those inside them, as JSON too, what may contain a secret."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # an argument of the command line
+        try:
+            content = json.loads(value)
+        except ValueError:
+            return value
+        return value if (shown := _public(content)) == content else json.dumps(shown)
+    if isinstance(value, dict):
+        return {name: _public(each) for name, each in value.items() if name not in _SECRETS}
+    return [_public(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def with_names(value: Any) -> Any:

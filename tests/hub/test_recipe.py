@@ -30,6 +30,17 @@ def test_a_token_is_never_shown(token, tmp_path):
     assert without_secrets(path) == "objective: cft\n"
 
 
+def test_a_token_inside_other_arguments_is_never_shown(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("objective: cft\nmodel_init_kwargs: {token: hf_x, dtype: float32}\n")
+    kept = {"objective": "cft", "model_init_kwargs": {"dtype": "float32"}}
+    assert yaml.safe_load(without_secrets(path)) == kept
+    recipe = recipe_of(["--config", str(path)])
+    assert yaml.safe_load(recipe.effective()) == kept
+    recipe = recipe_of(["--config", str(path), "--model_init_kwargs", '{"token": "hf_y", "dtype": "float32"}'])
+    assert "hf_" not in recipe.effective() + recipe.command() and "float32" in recipe.command()
+
+
 def test_truth_values_and_lists_are_read():
     argv = ["--bf16", "False", "--use_peft", "--dataset_name", "a/b", "c/d:e", "--lora_r=8"]
     given = {"bf16": False, "use_peft": True, "dataset_name": ["a/b", "c/d:e"], "lora_r": 8}
