@@ -28,7 +28,7 @@ def resume_point(resume_from_checkpoint: str | bool | None, output_dir: str) -> 
     Args:
         resume_from_checkpoint (`str` or `bool`, *optional*):
             `"auto"`: the newest complete checkpoint of `output_dir`, or a new run if there is none. `"true"`: the
-            newest one, which must exist. `"false"`: a new run. Otherwise the folder of a checkpoint.
+            same, but there must be one. `"false"`: a new run. Otherwise the folder of a checkpoint.
         output_dir (`str`):
             Folder of the run.
 

@@ -225,10 +225,10 @@ def changed(world, tmp_path, **fingerprint):
         ),
         ({"calibrator": "temperature", "calibrator_digest": "0"}, "has none"),
         ({"prompt_digest": "0"}, "the answerer differs from the gate in its chat template or tokenizer"),
-        ({"prompt_format": None}, "does not state its model's weights and how questions were asked"),
-        ({"answer_confidence": "p_true"}, "the gate is of answers that the model wrote (confidence p_true)"),
-        ({"weights": None}, "does not state its model's weights and how questions were asked"),
-        ({"prompt_format": {"mode": "letter"}}, "the gate has no valid prompt format"),
+        ({"prompt_format": None}, "does not state of which weights it is and how questions were asked"),
+        ({"answer_confidence": "p_true"}, "does not state of which weights it is and how questions were asked"),
+        ({"weights": None}, "does not state of which weights it is and how questions were asked"),
+        ({"prompt_format": {"mode": "letter"}}, "does not state in a known form how questions were asked"),
     ],
 )
 def test_a_gate_of_something_else(world, tmp_path, capsys, fingerprint, message):

@@ -15,6 +15,9 @@ from hf_calib.served.errors import EndpointError
 from hf_calib.served.predict import predict_served_options
 
 
+CHECKS = 4 + 6  # requests before the first question: the probe, and the identity of the model
+
+
 def predict(server, questions, tokenizer=None, served=None, **options):
     fields = {"top_logprobs": len(server.tokenizer), "max_retries": 2, **(served or {})}
     model = ServedModel(server.url, "tiny", ServedOptions(**fields))
@@ -101,7 +104,7 @@ def test_a_server_that_dies_is_resumed_from(server, questions, tmp_path):
     server.requests.clear()
 
     def die(count):
-        if count == 12:
+        if count == CHECKS + 8:
             server.failures.extend(["cut"] * 1000)
 
     server.on_request = die
@@ -112,8 +115,7 @@ def test_a_server_that_dies_is_resumed_from(server, questions, tmp_path):
         predict(server, questions, **settings)
     log = path.with_name("predictions.npz.partial") / "answers.jsonl"
     saved = [key for line in log.read_text().splitlines() for key in json.loads(line) if key != "probe"]
-    # The probe takes four requests; at most two were under way.
-    assert 12 - 4 - 2 <= len(saved) < 12
+    assert 8 - 2 <= len(saved) < 8 + 2  # at most two were under way
     server.stop()
     with pytest.raises(EndpointError, match="cannot be reached"):
         predict(server, questions, **settings)
@@ -128,7 +130,7 @@ def test_a_server_that_dies_is_resumed_from(server, questions, tmp_path):
     with pytest.raises(ValueError, match="holds predictions with other requests"):
         predict(server, questions, output_path=path, served={"top_logprobs": 100})
     resumed = predict(server, questions, **settings)
-    assert len(server.requests) == 4 + len(questions) - len(saved)
+    assert len(server.requests) == CHECKS + len(questions) - len(saved)
     np.testing.assert_array_equal(resumed.option_logits, expected.option_logits)
     assert [each.name for each in path.parent.iterdir()] == ["predictions.npz"]
     # What is finished needs no server.
@@ -148,7 +150,7 @@ def test_answers_before_a_refused_question_are_saved(server, questions, tmp_path
     server.requests.clear()
     found = predict(server, rows, output_path=path, drop_too_long=True, served={"concurrency": 1})
     assert len(found) == len(rows) - 1 and found.metadata["too_long"] == 1
-    assert len(server.requests) == 4 + len(rows) - 1  # the first question was answered before
+    assert len(server.requests) == CHECKS + len(rows) - 1  # the first question was answered before
 
 
 def test_empty_answers(server, questions, tmp_path):
@@ -197,7 +199,7 @@ def test_letters_in_no_answer(server, questions, monkeypatch):
     monkeypatch.setattr(server, "answer", written_out)
     with pytest.raises(ValueError, match="none of the first 20 answers lists a letter .*starts its answers otherwise"):
         predict(server, questions, served={"concurrency": 1})
-    assert len(server.requests) < 4 + 24
+    assert len(server.requests) < CHECKS + 24
 
 
 def test_another_tokenizer(server, questions, tiny_tokenizers):

@@ -164,7 +164,7 @@ def test_what_to_resume_from(tmp_path):
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
     (tmp_path / "checkpoint-300-copy").mkdir()
     assert resume_point("auto", tmp_path) == last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
-    assert resume_point("true", tmp_path) == str(tmp_path / "checkpoint-200")  # the newest, whatever became of it
+    assert resume_point("true", tmp_path) == str(tmp_path / "checkpoint-20")
     with pytest.raises(FileNotFoundError, match="checkpoint-200.*'auto'"):
         resume_point(str(tmp_path / "checkpoint-200"), tmp_path)
 
