@@ -258,7 +258,8 @@ class ServedModel:
         try:
             found = likeliest_tokens(positions(body)[0])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            if not _written(choice) and choice.get("finish_reason") in (None, "stop", "eos_token"):
+            # Of one token that is a part of a character, llama.cpp writes nothing and has "length" as the reason.
+            if not _written(choice) and choice.get("finish_reason") in (None, "stop", "eos_token", "length"):
                 raise NoAnswerError("the answer is empty") from None
             raise EndpointError(
                 f"{self.endpoint} sends no log-probabilities of {self.model} that can be read ({error}): the server "
