@@ -258,8 +258,9 @@ class ServedModel:
         try:
             found = likeliest_tokens(positions(body)[0])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            # Of one token that is a part of a character, llama.cpp writes nothing and has "length" as the reason.
-            if not _written(choice) and choice.get("finish_reason") in (None, "stop", "eos_token", "length"):
+            # A token that is a part of a character is sent by llama.cpp as U+FFFD, without log-probabilities.
+            part = set(_written(choice)) == {"\ufffd"}
+            if part or (not _written(choice) and choice.get("finish_reason") in (None, "stop", "eos_token")):
                 raise NoAnswerError("the answer is empty") from None
             raise EndpointError(
                 f"{self.endpoint} sends no log-probabilities of {self.model} that can be read ({error}): the server "

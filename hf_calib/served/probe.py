@@ -142,7 +142,8 @@ def _first(served: ServedModel, prompt: Prompt, body: Mapping[str, Any]) -> LogP
         except NoAnswerError:
             body = served.answer(prompt, NEUTRAL)
     raise EndpointError(
-        f"{served.endpoint} answers the first question with nothing: does the prompt end where {served.model} answers?"
+        f"{served.endpoint} answers the first question with nothing, or with parts of characters without "
+        f"log-probabilities: does the prompt end where {served.model} answers, and does the server support `logprobs`?"
     )
 
 

@@ -124,6 +124,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
         elif failure == "empty":
             self.send(200, self.body([], "", None, "stop"))
+        elif failure == "part of a character":  # as llama.cpp sends it
+            self.send(200, self.body([], "\ufffd", None, "length"))
         else:
             self.send(200, failure, "text/html" if "<" in failure else "application/json")
 

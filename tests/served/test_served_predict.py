@@ -86,7 +86,7 @@ def test_sampling_that_changes_log_probabilities_is_found(server, questions, cap
 
 def test_failures_that_pass_are_repeated(server, questions):
     expected = predict(server, questions)
-    server.failures.extend([429, 500, "no json", "cut", "empty", 503, '{"choices": 7}', "cut"])
+    server.failures.extend([429, 500, "no json", "cut", "empty", "part of a character", 503, '{"choices": 7}', "cut"])
     found = predict(server, questions, served={"max_retries": 4})
     np.testing.assert_array_equal(found.option_logits, expected.option_logits)
     assert not server.failures
@@ -169,7 +169,10 @@ def test_empty_answers(server, questions, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sent_logprobs": 0}, "sends no log-probabilities of tiny .*must support `logprobs`"),
+        (
+            {"sent_logprobs": 0},
+            "without log-probabilities: .*does the server support `logprobs`|tiny .*must support `logprobs`",
+        ),
         ({"sent_logprobs": 3}, "sends the 3 likeliest tokens, fewer than the 5 options .*--max-logprobs"),
         ({"most_logprobs": 20}, "Requested logprobs of .* Set --top_logprobs to what this server allows"),
         ({"name": "other"}, "does not serve 'tiny' but 'other'|serves 'other'"),
