@@ -9,8 +9,6 @@ import pytest
 from hf_calib import Gate
 from hf_calib.cli import answer, evaluate
 from hf_calib.data import files
-from hf_calib.training.restore import prepare_restore
-from hf_calib.training.restore_options import RestoreOptions
 
 
 SHORT = [{"question": f"What is {i} + {i}?", "answers": [str(2 * i)]} for i in range(90)]
@@ -58,10 +56,11 @@ def test_answer(folder, reads, name, confidence):
 
 @pytest.mark.parametrize("name", ["short", "options"])
 def test_restore(folder, tmp_path, reads, name):
+    restore = pytest.importorskip("hf_calib.training.restore", reason="needs TRL", exc_type=ImportError)
     rows = [{**row, "question": f"{row['question']} ?"} for row in (SHORT if name == "short" else OPTIONS)]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows[:30])))
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows[30:])))
-    options = RestoreOptions(
+    options = restore.RestoreOptions(
         model=str(folder / "model"),
         dataset=str(folder / f"{name}.jsonl"),
         test=str(tmp_path / "test.jsonl"),
@@ -70,8 +69,8 @@ def test_restore(folder, tmp_path, reads, name):
         batch_size=32,
     )
     if name == "options":
-        prepare_restore(options)
+        restore.prepare_restore(options)
     else:  # a random model has no answer right
         with pytest.raises(ValueError, match="nothing to learn from"):
-            prepare_restore(options)
+            restore.prepare_restore(options)
     assert reads == {f"{name}.jsonl": 1, "test.jsonl": 1, "more.jsonl": 1}
