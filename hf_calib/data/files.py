@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,12 @@ def load_records(
         return _load_file(local, path, split)
     if local.is_dir() and any((local / marker).exists() for marker in ("state.json", "dataset_dict.json")):
         return _saved_rows(load_from_disk(str(local)), path, split)
-    else:
-        source = str(local if local.is_dir() else path)
-        builder = _builder(source, name, revision)
-        if (files := _text_files(builder)) is not None:
-            return _load_text(files, source, split)
-        builder.download_and_prepare()
-        loaded = builder.as_dataset(split=split)
+    source = str(local if local.is_dir() else path)
+    builder = _builder(source, name, revision)
+    if (files := _text_files(builder)) is not None:
+        return _load_text(files, source, split)
+    builder.download_and_prepare()
+    loaded = builder.as_dataset(split=split)
     if isinstance(loaded, DatasetDict):
         loaded = loaded[_only_split(list(loaded), path, split)]
     return loaded
@@ -112,13 +111,10 @@ def _saved_rows(loaded: Dataset | DatasetDict, path: str | Path, split: str | No
     if isinstance(loaded, Dataset):
         if split is None or "[" not in split:
             return loaded
-        loaded = DatasetDict({split.partition("[")[0].strip(): loaded})
-    wanted = [] if split is None else [part.partition("[")[0].strip() for part in split.split("+")]
-    if not wanted or not set(wanted) <= set(loaded):
+        loaded = DatasetDict({_split_names(split)[0]: loaded})
+    if split is None or not set(_split_names(split)) <= set(loaded):
         return loaded[_only_split(list(loaded), path, split)]
-    spec = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in loaded.items()})
-    parts = [loaded[part.splitname].select(range(part.from_, part.to)) for part in spec]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return concatenate_datasets(_slices(loaded, split))
 
 
 def _builder(path: str, name: str | None, revision: str | None) -> DatasetBuilder:
@@ -177,7 +173,7 @@ def _text_files(builder: DatasetBuilder) -> dict[str, list[str]] | None:
 
 def _load_text(files: dict[str, list[str]], path: str, split: str | None) -> TextRecords:
     split = split or _only_split(list(files), path, split)
-    wanted = [part.partition("[")[0].strip() for part in split.split("+")]
+    wanted = _split_names(split)
     if missing := [part for part in wanted if part not in files]:
         raise ValueError(f"{path}: choose `split` among {', '.join(files)} (got {missing[0]!r})")
     parts = {}
@@ -185,19 +181,31 @@ def _load_text(files: dict[str, list[str]], path: str, split: str | None) -> Tex
         paths = DownloadManager().download(files[part])
         # The name of a downloaded file has no suffix.
         read = [read_records(local, file_kind(file)) for file, local in zip(files[part], paths, strict=True)]
-        columns = list(dict.fromkeys(column for records in read for column in records.column_names))
-        parts[part] = TextRecords([row for records in read for row in records.rows], columns)
+        parts[part] = _joined(read)
     return _sliced(parts, split)
 
 
-def _sliced(parts: dict[str, TextRecords], split: str) -> TextRecords:
-    """Rows of a split, or of slices such as `train[:100]`."""
-    spec = ReadInstruction.from_spec(split).to_absolute({name: len(records) for name, records in parts.items()})
-    chosen = [parts[part.splitname].select(range(part.from_, part.to)) for part in spec]
-    if len(chosen) == 1:
-        return chosen[0]
-    columns = list(dict.fromkeys(column for records in chosen for column in records.column_names))
-    return TextRecords([row for records in chosen for row in records.rows], columns)
+def _split_names(split: str) -> list[str]:
+    """Names of the splits in a sum of slices such as `train[:100]+test`."""
+    return [part.partition("[")[0].strip() for part in split.split("+")]
+
+
+def _slices(parts: Mapping[str, Any], split: str) -> list:
+    """Rows of each slice in a sum of them."""
+    spec = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in parts.items()})
+    return [parts[part.splitname].select(range(part.from_, part.to)) for part in spec]
+
+
+def _sliced(parts: Mapping[str, TextRecords], split: str) -> TextRecords:
+    """Rows of a sum of slices. Those of a single one keep their lines."""
+    chosen = _slices(parts, split)
+    return chosen[0] if len(chosen) == 1 else _joined(chosen)
+
+
+def _joined(records: Sequence[TextRecords]) -> TextRecords:
+    """Rows of several files or slices, with the columns of all."""
+    columns = list(dict.fromkeys(column for each in records for column in each.column_names))
+    return TextRecords([row for each in records for row in each.rows], columns)
 
 
 def to_dataset(records: Dataset | TextRecords, path: str | Path) -> Dataset:
