@@ -132,23 +132,24 @@ class RestoreOptions(PromptArguments, ColumnArguments):
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the models' repositories."})
 
     def __post_init__(self):
-        for name in ("limit", "test_limit", "unlabelled_limit", "batch_size"):
+        for name in ("limit", "test_limit", "unlabelled_limit", "batch_size", "max_length"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length must be at least 1, got {self.max_length}.")
-        written = {"model": ("model", "adapter"), "reference": ("model", "adapter")}
-        written |= dict.fromkeys(("dataset", "test", "unlabelled"), ("data",))
-        for name, folders in written.items():
-            place = Path(getattr(self, name) or "").expanduser().resolve()
-            for folder in (Path(self.output_dir).expanduser().resolve() / folder for folder in folders):
-                if getattr(self, name) and (place == folder or folder in place.parents):
-                    raise ValueError(
-                        f"{name} {getattr(self, name)} is in {folder}, which is overwritten: choose another "
-                        "output_dir."
-                    )
+        for name in ("model", "reference"):
+            self._refuse_overwriting(name, "model", "adapter")
+        for name in ("dataset", "test", "unlabelled"):
+            self._refuse_overwriting(name, "data")
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"budget must be above 0 minutes, got {self.budget}.")
         for limit, dataset in (("test_limit", "test"), ("unlabelled_limit", "unlabelled")):
             if getattr(self, limit) is not None and getattr(self, dataset) is None:
                 raise ValueError(f"{limit} needs {dataset}, the questions to draw from.")
+
+    def _refuse_overwriting(self, name: str, *folders: str) -> None:
+        """Raise a `ValueError` if an input is in one of the folders of `output_dir` that are written."""
+        if not (given := getattr(self, name)):
+            return
+        place, output_dir = (Path(path).expanduser().resolve() for path in (given, self.output_dir))
+        for folder in (output_dir / each for each in folders):
+            if folder in (place, *place.parents):
+                raise ValueError(f"{name} {given} is in {folder}, which is overwritten: choose another output_dir.")
