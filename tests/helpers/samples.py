@@ -33,11 +33,11 @@ def make_logits(n=2000, k=4, temperature=3.0, seed=0, padding=False):
     return logits * temperature, labels
 
 
-def slow_ece(confidences, outcomes, n_bins=10):
-    total = 0.0
+def slow_ece(confidences, outcomes, n_bins=10, tolerance=2.0**-21):
+    total, places = 0.0, [c + tolerance for c in confidences]  # what rounding left below an edge is at the edge
     for b in range(n_bins):
         last = b == n_bins - 1
-        held = [i for i, c in enumerate(confidences) if b / n_bins <= c and (c < (b + 1) / n_bins or last)]
+        held = [i for i, c in enumerate(places) if b / n_bins <= c and (c < (b + 1) / n_bins or last)]
         if held:
             total += abs(sum(confidences[i] for i in held) - sum(outcomes[i] for i in held))
     return total / len(confidences)
