@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .chunks import Rows, best_option, iterate_outcomes
-from .validation import as_labels, as_matrix, as_outcomes, as_weights, iterate_columns
+from .validation import as_labels, as_matrix, as_outcomes, as_weights, clipped, iterate_columns
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Predictions(Examples):
     Checked option probabilities and labels of N questions. Rows of weight 0 are left out.
 
     Attributes:
-        probabilities (`np.ndarray` of shape `(N, K)`): Option probabilities, in the dtype in which they were given.
+        probabilities (`np.ndarray` of shape `(N, K)`): Option probabilities in [0, 1], in the dtype in which they were
+            given.
         labels (`np.ndarray` of shape `(N,)`): Index of the right option.
         predicted (`np.ndarray` of shape `(N,)`): Index of the most probable option, the first of several.
         num_options (`int` or `np.ndarray` of shape `(N,)`): K, or the number of options of each question.
@@ -125,7 +126,14 @@ def check_predictions(
     weights = as_weights(sample_weight, len(matrix))
     confidences, predicted, _ = _top_options(matrix, "probabilities")
     predictions = Predictions(
-        confidences, (predicted == labels).astype(np.float64), weights, None, matrix, labels, predicted, num_options
+        confidences,
+        (predicted == labels).astype(np.float64),
+        weights,
+        None,
+        clipped(matrix),
+        labels,
+        predicted,
+        num_options,
     )
     if other is not None:
         predictions = _with_other(predictions, other, other_name)
@@ -201,7 +209,7 @@ def _with_other(predictions: Predictions, other, name: str) -> Predictions:
     confidences, predicted, expected = _top_options(matrix, name, predictions.predicted)
     correct = (predicted == predictions.labels).astype(np.float64)
     weights, labels = predictions.weights, predictions.labels
-    other = Predictions(confidences, correct, weights, None, matrix, labels, predicted, num_options)
+    other = Predictions(confidences, correct, weights, None, clipped(matrix), labels, predicted, num_options)
     return replace(predictions, other=other, expected=expected)
 
 

@@ -15,7 +15,7 @@ class Rows(NamedTuple):
     A chunk of checked predictions, one line per option.
 
     Attributes:
-        columns (`np.ndarray` of shape `(K, rows)`): Option probabilities, float64, at most 1.
+        columns (`np.ndarray` of shape `(K, rows)`): Option probabilities, float64 in [0, 1].
         labels (`np.ndarray` of shape `(rows,)`): Index of the right option.
         weights (`np.ndarray` of shape `(rows,)`, *optional*): Importance weights, all above 0.
     """

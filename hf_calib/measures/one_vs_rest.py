@@ -81,7 +81,7 @@ def one_vs_rest_error(
     """
     check_whole(n_simulations, "n_simulations")
     checked = check_predictions(probabilities, labels)
-    q = np.clip(checked.probabilities.astype(np.float64), 0, 1)  # rounding may leave [0, 1]
+    q = checked.probabilities.astype(np.float64)
     rows = np.arange(len(checked.labels))
     bins, num_options = assign_bins(q, bin_edges(np.empty(0), n_bins)), (q > 0).sum()
     cells = (bins + n_bins * rows[:, None]).ravel()

@@ -185,17 +185,23 @@ def iterate_columns(
         name (`str`, *optional*, defaults to `"probabilities"`):
             Name of the array in error messages.
         checked (`bool`, *optional*, defaults to `False`):
-            Whether the entries have been checked before.
+            Whether the entries have been checked and clipped before.
 
     Yields:
-        `tuple[int, np.ndarray]`: first row and option probabilities `(K, rows)` of the chunk, float64, at most 1.
+        `tuple[int, np.ndarray]`: first row and option probabilities `(K, rows)` of the chunk, float64 in [0, 1].
     """
     size = int(np.clip(_CHUNK_NUMBERS // array.shape[1], *CHUNK_ROWS))
     for start in range(0, len(array), size):
         columns = np.array(array[start : start + size].T, dtype=np.float64, order="C")  # always a copy
         if not checked:
             _check_columns(columns, array, name)
-        yield start, np.clip(columns, 0.0, 1.0, out=columns)  # rounding may leave [0, 1]
+            np.clip(columns, 0.0, 1.0, out=columns)
+        yield start, columns
+
+
+def clipped(array: np.ndarray) -> np.ndarray:
+    """Clip checked probabilities to [0, 1], which rounding may leave. Without any outside, return the array itself."""
+    return array if array.min() >= 0 and array.max() <= 1 else np.clip(array, 0, 1)
 
 
 def _check_columns(columns: np.ndarray, array: np.ndarray, name: str) -> None:

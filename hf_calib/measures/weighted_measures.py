@@ -53,7 +53,7 @@ def _picked(predictions: Predictions) -> np.ndarray:
 
 
 def _cw_ece(predictions: Predictions, options: MeasureOptions) -> OfWeights:
-    probabilities = np.clip(predictions.probabilities.astype(np.float64), 0, 1)  # rounding may leave [0, 1]
+    probabilities = predictions.probabilities.astype(np.float64)
     num_options, edges = probabilities.shape[1], bin_edges(np.empty(0), options.n_bins)
     cells = (assign_bins(probabilities, edges) + options.n_bins * np.arange(num_options)).ravel()
     gaps = probabilities.copy()

@@ -10,6 +10,7 @@ from hf_calib.measures.calibration_error import (
     confidence_report,
     expected_calibration_error,
 )
+from hf_calib.measures.checked import check_predictions
 from hf_calib.measures.chunks import best_option
 from hf_calib.measures.validation import as_outcomes, options_present, unpad
 
@@ -122,6 +123,16 @@ def test_probabilities_rounded_above_one():
     probabilities = np.array([[1 + 2e-7, 0], [0.3, 0.7]], dtype=np.float32)
     report = calibration_report(probabilities, [0, 1], n_bootstrap=10)
     assert report["confidence"] <= 0.85 + 1e-7 and report["nll"] >= 0
+
+
+def test_checked_probabilities_are_clipped_once():
+    rounded = np.array([[1 + 2e-7, -2e-7], [0.3, 0.7]], dtype=np.float32)
+    whole = np.array([[1.0, 0.0], [0.3, 0.7]], dtype=np.float32)
+    found = check_predictions(rounded, [0, 1], other=rounded)
+    for checked in (found, found.other):
+        assert np.array_equal(checked.probabilities, whole) and checked.probabilities.dtype == np.float32
+    assert rounded[0, 0] > 1  # the array given is not changed
+    assert check_predictions(whole, [0, 1]).probabilities is whole
 
 
 @pytest.mark.parametrize(
