@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..measures.binning import reliability_bins
+from ..measures.binning import bin_edges, inner_edges, reliability_bins
 from .em_ece_loss import finite_logits
 
 
@@ -86,7 +86,7 @@ class ReleasedCodeLoss:
         logits, mask = finite_logits(option_logits, mask)
         ranked = logits.sort(dim=-1, descending=True, stable=True).values
         q = ranked.softmax(-1)
-        edges = torch.arange(1, _NUM_BINS, device=q.device, dtype=q.dtype) / _NUM_BINS
+        edges = torch.as_tensor(inner_edges(bin_edges(np.empty(0), _NUM_BINS)), dtype=q.dtype, device=q.device)
         bins = torch.bucketize(q[:, 0].detach().contiguous(), edges, right=True)
         counts, accuracies = (
             torch.as_tensor(array, dtype=q.dtype, device=q.device)[bins] for array in (self._counts, self._accuracies)

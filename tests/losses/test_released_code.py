@@ -55,6 +55,13 @@ def test_e_step_counts_questions_and_right_answers():
         ReleasedCodeLoss()(logits(Q))
 
 
+def test_loss_and_count_agree_on_a_confidence_rounded_below_an_edge():
+    q = torch.tensor([[0.69999990, 0.2, 0.10000010]]).expand(4, 3)
+    loss = ReleasedCodeLoss().fit(q, torch.tensor([0, 0, 0, 1]))
+    assert loss.state_dict()["counts"][7] == 4
+    assert float(loss(q[:1].log())) == pytest.approx(by_hand(q[0].tolist(), 4, 0.75), rel=1e-5)
+
+
 def test_each_question_is_divided_by_the_number_of_questions_of_its_bin():
     few, many = one_bin(6, 5, 0.5), one_bin(6, 500, 0.5)
     assert float(few(logits(Q))) == pytest.approx(by_hand(Q, 5, 0.5), rel=1e-5)
