@@ -82,5 +82,8 @@ class DataCollatorForCalibratedPreference:
             return self.options(examples)
         batch = self.pairs(examples)
         if PREFERENCE_COLUMN in examples[0]:
-            batch[PREFERENCE_COLUMN] = torch.tensor([example[PREFERENCE_COLUMN] for example in examples])
+            values = [example[PREFERENCE_COLUMN] for example in examples]
+            if faulty := [value for value in values if value is None or not 0 <= value <= 1]:
+                raise ValueError(f"the preference probability {faulty[0]!r} of a pair is not in [0, 1].")
+            batch[PREFERENCE_COLUMN] = torch.tensor(values)
         return batch

@@ -25,7 +25,15 @@ from .dpo_config import CalibratedDPOConfig
 from .e_step import hold_out
 from .m_step import MStepMixin
 from .option_mixin import QUESTION_INDEX
-from .preference import as_two_options, comparisons, preference_margins, sequence_log_probs, soft_label_slope
+from .preference import (
+    as_two_options,
+    column_names,
+    comparisons,
+    preference_margins,
+    rename_preferences,
+    sequence_log_probs,
+    soft_label_slope,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -139,14 +147,9 @@ class CalibratedDPOTrainer(MStepMixin, DPOTrainer):
         linked = loss_of_margin(self.loss_types) in LINKED_LOSSES
         self.preference_link = preference_link(self.loss_types, self.label_smoothing) if linked else None
         self._soft_label_slope = None
-        if isinstance(self.train_dataset, Dataset) and PREFERENCE_COLUMN in self.train_dataset.column_names:
-            if args.use_weighting:
-                raise ValueError(
-                    "use_weighting has no form with preference probabilities: set preference_probability_column=None."
-                )
-            self._soft_label_slope = soft_label_slope(
-                self.loss_types, self.loss_weights, self.beta, self.label_smoothing
-            )
+        if PREFERENCE_COLUMN in column_names(self.train_dataset):
+            losses = self.loss_types, self.loss_weights, self.beta, self.label_smoothing
+            self._soft_label_slope = soft_label_slope(*losses, args.use_weighting)
         self.option_dataset, self.eval_option_dataset, self.held_out_questions = None, None, None
         estep_datasets = {}
         # Where the training pairs have a preference probability, it is their target, and there is nothing to estimate.
@@ -169,17 +172,15 @@ class CalibratedDPOTrainer(MStepMixin, DPOTrainer):
     # Data
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if isinstance(dataset, Dataset) and "chosen_ids" not in dataset.column_names:
-            column = args.preference_probability_column
-            if column != PREFERENCE_COLUMN and PREFERENCE_COLUMN in dataset.column_names:
-                dataset = dataset.remove_columns(PREFERENCE_COLUMN)
-            if column in dataset.column_names and column != PREFERENCE_COLUMN:
-                dataset = dataset.rename_column(column, PREFERENCE_COLUMN)
-            check_pairs(dataset, f"{dataset_name} pairs")
-            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-            report_too_long(dataset, prepared, args.max_length, f"{dataset_name} pairs")
-            return prepared
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if "chosen_ids" in column_names(dataset):
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        dataset = rename_preferences(dataset, args.preference_probability_column)
+        if not isinstance(dataset, Dataset):  # rows of a stream are read once, in training
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        check_pairs(dataset, f"{dataset_name} pairs")
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        report_too_long(dataset, prepared, args.max_length, f"{dataset_name} pairs")
+        return prepared
 
     def _prepare_estep_pairs(self, dataset: Dataset | None) -> Dataset:
         """Tokenize the pairs of the E-step, or hold out a part of the training pairs, which are tokenized already."""

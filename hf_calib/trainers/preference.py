@@ -7,8 +7,9 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
+from ..data.preference_pairs import PREFERENCE_COLUMN
 from ..losses.preference_links import LINKED_LOSSES, NORMALIZED_LOSSES, UNLINKED_LOSSES, loss_of_margin
 
 
@@ -109,7 +110,11 @@ def preference_margins(
 
 
 def soft_label_slope(
-    loss_types: list[str], loss_weights: list[float], beta: float, label_smoothing: float = 0.0
+    loss_types: list[str],
+    loss_weights: list[float],
+    beta: float,
+    label_smoothing: float = 0.0,
+    use_weighting: bool = False,
 ) -> float:
     r"""
     Return the number s by which soft labels change the loss of votes.
@@ -121,15 +126,21 @@ def soft_label_slope(
         p \, \ell(x) + (1 - p) \, \ell(-x) = \ell(x) + (1 - p) \, s \, x, \qquad x = \beta m
 
     Args:
-        loss_types (`list[str]`), loss_weights (`list[float]`), beta (`float`), label_smoothing (`float`):
+        loss_types (`list[str]`), loss_weights (`list[float]`), beta (`float`), label_smoothing (`float`),
+        use_weighting (`bool`):
             Those of [`~trl.DPOConfig`].
 
     Returns:
         `float`: s, times the weight of the loss.
 
     Raises:
-        `ValueError`: unless one loss alone compares the completions of a pair, and it is one of `SOFT_LOSSES`.
+        `ValueError`: unless one loss alone compares the completions of a pair, and it is one of `SOFT_LOSSES`; for
+            `use_weighting`.
     """
+    if use_weighting:
+        raise ValueError(
+            "use_weighting has no form with preference probabilities: set preference_probability_column=None."
+        )
     compared = [name for name in loss_types if name in LINKED_LOSSES + UNLINKED_LOSSES + ("aot_unpaired",)]
     if len(compared) != 1 or compared[0] not in SOFT_LOSSES:
         raise ValueError(
@@ -164,3 +175,19 @@ def comparisons(tokenized: Dataset) -> list[tuple]:
     """Return a key for each tokenized pair: its prompt and the set of its two completions."""
     columns = (tokenized[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return [(tuple(p), frozenset((tuple(c), tuple(r)))) for p, c, r in zip(*columns, strict=True)]
+
+
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Return the columns of a data set; those of a stream that does not state them are read from its first row."""
+    names = dataset.column_names
+    return list(next(iter(dataset), ())) if names is None else names
+
+
+def rename_preferences(dataset: Dataset | IterableDataset, column: str | None) -> Dataset | IterableDataset:
+    """Rename the column of the preference probabilities to `preference_probability`; `None` leaves no such column."""
+    if column == PREFERENCE_COLUMN:
+        return dataset
+    names = column_names(dataset)
+    if PREFERENCE_COLUMN in names:
+        dataset = dataset.remove_columns(PREFERENCE_COLUMN)
+    return dataset.rename_column(column, PREFERENCE_COLUMN) if column in names else dataset

@@ -73,6 +73,23 @@ def test_what_annotators_agree_on_is_the_truth(rated, pairs, make_dpo_trainer):
     assert trainer.calibrators["pairs"].state_dict()["ordinates"] == pytest.approx(expected["ordinates"], abs=1e-5)
 
 
+def test_pairs_of_a_stream_have_soft_labels(rated, make_dpo_trainer):
+    settings = {"preference_probability_column": "agreement", "lambda_pref": 0, "max_steps": 1}
+    rated = rated.rename_column("preference_probability", "agreement")
+    losses = []
+    for pairs in (rated, rated.to_iterable_dataset(), rated.to_iterable_dataset().map(lambda row: row)):
+        trainer = make_dpo_trainer(pairs, **settings)
+        trainer.model.train()
+        batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset.take(8))))
+        torch.manual_seed(0)
+        losses.append(trainer.compute_loss(trainer.model, batch).item())
+    assert losses[0] == losses[1] == losses[2]
+    trainer.train()
+    percent = rated.map(lambda row: {"agreement": 100 * row["agreement"]}).to_iterable_dataset()
+    with pytest.raises(ValueError, match="not in"):
+        make_dpo_trainer(percent, **settings).train()
+
+
 def test_targets_of_option_questions_are_kept_between_e_steps(pairs, questions, make_dpo_trainer):
     seen = []
 
