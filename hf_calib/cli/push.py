@@ -110,7 +110,8 @@ class PushArguments:
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder to complete and send (default: MODEL, MODEL-merged with --merge, EVALUATION-dataset)."
+            "help": "Folder to complete and send (default: MODEL, MODEL-merged with --merge, MODEL-published with "
+            "another --base_model of an adapter, EVALUATION-dataset)."
         },
     )
     dry_run: bool = field(default=False, metadata={"help": "Write and check all files, and send nothing."})
@@ -232,6 +233,7 @@ def _prepare_card(args: PushArguments) -> Callable[[], None]:
 def _prepare_model(args: PushArguments) -> Callable[[], None]:
     from ..hub import publish
     from ..hub.gate import usable_gate
+    from ..hub.model_folder import model_files
     from ..posthoc import PostHocCalibrator
 
     folder = Path(args.model)
@@ -239,15 +241,14 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
         raise ValueError(
             f"{args.model} is not a folder. To download it: `hf download {args.model} --local-dir FOLDER`."
         )
-    publish.model_files(folder)
+    model_files(folder)
     evaluation, before = _evaluations(args, folder)
     training, alignment = _training(args, folder), _alignment(args, folder, evaluation)
     calibrator = PostHocCalibrator.load(args.calibrator) if args.calibrator else None
     gate = usable_gate(args.gate) if args.gate else None
     if args.merge and not (folder / "adapter_config.json").is_file():
         raise ValueError(f"--merge is for adapters; {folder} holds a whole model.")
-    if args.merge and args.output_dir and Path(args.output_dir).resolve() == folder.resolve():
-        raise ValueError("--output_dir is the folder of the adapter; the merged model needs another one.")
+    target = _target(args, folder)
     questions = evaluation.protocol.load_questions(_questions_of(args, evaluation)) if args.merge else None
     base_model = args.base_model if args.merge else _check_model(args, folder, evaluation, gate, calibrator)
     repository = None
@@ -256,7 +257,6 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
 
     def push() -> None:
         nonlocal evaluation, base_model
-        target = Path(args.output_dir or (f"{folder}-merged" if args.merge else folder))
         if args.merge:
             adapter = json.loads((folder / "adapter_config.json").read_text())
             base_model = base_model or adapter["base_model_name_or_path"]
@@ -282,6 +282,18 @@ def _prepare_model(args: PushArguments) -> Callable[[], None]:
     return push
 
 
+def _target(args: PushArguments, folder: Path) -> Path:
+    """Folder to complete: that of the model, unless another model or another configuration is published."""
+    from ..hub.model_folder import names_another_base
+
+    renamed = not args.merge and names_another_base(folder, args.base_model)
+    copied = "merged" if args.merge else "published" if renamed else None
+    if copied and args.output_dir and Path(args.output_dir).resolve() == folder.resolve():
+        what = "model" if args.merge else "adapter, with --base_model in its configuration,"
+        raise ValueError(f"--output_dir is the folder of the adapter; the {copied} {what} needs another one.")
+    return Path(args.output_dir or (f"{folder}-{copied}" if copied else folder))
+
+
 def _check_model(
     args: PushArguments,
     folder: Path,
@@ -290,12 +302,12 @@ def _check_model(
     calibrator: PostHocCalibrator | None,
 ) -> str | None:
     """Check that the evaluation and the gate are of this model. Returns the base model of an adapter."""
-    from ..hub import publish
     from ..hub.gate import check_gate_of_model
+    from ..hub.model_folder import base_model_of
     from ..inference.model_loading import load_model
     from ..inference.predict import weights_digest
 
-    base_model = publish.base_model_of(folder, args.base_model) or args.base_model
+    base_model = base_model_of(folder, args.base_model) or args.base_model
     model, tokenizer = load_model(str(folder), dtype=evaluation.protocol.dtype, use_safetensors=True)
     evaluation.check_weights(weights_digest(model), folder)
     if gate is not None:

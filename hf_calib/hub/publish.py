@@ -27,6 +27,7 @@ from ..posthoc import PostHocCalibrator
 from .card import CARD, FIGURES, RECIPE, RESULTS, CalibrationCard, inherit
 from .gate import write_gate
 from .markup import BEGIN
+from .model_folder import ADAPTER, MODEL_FILES, code_files, model_files, names_another_base
 from .recipe import published_record
 from .repository import Repository
 from .saved_predictions import load_option_predictions
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Files of a model's folder that are published: no optimizer, no pickle, no checkpoints, no code.
-MODEL_FILES = (
-    "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "*.jinja",
-    "chat_template.json", "preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.h5")
 CALIBRATOR, PREDICTIONS = "calibrator", "predictions.npz"
 _CALIBRATOR_FILES = (f"{CALIBRATOR}/calibrator.json", f"{CALIBRATOR}/calibrator.safetensors")
@@ -103,46 +97,6 @@ def is_of_another_tool(place: Path) -> bool:
     return place.is_file() and place.name != RESULTS
 
 
-def model_files(folder: Path) -> list[str]:
-    """List the files of a model or adapter that are published."""
-    files = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and any(fnmatch(path.name, kind) for kind in MODEL_FILES)
-    )
-    if not any(name in files for name in ("config.json", "adapter_config.json")):
-        raise ValueError(f"{folder} holds neither config.json nor adapter_config.json: it is not a saved model.")
-    if not any(name.endswith(".safetensors") for name in files):
-        raise ValueError(f"{folder} holds no weights as safetensors: save the model again with save_pretrained.")
-    if "tokenizer_config.json" not in files:
-        raise ValueError(f"{folder} holds no tokenizer: save it there with tokenizer.save_pretrained.")
-    if "adapter_config.json" in files:  # a trainer may write the base model's configuration beside it
-        files = [name for name in files if name not in ("config.json", "generation_config.json")]
-    return files
-
-
-def base_model_of(folder: Path, base_model: str | None) -> str | None:
-    """
-    Return the name of the base model under which an adapter is published; `None` for a whole model.
-
-    Args:
-        folder (`Path`):
-            Folder of the model or adapter.
-        base_model (`str`, *optional*):
-            Name that replaces the one in adapter_config.json.
-    """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        return None
-    found = base_model or json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if not is_hub_id(found):
-        raise ValueError(
-            f"the base model of the adapter {folder} is the local folder {found!r}: publish that model and name it "
-            "with --base_model ORG/MODEL, or publish the merged model with --merge true."
-        )
-    return found
-
-
 @dataclass(kw_only=True)
 class Contents:
     """
@@ -197,14 +151,17 @@ def write_publication(folder: str | Path, contents: Contents) -> list[str]:
     evaluation, before, training = contents.evaluation, contents.before, published_record(contents.training)
     folder = check_output_dir(folder)
     files = model_files(folder)
+    if missing := [name for name in code_files(folder, files) if name not in files]:
+        logger.warning(
+            f"{folder} lacks {', '.join(missing)}, which its configuration names in auto_map: the published model "
+            "cannot be loaded with trust_remote_code=True. Copy the code into the folder to publish it."
+        )
     results = _results(contents.repo_id, evaluation, before, training)
     fitted = PostHocCalibrator.load(contents.calibrator) if contents.calibrator else None
-    results["adapter"] = "adapter_config.json" in files
-    if results["adapter"] and contents.base_model:
-        path = folder / "adapter_config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if config["base_model_name_or_path"] != contents.base_model:
-            write_json(path, {**config, "base_model_name_or_path": contents.base_model})
+    results["adapter"] = ADAPTER in files
+    if names_another_base(folder, contents.base_model):
+        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        write_json(folder / ADAPTER, {**config, "base_model_name_or_path": contents.base_model})
     shown: dict[str, OptionPredictions] = {}
     if evaluation is not None:
         if before is not None:

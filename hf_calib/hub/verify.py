@@ -17,7 +17,8 @@ from ..evaluation.protocol import EvaluationProtocol, is_hub_id, questions_diges
 from ..inference.model_loading import check_model_name
 from .calibrator import load_calibrator
 from .card import METRICS, RESULTS, CalibrationCard
-from .publish import CALIBRATOR, MODEL_FILES
+from .model_folder import MODEL_FILES
+from .publish import CALIBRATOR
 from .repository import HubError, download
 
 

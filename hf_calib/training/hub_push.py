@@ -18,12 +18,12 @@ from ..data.prompts import PromptArguments
 from ..evaluation.protocol import EvaluationProtocol, is_hub_id
 from ..evaluation.tables import write_evaluation, write_json
 from ..hub.card import CARD
+from ..hub.model_folder import base_model_of
 from ..hub.publish import (
     PREDICTIONS,
     TRAINING_RECORD,
     Contents,
     Evaluation,
-    base_model_of,
     open_model_repository,
     publish,
     write_publication,

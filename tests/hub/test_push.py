@@ -1,5 +1,6 @@
 """`hf-calib push` against the loopback Hub: what lies there afterwards, what anyone loads, and pushing again."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -107,6 +108,26 @@ def test_a_pull_request(hub, api, example, capsys, monkeypatch):
     assert "calibrator/calibrator.json" in api.list_repo_files("alice/asked", revision="refs/pr/1")
 
 
+def test_code_that_the_configuration_names(hub, api, example, caplog):
+    folder = example.folder / "model"
+    config = read(folder / "config.json")
+    config["auto_map"] = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModel": "bob/elsewhere--modeling_other.Other",
+        "AutoModelForCausalLM": "modeling_own.OwnModel",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_own.py").write_text(
+        "from .layers_own import Layer\nfrom .configuration_own import OwnConfig\n"
+    )
+    (folder / "layers_own.py").write_text("import torch\n")
+    (folder / "train.py").write_text("")
+    assert main(example.call("alice/code")) == 0
+    sent = {name for name in api.list_repo_files("alice/code") if name.endswith(".py")}
+    assert sent == {"modeling_own.py", "layers_own.py"}
+    assert caplog.text.count("lacks configuration_own.py") == 1
+
+
 @pytest.fixture
 def adapter(example):
     """A LoRA adapter on the example's start model, evaluated."""
@@ -131,7 +152,13 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
     assert (adapter / "adapter_config.json").read_text() == config
     api.create_repo("alice/base-of-adapter")
     api.upload_folder(repo_id="alice/base-of-adapter", folder_path=example.folder / "start")
-    assert main([*call, "alice/adapter", "--base_model", "alice/base-of-adapter"]) == 0
+    renamed = [*call, "alice/adapter", "--base_model", "alice/base-of-adapter"]
+    assert main([*renamed, "--output_dir", str(adapter)]) == 2
+    assert "the published adapter" in capsys.readouterr().err
+    before = set(adapter.iterdir())
+    assert main([*renamed, "--dry_run", "true"]) == 0 == main(renamed)
+    assert (adapter / "adapter_config.json").read_text() == config and set(adapter.iterdir()) == before
+    published = example.folder / "adapter-published"
     held = set(api.list_repo_files("alice/adapter"))
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= held and "config.json" not in held
     sent = read(Path(hf_hub_download("alice/adapter", "adapter_config.json")))
@@ -144,9 +171,9 @@ def test_an_adapter_and_its_merger(hub, api, example, adapter, capsys):
 
     assert main([*call, "alice/merged", "--merge", "true", *questions, "--output_dir", str(adapter)]) == 2
     assert "the merged model needs another" in capsys.readouterr().err
-    merge = ["--merge", "true", *questions, "--output_dir", str(example.folder / "merged")]
+    merge = ["--merge", "true", *questions, *renamed[-2:], "--output_dir", str(example.folder / "merged")]
     assert main([*call, "alice/merged", *merge]) == 0
-    results, earlier = read(example.folder / "merged" / "results.json"), read(adapter / "results.json")
+    results, earlier = read(example.folder / "merged" / "results.json"), read(published / "results.json")
     assert results["weights"] != earlier["weights"] and results["nll"] == pytest.approx(earlier["nll"], abs=1e-4)
     assert not results["adapter"] and not {"adapter_config.json"} & set(api.list_repo_files("alice/merged"))
     assert ModelCard.load("alice/merged").data.base_model == "alice/base-of-adapter"
