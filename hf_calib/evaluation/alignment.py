@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from accelerate.utils import extract_model_from_parallel, gather_object
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel, gather_object
 
 from ..data.layouts import digest
 from ..data.preference_pairs import load_pairs
@@ -220,7 +220,7 @@ class AlignmentMeter:
         self.weights[name] = weights_digest(model)
         path = None if folder is None else folder / "alignment.npz"
         key = digest(self.weights[ALIGNED], self.weights[name], self.data_digest)
-        found = Behaviour.load(path, key) if resume and path is not None and path.is_file() else None
+        found = self._saved(path, key) if resume and path is not None else None
         texts = self._sample(model) if found is None else found.texts
         if name == ALIGNED:
             self._states = TextStates.of(model, _share(texts), self.options.batch_size)
@@ -230,6 +230,15 @@ class AlignmentMeter:
             if path is not None and process_state().is_main_process:
                 found.save(path, key)
         self.behaviours[name] = found
+
+    @staticmethod
+    def _saved(path: Path, key: str) -> Behaviour | None:
+        """What the main process finds, for all: they measure together, and may not see the same files."""
+        state = process_state()
+        found = [Behaviour.load(path, key) if state.is_main_process and path.is_file() else None]
+        if state.num_processes > 1:
+            broadcast_object_list(found)
+        return found[0]
 
     def report(self) -> AlignmentReport:
         """Compute the measures of all models and their intervals."""

@@ -1,6 +1,7 @@
 """The alignment report: every number against one pair or text at a time, files of prompts and texts, and wrong calls."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from hf_calib.data.texts import load_prompts, load_texts
+from hf_calib.evaluation import alignment
 from hf_calib.evaluation.alignment import AlignmentMeter, alignment_report
 from hf_calib.evaluation.alignment_report import MEASURES, AlignmentReport
 from hf_calib.inference import preference_scores
@@ -238,6 +240,26 @@ def test_a_second_call_takes_what_the_folder_holds(tokenizer, models, pairs, tmp
         assert measured() == first
     monkeypatch.setattr(preference_scores.OptionScorer, "__call__", lambda *_: pytest.fail("scored again"))
     assert measured(max_new_tokens=6).n_tokens < first.n_tokens  # other texts, the same pairs
+
+
+def test_the_main_process_decides_what_is_taken(tokenizer, models, tmp_path, monkeypatch):
+    meter = AlignmentMeter(tokenizer, prompts=PROMPTS, **FAST)
+    meter.measure("aligned", models["aligned"], tmp_path / "main")
+    saved, sent = meter.behaviours["aligned"], []
+
+    def broadcast(found):
+        sent.append(found[0])
+        found[0] = saved
+
+    monkeypatch.setattr(
+        alignment, "process_state", lambda: SimpleNamespace(is_main_process=False, num_processes=2, process_index=1)
+    )
+    monkeypatch.setattr(alignment, "broadcast_object_list", broadcast)
+    for folder in ("main", "without"):  # whether or not this process sees the file
+        other = AlignmentMeter(tokenizer, prompts=PROMPTS, **FAST)
+        other.measure("aligned", models["aligned"], tmp_path / folder)
+        assert other.behaviours["aligned"] is saved
+    assert sent == [None, None]
 
 
 def test_the_aligned_model_comes_first(tokenizer, models):
