@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from .option_scorer import OptionScorer, pad_rows
@@ -85,22 +85,31 @@ class ResumableScores:
         if path is None:
             return
         self.folder = path.with_name(f"{path.name}.partial")
-        if resume and path.exists():
-            predictions = OptionPredictions.load(path)
-            check_fingerprint(predictions.metadata.get("fingerprint", {}), fingerprint, f"{path} holds predictions")
-            self.finished = predictions
-            return
-        if state.is_main_process:
-            self._prepare(fingerprint, resume)
-        state.wait_for_everyone()
+        # What the main process finds, for all: they share the work that is left, and may not see the same files.
+        found = [self._found(fingerprint, resume) if state.is_main_process else None]
+        if state.num_processes > 1:
+            broadcast_object_list(found)
+        self.finished, self.done = found[0]
+        if self.done and state.is_main_process:
+            logger.info(f"{self.folder}: resuming after {len(self.done)} questions")
+
+    def _found(
+        self, fingerprint: dict[str, str], resume: bool
+    ) -> tuple[OptionPredictions | None, dict[int, np.ndarray]]:
+        """Final predictions of an earlier run, or the scores of one that was interrupted."""
+        if resume and self.path.exists():
+            predictions = OptionPredictions.load(self.path)
+            check_fingerprint(
+                predictions.metadata.get("fingerprint", {}), fingerprint, f"{self.path} holds predictions"
+            )
+            return predictions, {}
+        self._prepare(fingerprint, resume)
+        done = {}
         for shard in sorted(self.folder.glob("*.npz")):
             with open_npz(shard) as arrays:
                 for index, row in zip(arrays["index"], arrays["option_logits"], strict=True):
-                    self.done[int(index)] = row[np.isfinite(row)]
-        if self.done and state.is_main_process:
-            logger.info(f"{self.folder}: resuming after {len(self.done)} questions")
-        # No process may write before all have read.
-        state.wait_for_everyone()
+                    done[int(index)] = row[np.isfinite(row)]
+        return None, done
 
     def _prepare(self, fingerprint: dict[str, str], resume: bool) -> None:
         record = self.folder / "fingerprint.json"

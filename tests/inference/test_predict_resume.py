@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from samples import Counter, make_questions
 
 from hf_calib.data.questions import PromptFormat
+from hf_calib.inference import resumable
 from hf_calib.inference.predict import predict_options
 from hf_calib.inference.predictions import OptionPredictions
+from hf_calib.inference.resumable import ResumableScores
 
 
 def test_saving_and_loading(tmp_path):
@@ -140,6 +143,26 @@ def test_a_full_disk_leaves_nothing_in_the_way(tiny_tokenizers, tiny_llama, tmp_
     with pytest.raises(OSError, match="No space left"):
         OptionPredictions.load(path).save(tmp_path / "again.npz")
     assert os.listdir(tmp_path) == ["predictions.npz"]
+
+
+def test_the_main_process_decides_what_is_resumed(tmp_path, monkeypatch):
+    """Another process takes what it is told, not what an earlier run left where it looks."""
+    state = SimpleNamespace(is_main_process=True, num_processes=1)
+    main = ResumableScores(tmp_path / "main.npz", {"weights": "new"}, True, state)
+    main.add([3], [np.array([0.0, -1.0])])
+    main.flush()
+    stale = ResumableScores(tmp_path / "other.npz", {"weights": "old"}, True, state)
+    stale.add([1, 2], [np.array([0.0, -1.0])] * 2)
+    stale.flush()
+
+    def broadcast(found):
+        assert found == [None]
+        found[0] = (None, {3: np.array([0.0, -1.0])})
+
+    monkeypatch.setattr(resumable, "broadcast_object_list", broadcast)
+    other = SimpleNamespace(is_main_process=False, num_processes=2)
+    assert set(ResumableScores(tmp_path / "other.npz", {"weights": "new"}, True, other).done) == {3}
+    assert set(ResumableScores(tmp_path / "main.npz", {"weights": "new"}, True, state).done) == {3}
 
 
 SCRIPT = """
