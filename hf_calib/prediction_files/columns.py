@@ -48,15 +48,25 @@ _SPREAD = (
     r"([a-z])",
 )
 _RIGHT, _WRONG = ("true", "yes", "right", "correct", "1", "1.0"), ("false", "no", "wrong", "incorrect", "0", "0.0")
+_NUMBERED = (["no", "yes"], ["No", "Yes"], ["false", "true"], ["False", "True"])  # 0 and 1
 _OUTCOMES = {**dict.fromkeys(_RIGHT, 1), **dict.fromkeys(_WRONG, 0)}
 
 
 class OptionColumns(NamedTuple):
-    """Columns that hold one option each, the names of the options, and whether the columns are logits."""
+    """
+    Columns that hold one option each.
+
+    Attributes:
+        columns (`list[str]`): Names of the columns.
+        options (`list[str]`): Names of the options.
+        logits (`bool`): Whether the columns are logits.
+        ordered (`bool`): Whether a number can tell an option.
+    """
 
     columns: list[str]
     options: list[str]
     logits: bool = False
+    ordered: bool = True
 
 
 def recognises(source: Source) -> bool:
@@ -180,7 +190,8 @@ def _probabilities(
     if scores:
         flat, lengths = _spread_values(table, scores)
     elif names := table.option_names(listed):
-        scores = OptionColumns(names, names)
+        words = max(map(len, names)) > 1 and not names[0].isdigit()
+        scores = OptionColumns(names, names, ordered=not words or names in _NUMBERED)
         flat, lengths = table.named(listed, names)
     else:
         flat, lengths = table.lists(listed)
@@ -199,7 +210,7 @@ def _probabilities(
         except ValueError as error:
             raise ValueError(f"{path}: {error} (rows count from 0)") from None
         with np.errstate(divide="ignore"):
-            option_logits = padded(np.log(flat), lengths)
+            option_logits = padded(np.log(flat.clip(0, 1)), lengths)  # rounding may leave [0, 1]
     target = None
     if roles["target_probabilities"]:
         target = in_rows(*table.lists(roles["target_probabilities"]), 0.0)
@@ -265,6 +276,11 @@ def _labels(
             raise ValueError(f"{table.where(row)}, {error}") from None
     labels = numbers.astype(np.int64)
     known = labels != UNKNOWN
+    if known.any() and not (scores is None or scores.ordered):
+        raise ValueError(
+            f"{source}: {name} is a number, and which of the options {', '.join(scores.options)} it means is not "
+            "known: write the name of the option instead"
+        )
     if first is None and known.any() and not (labels[known] == 0).any():
         warn_or_raise_without_zero(bool((labels == lengths)[known].any()), int(known.sum()), name, source)
     wrong = known & ((labels < (first or 0)) | (labels - (first or 0) >= lengths))

@@ -63,6 +63,8 @@ def read_predictions(
     parts = [_read_file(path, options, labels) for path in paths]
     if folder.is_dir():
         check_one_run(folder, paths, parts)
+    if labels is not None:
+        _check_distinct(paths, parts, labels)
     predictions = parts[0] if len(parts) == 1 else _joined(paths, parts)
     notes = list(predictions.metadata.get("notes", ()))
     if repeated := len(predictions) - len(set(predictions.ids.tolist())):
@@ -84,15 +86,17 @@ def _read_file(
 ) -> OptionPredictions | ConfidencePredictions:
     source = Source(path)
     if source.kind == "npz" and "option_logits.npy" in source.fields:
-        predictions, name = OptionPredictions.load(source.path), "hf_calib"
+        name = "hf_calib"
+        _check_meaning(name, options)
+        predictions = OptionPredictions.load(source.path)
     else:
         name = options.format or detect_format(source, named=bool(options.columns))
         if options.format and not FORMATS[name].recognises(source) and name != "columns":
             raise ValueError(
                 f"{path}: this is no {FORMATS[name].TITLE}; the fields are {', '.join(source.fields[:12])}"
             )
-        _check_meaning(name, options)
         arguments = (labels,) if name == "chat_completions" else ()
+        _check_meaning(name, options)
         predictions = FORMATS[name].read(source, options, *arguments)
         if name in _WRITTEN and isinstance(predictions, OptionPredictions):
             _check_written(path, predictions)
@@ -102,6 +106,19 @@ def _read_file(
             raise ValueError(f"{path}: --labels needs probabilities of all options; this file holds confidences")
         labels.join(predictions)
     return predictions
+
+
+def _check_distinct(paths: Sequence[str | Path], parts: Sequence, labels: GoldLabels) -> None:
+    """Raise `ValueError` if an id, by which the labels are joined, is of questions in several files."""
+    found: dict[str, str | Path] = {}
+    for path, part in zip(paths, parts, strict=True):
+        for name in set(part.ids.tolist()):
+            if name in found:
+                raise ValueError(
+                    f"{labels.path}: the id {name!r} is of a question in {found[name]} and of another in {path}: give "
+                    "the questions ids of their own, or read the files one by one"
+                )
+            found[name] = path
 
 
 _WRITTEN = ("chat_completions", "inspect_ai", "helm")  # formats with the probabilities of written tokens

@@ -101,12 +101,25 @@ class Table:
             return np.array([np.nan if value in (None, "") else float(value) for value in self.values(name)])
 
     def option_names(self, name: str) -> list[str] | None:
-        """Names of the options in a column of objects such as `{"A": 0.7, "B": 0.3}`; `None` for another column."""
+        """
+        Names of the options in a column of objects such as `{"A": 0.7, "B": 0.3}`; `None` for another column.
+
+        Raises:
+            `ValueError`: the names are numbers with a gap. The file is named.
+        """
         column = self._columns[name]
         first = column[0].as_py() if _is_arrow(column) else column[0]
         if not isinstance(first, dict):
             return None
-        return sorted({option for value in self.values(name) if isinstance(value, dict) for option in value})
+        names = {option for value in self.values(name) if isinstance(value, dict) for option in value}
+        if not all(option.isdecimal() for option in names):
+            return sorted(names)
+        ordered = sorted(names, key=int)
+        if [int(option) for option in ordered] not in [list(range(at, len(names) + at)) for at in (0, 1)]:
+            raise ValueError(
+                f"{self.source.path}: {name} has the options {', '.join(ordered)}: number them without a gap"
+            )
+        return ordered
 
     def named(self, name: str, options: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """

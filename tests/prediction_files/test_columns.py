@@ -114,6 +114,32 @@ def test_objects_with_the_probability_of_each_option(tmp_path, names, suffix):
         read_predictions(write(frame, tmp_path / f"file.{suffix}"))
 
 
+def test_objects_with_numbered_options(tmp_path):
+    given = {str(k): 0.55 if k == 2 else 0.05 for k in range(1, 11)}
+    rows = pd.DataFrame({"probabilities": [given, given], "label": [2, 10]})
+    found = read_predictions(write(rows, tmp_path / "ten.jsonl"))
+    assert found.probabilities.argmax(axis=1).tolist() == [1, 1] and found.labels.tolist() == [1, 9]
+    rows = pd.DataFrame({"probabilities": [{"1": 0.6, "3": 0.4}], "label": [1]})
+    with pytest.raises(ValueError, match="options 1, 3: number them without a gap"):
+        read_predictions(write(rows, tmp_path / "gap.jsonl"))
+
+
+def test_a_number_tells_no_option_of_named_ones(tmp_path):
+    rows = pd.DataFrame({"probabilities": 2 * [{"sure": 0.7, "not": 0.3}], "label": [0, 1]})
+    with pytest.raises(ValueError, match="which of the options not, sure it means"):
+        read_predictions(write(rows, tmp_path / "words.jsonl"))
+    rows["label"] = ["sure", "not"]
+    assert read_predictions(write(rows, tmp_path / "names.jsonl")).labels.tolist() == [1, 0]
+    rows = pd.DataFrame({"probabilities": 2 * [{"yes": 0.7, "no": 0.3}], "label": [1, 0]})
+    assert read_predictions(write(rows, tmp_path / "yes.jsonl")).labels.tolist() == [1, 0]
+
+
+def test_probabilities_rounded_below_zero(tmp_path):
+    rows = pd.DataFrame({"p_0": [1.0000001, 0.3], "p_1": [-1e-7, 0.7], "label": [0, 1]})
+    found = read_predictions(write(rows, tmp_path / "file.csv")).probabilities
+    np.testing.assert_allclose(found, [[1, 0], [0.3, 0.7]], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("header", "outcome"), [("correct", "1,0,true"), ("is_correct", "TRUE,no,1.0"), ("Correct", "right,wrong,yes")]
 )

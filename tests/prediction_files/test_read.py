@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.prediction_files import source
+from hf_calib.prediction_files.options import ReadOptions
 from hf_calib.prediction_files.read import read_predictions
 
 
@@ -73,6 +75,24 @@ def test_several_files(tmp_path):
         read_predictions([tmp_path / "one.csv", tmp_path / "three.csv"])
     confidences = read_predictions([tmp_path / "three.csv"] * 2)
     np.testing.assert_array_equal(confidences.confidences, [0.5, 0.5])
+
+
+def test_labels_by_ids_that_several_files_share(tmp_path):
+    (tmp_path / "gold.csv").write_text("id,label\n0,0\n1,1\n")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("id,p_0,p_1\n0,.6,.4\n1,.4,.6\n")
+    options = ReadOptions(labels=tmp_path / "gold.csv")
+    assert read_predictions(tmp_path / "a.csv", options).labels.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="the id '[01]' is of a question in .*a.csv and of another in .*b.csv"):
+        read_predictions([tmp_path / "a.csv", tmp_path / "b.csv"], options)
+
+
+def test_options_that_saved_predictions_of_our_own_have_no_use_for(tmp_path):
+    own = OptionPredictions(np.zeros((2, 2), np.float32), np.array([0, 1]), np.array(["a", "b"]))
+    own.save(tmp_path / "own.npz")
+    assert len(read_predictions(tmp_path / "own.npz")) == 2
+    with pytest.raises(ValueError, match="--columns has no meaning for the format hf_calib"):
+        read_predictions(tmp_path / "own.npz", ReadOptions(columns={"weight": "w"}))
 
 
 def test_neither_torch_nor_transformers_is_needed(tmp_path):
