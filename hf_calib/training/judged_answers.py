@@ -25,7 +25,7 @@ from .restore_data import LEAST_TEST, MOST_TEST, TEST_FRACTION, Records
 from .restore_options import RestoreOptions
 from .restore_plan import PROBE, describe_cut, fit_budget, seconds_per_question
 from .restore_recipe import full_plan, read_config
-from .restore_stages import StageRecord
+from .restore_stages import StageRecord, model_identity
 
 
 if TYPE_CHECKING:
@@ -128,11 +128,11 @@ class _Writing:
     @property
     def inputs(self) -> dict:
         """What the answers depend on."""
-        names = ("model", "dtype", "use_chat_template", "system_prompt", "max_length", "drop_too_long")
+        names = ("revision", "dtype", "use_chat_template", "system_prompt", "max_length", "drop_too_long")
         names += ("budget", "config", "reference")
         given = {name: getattr(self.options, name) for name in names}
         content = {name: digest(json.dumps(rows.to_list(), default=str)) for name, rows in self.questions.items()}
-        return {**given, "questions": content}
+        return {**given, "model": model_identity(self.options.model), "questions": content}
 
     def file(self, name: str) -> Path:
         """Option questions about the answers."""

@@ -95,3 +95,12 @@ class StageRecord:
         if self.state.is_main_process:
             write_json(self.path, self._entries)
         self.state.wait_for_everyone()
+
+
+def model_identity(name: str | None) -> Any:
+    """What tells a model from another: its name, and size and time of the files of a folder."""
+    if name is None or not Path(name).is_dir():
+        return name
+    kinds = (".json", ".safetensors", ".bin")
+    files = sorted(path for path in Path(name).iterdir() if path.suffix in kinds)
+    return [name, *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]

@@ -25,7 +25,7 @@ from .restore_data import Records, RestoreQuestions, load_restore_questions, pos
 from .restore_options import RestoreOptions
 from .restore_plan import Plan, agreed, describe_cut, fit_budget, seconds_per_question, take
 from .restore_recipe import PROMPT_FIELDS, full_plan, is_small, read_config, with_prompt_of
-from .restore_stages import StageRecord
+from .restore_stages import StageRecord, model_identity
 from .run import refuse_adapter
 
 
@@ -190,7 +190,7 @@ class RestoreWork:
         left_out = ("output_dir", "no_resume", "config", "batch_size", "pairs", "prompts", "texts")
         return {
             **{name: value for name, value in options.items() if name not in left_out},
-            **{name: _identity(options[name]) for name in ("model", "reference")},
+            **{name: model_identity(options[name]) for name in ("model", "reference")},
             "data": {name: _content(getattr(questions, name)) for name in ("labels", "test", "unlabelled")},
             "config": {name: self.config.get(name) for name in ("num_train_epochs", "use_peft")},
             "alignment_rows": self._alignment_rows if options["budget"] else None,
@@ -225,15 +225,6 @@ class RestoreWork:
         fitted = fit_budget(plan, options.budget, fixed_epochs="num_train_epochs" in self.config)
         cut = describe_cut(plan, fitted, options.budget)
         return {"plan": fitted.to_dict(), "dtype": dtype, "num_parameters": num_parameters, "cut": cut}
-
-
-def _identity(name: str | None) -> Any:
-    """What tells a model from another: its name, and size and time of the files of a folder."""
-    if name is None or not Path(name).is_dir():
-        return name
-    kinds = (".json", ".safetensors", ".bin")
-    files = sorted(path for path in Path(name).iterdir() if path.suffix in kinds)
-    return [name, *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
 
 
 def _content(questions: Dataset | None) -> str | None:

@@ -1,6 +1,7 @@
 """`restore` of questions without options: the model learns to say whether its own answers are right."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_questions_become_judgements(options, capsys):
     assert len(load_questions(judged.unlabelled, labelled=False)) == 9
     assert f"dataset: {N} answers, " in capsys.readouterr().out
     assert judged_options(judged) is judged  # option questions stay
+
+
+def test_answers_of_other_weights_are_not_kept(options, tmp_path, tiny_tokenizers, tiny_llama):
+    options = replace(
+        options, model=str(shutil.copytree(options.model, tmp_path / "model")), limit=40, unlabelled=None
+    )
+    judged_options(options)
+    tiny_llama(tiny_tokenizers["qwen"], seed=1).save_pretrained(options.model)
+    with pytest.raises(ValueError, match="holds answers with other"):
+        judged_options(options)
 
 
 def test_limits_are_applied_once(options):
