@@ -7,7 +7,10 @@ from importlib.metadata import version
 
 
 # Minor releases of TRL that the tests ran with: from the first, up to but without the second.
-TRIED_TRL = ((1, 16), (1, 17))
+# The losses of 1.15 are Triton kernels: its tests ran in Triton's interpreter.
+TRIED_TRL = ((1, 15), (1, 17))
+# From this release on, TRL computes its losses without Triton where there is no GPU.
+TRL_ON_CPUS = (1, 16)
 
 _EXTRA_OF = {
     "trl": "train",
@@ -37,9 +40,18 @@ def with_advice(error: ImportError) -> ImportError:
 
 
 def warn_untried_trl() -> None:
-    """Warn where the installed TRL is one that the tests did not run with."""
+    """Warn where the installed TRL is one that the tests did not run with, or that cannot train on this machine."""
+    import torch
+
     installed, (first, end) = version("trl"), TRIED_TRL
-    if not first <= tuple(int(part) for part in installed.split(".")[:2]) < end:
+    release = tuple(int(part) for part in installed.split(".")[:2])
+    if release < TRL_ON_CPUS and not (torch.cuda.is_available() or torch.xpu.is_available()):
+        warnings.warn(
+            f"TRL {installed} computes its losses with Triton, which needs a GPU: to train on this machine, install "
+            f"TRL {TRL_ON_CPUS[0]}.{TRL_ON_CPUS[1]} or newer.",
+            stacklevel=2,
+        )
+    if not first <= release < end:
         warnings.warn(
             f"hf_calib was not tried with TRL {installed}, whose losses it overrides, but with TRL "
             f"from {first[0]}.{first[1]} and below {end[0]}.{end[1]}.",

@@ -139,12 +139,26 @@ for call in (["train", "--config", "x.yaml"], ["quickstart"]):
 
 @pytest.mark.parametrize(
     ("installed", "warns"),
-    [("1.14.2", True), ("1.15.0", True), ("1.16.3", False), ("1.17.0.dev0", True), ("2.0.0", True)],
+    [("1.14.2", True), ("1.15.0", False), ("1.16.3", False), ("1.17.0.dev0", True), ("2.0.0", True)],
 )
 def test_a_trl_that_was_not_tried_gives_a_warning(installed, warns, monkeypatch, recwarn):
     monkeypatch.setattr(extras, "version", lambda name: installed)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     extras.warn_untried_trl()
-    assert [str(w.message).split("with TRL")[-1] for w in recwarn] == [" from 1.16 and below 1.17."] * warns
+    assert [str(w.message).split("with TRL")[-1] for w in recwarn] == [" from 1.15 and below 1.17."] * warns
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "warns"), [("1.15.0", False, True), ("1.15.0", True, False), ("1.16.0", False, False)]
+)
+def test_a_trl_that_trains_on_gpus_alone_gives_a_warning_without_one(installed, gpu, warns, monkeypatch, recwarn):
+    monkeypatch.setattr(extras, "version", lambda name: installed)
+    for device in ("cuda", "xpu"):
+        monkeypatch.setattr(f"torch.{device}.is_available", lambda: gpu)
+    extras.warn_untried_trl()
+    assert [str(w.message).split(": ")[-1] for w in recwarn] == [
+        "to train on this machine, install TRL 1.16 or newer."
+    ] * warns
 
 
 # Layers
