@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ..inference.encoding import OPTION_COLUMNS
@@ -91,14 +94,22 @@ class MStepMixin(OptionTrainingMixin):
         if not path.exists():
             raise FileNotFoundError(f"{folder} has no {EM_TARGETS_NAME} with the targets of the last E-step.")
         self.fixed_targets = load_file(path, device=str(self.accelerator.device))
-        saved, expected = len(self.fixed_targets["options"]), len(self._mstep_num_options)
-        if saved != expected:
+        with safe_open(path, "pt") as file:
+            questions = (file.metadata() or {}).get("questions")
+        if questions != self._mstep_digest():
             raise ValueError(
-                f"{path} has the targets of {saved} questions, but EM-ECE acts on {expected}: resume with the data "
-                "and the em_holdout that the run began with."
+                f"{path} has the targets of other questions than those that EM-ECE acts on: resume with the data, the "
+                "prompt, em_holdout and em_fold that the run began with."
             )
 
     def _save_em_state(self, folder: Path) -> None:
         super()._save_em_state(folder)
         if self.fixed_targets:
-            save_file({kind: targets.cpu() for kind, targets in self.fixed_targets.items()}, folder / EM_TARGETS_NAME)
+            targets = {kind: targets.cpu() for kind, targets in self.fixed_targets.items()}
+            save_file(targets, folder / EM_TARGETS_NAME, {"questions": self._mstep_digest()})
+
+    def _mstep_digest(self) -> str:
+        """Digest of the tokens of the M-step's questions, in their order."""
+        ids = self._mstep_dataset.with_format("arrow")[:]["input_ids"].combine_chunks()
+        tokens, lengths = pc.list_flatten(ids).to_numpy(), pc.list_value_length(ids).to_numpy()
+        return hashlib.sha256(tokens.tobytes() + lengths.tobytes()).hexdigest()

@@ -151,9 +151,10 @@ def test_a_killed_run_resumes_to_the_same_weights(world_model, questions, tmp_pa
     # The map in the middle of the second epoch is the one of its beginning, not a new one.
     folder = tmp_path / "killed" / "checkpoint-12"
     assert json.loads((folder / "em_state.json").read_text())["last_estep"] == 1
-    with pytest.raises(ValueError, match="targets of 64 questions, but EM-ECE acts on 48"):
-        fewer = make_trainer(world_model, questions.select(range(60)), tmp_path / "killed", **settings)
-        fewer.train(resume_from_checkpoint=str(folder))
+    for given, changes in ((questions.select(range(60)), {}), (questions, {"em_fold": 1})):
+        other = make_trainer(world_model, given, tmp_path / "killed", **settings, **changes)
+        with pytest.raises(ValueError, match="targets of other questions than those that EM-ECE acts on"):
+            other.train(resume_from_checkpoint=str(folder))
     (folder / "em_targets.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="em_targets.safetensors"):
         make_trainer(world_model, questions, tmp_path / "killed", **settings).train(resume_from_checkpoint=str(folder))
