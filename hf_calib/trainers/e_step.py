@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..losses.em_calibrator import ESTIMATORS, EMCalibrator
 from ..losses.released_code import ReleasedCodeLoss
-from .last_checkpoint import last_checkpoint
+from .last_checkpoint import agreed_checkpoint
 
 
 EM_STATE_NAME = "em_state.json"
@@ -304,7 +304,7 @@ class EMTrainerMixin:
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = agreed_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir!r} to resume from.")
         if resume_from_checkpoint and self.calibrators:

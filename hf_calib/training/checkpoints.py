@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
-from ..trainers.last_checkpoint import last_checkpoint
+from ..trainers.last_checkpoint import agreed_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ def resume_point(resume_from_checkpoint: str | bool | None, output_dir: str) -> 
     """
     text = str(resume_from_checkpoint)  # on the command line the argument is text
     if text.lower() == "auto":
-        return last_checkpoint(output_dir)
+        return agreed_checkpoint(output_dir)
     if text.lower() == "true":
-        return last_checkpoint(output_dir) or True
+        return agreed_checkpoint(output_dir) or True
     if text.lower() in ("false", "none"):
         return None
     if not (Path(text) / TRAINER_STATE_NAME).is_file():

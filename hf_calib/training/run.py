@@ -17,8 +17,9 @@ from ..trainers.callbacks import CollapseCallback, divides_weights
 from ..trainers.closing_options import describe_closing
 from ..trainers.data import report_too_long
 from ..trainers.dpo_config import CalibratedDPOConfig
+from ..trainers.last_checkpoint import last_checkpoint
 from .arguments import TRAINERS, TrainArguments
-from .checkpoints import adapt_to_processes, check_disk_space, is_full_disk, last_checkpoint, resume_point
+from .checkpoints import adapt_to_processes, check_disk_space, is_full_disk, resume_point
 from .datasets import load_datasets
 from .distributed import Stopped
 from .hub_push import Publication, describe, prepare_push, published_questions, training_record

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from transformers import TrainerCallback
 from hf_calib import CalibratedSFTTrainer
 from hf_calib.cli.main import main
 from hf_calib.paths import recipe_path
-from hf_calib.training.checkpoints import checkpoint_bytes, last_checkpoint, resume_point
+from hf_calib.trainers import last_checkpoint as checkpoints
+from hf_calib.trainers.last_checkpoint import last_checkpoint
+from hf_calib.training.checkpoints import checkpoint_bytes, resume_point
 
 
 RECIPE = {
@@ -167,6 +170,13 @@ def test_what_to_resume_from(tmp_path):
     assert resume_point("true", tmp_path) == str(tmp_path / "checkpoint-20")
     with pytest.raises(FileNotFoundError, match="checkpoint-200.*'auto'"):
         resume_point(str(tmp_path / "checkpoint-200"), tmp_path)
+
+
+def test_all_processes_resume_from_what_the_main_one_finds(tmp_path, monkeypatch):
+    state = SimpleNamespace(is_main_process=False, num_processes=2)
+    monkeypatch.setattr(checkpoints, "process_state", lambda: state)
+    monkeypatch.setattr(checkpoints, "broadcast_object_list", lambda found: found.__setitem__(0, "main/checkpoint-7"))
+    assert resume_point("auto", tmp_path) == resume_point("true", tmp_path) == "main/checkpoint-7"
 
 
 # Under `accelerate launch`
