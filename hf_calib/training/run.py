@@ -11,6 +11,7 @@ from transformers.utils import find_adapter_config_file
 from trl import DPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from ..evaluation.tables import check_output_dir
+from ..hub.model_folder import ADAPTER
 from ..inference.model_loading import check_model_name, merge_command
 from ..inference.predict import PredictionOptions, predict_options
 from ..trainers.callbacks import CollapseCallback, divides_weights
@@ -63,7 +64,7 @@ def build_trainer(
     if not all(missing.values()):
         raise ValueError("\n".join(text for text, value in missing.items() if not value))
     _check_bitsandbytes(training_args, model_args)
-    check_output_dir(training_args.output_dir)
+    refuse_other_kind(check_output_dir(training_args.output_dir), adapter=model_args.use_peft)
     training_args.resume_from_checkpoint = resume_point(training_args.resume_from_checkpoint, training_args.output_dir)
     prepare_push(training_args, model_args)
     tokenizer = _load_tokenizer(training_args, model_args)
@@ -146,6 +147,19 @@ def refuse_adapter(model: str, revision: str) -> None:
         )
 
 
+def refuse_other_kind(folder: Path, adapter: bool) -> None:
+    """Raise a `ValueError` if an adapter would be saved beside a whole model, or the reverse: it hides the model."""
+    whole = next(folder.glob("model*.safetensors"), None)
+    if adapter and whole is not None:
+        raise ValueError(
+            f"output_dir {folder} holds a whole model ({whole.name}), and an adapter is trained: choose another."
+        )
+    if not adapter and (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"output_dir {folder} holds an adapter ({ADAPTER}), and a whole model is trained: choose another."
+        )
+
+
 def train_and_save(trainer: Trainer) -> None:
     """Train, save model and state with the record, and predict the held-out questions."""
     _train(trainer)
@@ -204,9 +218,11 @@ def _train(trainer: Trainer) -> None:
 def _predict_held_out(trainer: Trainer) -> None:
     """Save the trained model's predictions on the held-out questions in `held_out/`, for `hf-calib calibrate`."""
     args, questions = trainer.args, getattr(trainer, "held_out_questions", None)
-    if questions is None or divides_weights(trainer):
-        return
     folder = Path(args.output_dir) / "held_out"
+    if questions is None or divides_weights(trainer):
+        if trainer.is_world_process_zero():
+            (folder / "predictions.npz").unlink(missing_ok=True)  # of an earlier run, and so of another model
+        return
     predictions = predict_options(
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.processing_class,

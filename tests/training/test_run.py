@@ -3,6 +3,7 @@
 import json
 import pickle
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hf_calib.evaluation.diagnose import repair_command
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.measures.preference_collapse import MEANINGS
 from hf_calib.paths import recipe_path
+from hf_calib.training import run
 from hf_calib.training.arguments import RecipeDPOConfig, TrainArguments
 from hf_calib.training.datasets import DataSources
 
@@ -49,6 +51,25 @@ def test_a_recipe_trains_and_evaluates_pairs_and_options(call, tmp_path, capsys)
     measured = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert measured["eval_pair_n"] == 20 and measured["eval_option_n"] == 20
     assert {"eval_pair_ece", "eval_pair_tce", "eval_option_ece"} <= measured.keys()
+
+
+def test_what_an_earlier_run_left(tmp_path):
+    """Its predictions of held-out questions go; a model of another kind beside it would hide it."""
+    trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path)), is_world_process_zero=lambda: True)
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out" / "predictions.npz").touch()
+    run._predict_held_out(trainer)
+    assert not list((tmp_path / "held_out").iterdir())
+
+    for adapter in (False, True):
+        run.refuse_other_kind(tmp_path, adapter)
+    (tmp_path / "adapter_config.json").touch()
+    run.refuse_other_kind(tmp_path, adapter=True)
+    with pytest.raises(ValueError, match="holds an adapter .* and a whole model is trained"):
+        run.refuse_other_kind(tmp_path, adapter=False)
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(ValueError, match="holds a whole model .* and an adapter is trained"):
+        run.refuse_other_kind(tmp_path, adapter=True)
 
 
 def test_a_recipe_pretrains_on_texts(world, world_model, start, tmp_path):
