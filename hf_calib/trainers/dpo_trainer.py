@@ -68,7 +68,7 @@ class CalibratedDPOTrainer(MStepMixin, DPOTrainer):
             Reference; see [`~trl.DPOTrainer`].
         args ([`CalibratedDPOConfig`], *optional*):
             Configuration.
-        train_dataset ([`~datasets.Dataset`]):
+        train_dataset ([`~datasets.Dataset`], or with `lambda_pref=0` [`~datasets.IterableDataset`]):
             Preference pairs in any format of [`~trl.DPOTrainer`], optionally with a column `preference_probability`.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Pairs to evaluate on.
@@ -123,7 +123,7 @@ class CalibratedDPOTrainer(MStepMixin, DPOTrainer):
             args = CalibratedDPOConfig(f"{name.split('/')[-1]}-calibrated-dpo")
         if args.lambda_pref and not isinstance(train_dataset, Dataset):
             raise TypeError(
-                f"train_dataset must be a datasets.Dataset for lambda_pref > 0, got {type(train_dataset).__name__}."
+                f"train_dataset is a {type(train_dataset).__name__}: give a datasets.Dataset, or set lambda_pref=0."
             )
         if args.lambda_options and option_dataset is None:
             raise ValueError(
