@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.answers import warn_or_raise_without_zero
 from ..inference.predictions import OptionPredictions
 from .answer_token import answer_position, likeliest_tokens, option_names, option_scores
 from .collect import UNKNOWN, Question, collect
@@ -49,6 +50,7 @@ def read(source: Source, options: ReadOptions, labels: GoldLabels | None = None)
         `ValueError`: a request failed, has no log-probabilities, or the number of options is not known.
     """
     none, models, given = 0, set(), options.written_options
+    numbers: list[tuple[int, int]] = []  # labels that are numbers, with the number of options
 
     def question(row: dict[str, Any]) -> Question:
         nonlocal none
@@ -65,9 +67,14 @@ def read(source: Source, options: ReadOptions, labels: GoldLabels | None = None)
         scores = option_scores(likeliest_tokens(found[place]), names)
         none += len(set(scores)) == 1
         label = next((row[key] for key in ("label", "answer", "gold", "target") if key in row), None)
+        if labels is None and str(label).strip().isdecimal():
+            numbers.append((int(label), len(names)))
         return Question(name, scores, to_index(label, len(names), options.answers_from))
 
     predictions = collect(source, options, question, option_normalization="sum", letters=True)
+    if options.answers_from is None and numbers and all(number for number, _ in numbers):
+        reaches_last = any(number == count for number, count in numbers)  # left out with drop_invalid
+        warn_or_raise_without_zero(reaches_last, len(numbers), "label", str(source.path))
     if len(models) == 1 and None not in models:
         predictions.metadata["model"] = models.pop()
     if none:

@@ -233,6 +233,14 @@ def test_faulty_lines(tmp_path, labels, change, message):
     assert predictions.ids.tolist() == ["q-1", "q-3"] and predictions.metadata["left_out"] == 1
 
 
+def test_labels_in_the_rows_that_count_from_one(tmp_path):
+    place = position("A", A=0.6, B=0.3)
+    rows = [{**batch(str(number), place), "label": number} for number in (1, 2, 4)]
+    with pytest.raises(ValueError, match="no answer is 0 and some equal the number of options"):
+        read(tmp_path, rows, num_options=4, drop_invalid=True)
+    assert read(tmp_path, rows, num_options=4, answers_from=1).labels.tolist() == [0, 1, 3]
+
+
 def test_labels_are_joined_by_id(tmp_path):
     with pytest.raises(ValueError, match="completions hold no right options: give --labels FILE"):
         read(tmp_path, ROWS, num_options=4)
