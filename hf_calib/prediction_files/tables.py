@@ -262,17 +262,29 @@ def _parquet(source: Source, names: Sequence[str]) -> dict[str, Column]:
 
 def _npz(source: Source, names: Sequence[str]) -> dict[str, Column]:
     with np.load(source.path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in names}
+        return _of_one_length(source, {name: arrays[name] for name in names})
 
 
 def _json(source: Source, names: Sequence[str]) -> dict[str, Column]:
     if source.kind == "json" and isinstance(source.content, dict):
-        columns = {name: source.content[name] for name in names if isinstance(source.content[name], list)}
-        if columns and len({len(values) for values in columns.values()}) == 1:
-            return columns
+        given = {name: source.content[name] for name in names}
+        lists = {name: values for name, values in given.items() if isinstance(values, list)}
+        nested = any(values and isinstance(values[0], list) for values in lists.values())
+        if lists and (nested or len(lists) == len(given)):  # else it is one row
+            size = len(next(iter(_of_one_length(source, lists).values())))
+            return {name: lists.get(name, [value] * size) for name, value in given.items()}  # one value for all rows
     columns: dict[str, list] = {name: [] for name in names}
     appends = [(name, columns[name].append) for name in names]
     for _, row in source.rows():
         for name, append in appends:
             append(row.get(name))
+    return columns
+
+
+def _of_one_length(source: Source, columns: dict[str, Column]) -> dict[str, Column]:
+    """Return the columns; raises a `ValueError` if they differ in length."""
+    lengths = {name: len(column) if getattr(column, "ndim", 1) else 0 for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"{source.path}: the columns have different numbers of rows: {shown}")
     return columns

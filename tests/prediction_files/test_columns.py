@@ -124,6 +124,23 @@ def test_objects_with_numbered_options(tmp_path):
         read_predictions(write(rows, tmp_path / "gap.jsonl"))
 
 
+def test_json_of_columns_with_one_value_for_all_rows(tmp_path):
+    path, columns = tmp_path / "file.json", {"probabilities": [[0.7, 0.3], [0.2, 0.8]], "label": [0, 1], "group": "x"}
+    path.write_text(json.dumps(columns, indent=1))
+    assert read_predictions(path).subjects.tolist() == ["x", "x"]
+    path.write_text(json.dumps({"probabilities": [0.7, 0.3], "label": 1}, indent=1))  # one row
+    assert read_predictions(path).labels.tolist() == [1]
+
+
+def test_columns_of_different_lengths(tmp_path):
+    columns = {"probabilities": [[0.7, 0.3], [0.2, 0.8]], "label": [0]}
+    (tmp_path / "file.json").write_text(json.dumps(columns, indent=1))
+    np.savez(tmp_path / "file.npz", **columns)
+    for name in ("file.json", "file.npz"):
+        with pytest.raises(ValueError, match=f"{name}: the columns have different numbers of rows: .*label 1"):
+            read_predictions(tmp_path / name)
+
+
 def test_a_number_tells_no_option_of_named_ones(tmp_path):
     rows = pd.DataFrame({"probabilities": 2 * [{"sure": 0.7, "not": 0.3}], "label": [0, 1]})
     with pytest.raises(ValueError, match="which of the options not, sure it means"):
