@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_calib import (
     OptionPredictions,
+    PromptFormat,
     ServedModel,
     ServedOptions,
     calibration_report,
@@ -90,7 +91,9 @@ def main() -> None:
     files = {
         Path(name).stem: load_questions(name, limit=args.limit, seed=0, drop_invalid=True) for name in args.questions
     }
-    local = {name: predict_options(model, tokenizer, each, progress=False) for name, each in files.items()}
+    # servers begin the assistant's turn themselves
+    in_one_turn = {"prompt_format": PromptFormat(prompt_template="{question}\n{options}\nAnswer:"), "progress": False}
+    local = {name: predict_options(model, tokenizer, each, **in_one_turn) for name, each in files.items()}
     print(
         "transformers / llama.cpp: file | weights | prompt | log-likelihood, mean / largest difference | "
         "probability | same answer | accuracy | confidence | conf-ECE | NLL | option mass"
@@ -103,7 +106,7 @@ def main() -> None:
                 served = ServedModel(url, "model", ServedOptions(concurrency=2))
                 for name, questions in files.items():
                     for prompt, given in (("chat", None), ("token ids", tokenizer)):
-                        found = predict_served_options(served, questions, given, progress=False)
+                        found = predict_served_options(served, questions, given, **in_one_turn)
                         print(f"{name} | {weights} | {prompt} | {compared(local[name], found)}", flush=True)
 
 

@@ -75,11 +75,14 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         from accelerate import PartialState
 
         from ..evaluation.details import details_sentences
+        from ..evaluation.option_mass import mean_option_mass, small_mass_sentence
 
         predictions = args.predict(model, tokenizer, questions, output_dir / "predictions.npz")
         if not PartialState().is_main_process:
             return
         described = {"model": args.model, **EvaluationProtocol.of(args).statement(predictions, tokenizer)}
+        if (mass := mean_option_mass(predictions)) is not None:
+            described["option_mass"] = mass
         served = predictions.metadata.get("served", {})
         described |= {f"served/{name}": value for name, value in served.items() if name not in HIDDEN}
         options = {**args.measuring, "critical_accuracy": args.critical_accuracy, "alpha": args.alpha, "details": True}
@@ -93,6 +96,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             print_groups(results)
         if served:
             print(*served_summary(predictions), sep="\n")
+        elif sentence := small_mass_sentence(predictions):
+            print(sentence)
         for sentence in details_sentences(results):
             print(sentence)
         print(f"{results['regime']}: {results['explanation']}")

@@ -211,9 +211,10 @@ def pairs_from_questions(
         wrong = [k for k in range(len(choices)) if k != row["answer"]]
         sides = {"chosen": row["answer"], "rejected": wrong[generator.integers(len(wrong))]}
         if conversational:
-            texts = prompt_format.candidates(choices)
+            messages, begun = prompt_format.turns(question, choices, subject)
+            texts = [" ".join(filter(None, (begun.rstrip(), text))) for text in prompt_format.candidates(choices)]
             completions = {side: [{"role": "assistant", "content": texts[k]}] for side, k in sides.items()}
-            return {"id": row["id"], "prompt": prompt_format.messages(question, choices, subject), **completions}
+            return {"id": row["id"], "prompt": messages, **completions}
         prompt, texts, _ = prompt_format.render(tokenizer, question, choices, subject)
         return {"id": row["id"], "prompt": prompt, **{side: texts[k] for side, k in sides.items()}}
 

@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 MAX_OPTIONS = len(string.ascii_uppercase)  # options are lettered
 
-DEFAULT_TEMPLATES = {"letter": "{question}\n{options}\nAnswer:", "text": "{question}"}
+DEFAULT_TEMPLATES = {"letter": "{question}\n{options}\n{assistant}Answer:", "text": "{question}"}
 ANSWER_TEMPLATE = (
     "Answer with one word or a short phrase, not with a sentence.\n\nQuestion: {question}\nAnswer:"  # in free text
 )
-FIELDS = ("question", "options", "subject")
+FIELDS = ("question", "options", "subject", "assistant")
 
 # A text whose tokens tell one tokenizer from another.
 _SAMPLE = "Which of these is right, 1 or 23?\nA. the first\nB. the second\nAnswer: A"
 # A placeholder for the answer, to find what a chat template writes around it.
 _PROBE = "0answer0"
+# The place of `{assistant}` while a template is filled in.
+_TURN = "\0assistant\0"
 # How models open and close the block in which they think before they answer.
 THINKING = {
     "<think>": "</think>",
@@ -45,8 +47,10 @@ class PromptFormat:
             `"letter"`: the prompt lists the options, and the candidates are their letters. `"text"`: the candidates
             are the texts of the options, which the prompt only lists if its template contains `{options}`.
         prompt_template (`str`, *optional*):
-            `str.format` template of the fields `{question}`, `{options}` (lines like `A. text`) and `{subject}`.
-            Defaults to `"{question}\\n{options}\\nAnswer:"` for letters and to `"{question}"` for texts.
+            `str.format` template of the fields `{question}`, `{options}` (lines like `A. text`) and `{subject}`. In a
+            chat, what follows `{assistant}` begins the assistant's turn, so that the model goes on with the answer and
+            not with an explanation; without a chat template `{assistant}` is empty. Defaults to
+            `"{question}\\n{options}\\n{assistant}Answer:"` for letters and to `"{question}"` for texts.
         use_chat_template (`bool`, *optional*):
             Whether the prompt is a user's turn in the tokenizer's chat template. Defaults to whether the tokenizer has
             a chat template.
@@ -81,16 +85,18 @@ class PromptFormat:
         if self.scoring not in DEFAULT_TEMPLATES:
             raise ValueError(f"scoring={self.scoring!r}; choose 'letter' or 'text'")
         try:
-            used = {name for _, name, _, _ in string.Formatter().parse(self._template) if name is not None}
+            used = [name for _, name, _, _ in string.Formatter().parse(self._template) if name is not None]
         except ValueError as error:
             raise ValueError(
                 f"prompt_template {self.prompt_template!r}: {error}; write {{{{ and }}}} for braces"
             ) from None
-        if unknown := sorted(used.difference(FIELDS)):
+        if unknown := sorted(set(used).difference(FIELDS)):
             raise ValueError(
                 f"prompt_template {self.prompt_template!r} has the unknown field {{{unknown[0]}}}; "
                 f"use {', '.join(f'{{{name}}}' for name in FIELDS)}, and {{{{ and }}}} for braces"
             )
+        if used.count("assistant") > 1:
+            raise ValueError(f"prompt_template {self.prompt_template!r} has {{assistant}} more than once")
         for needed in ("question", "options") if self.scoring == "letter" else ("question",):
             if needed not in used:
                 raise ValueError(
@@ -161,21 +167,46 @@ class PromptFormat:
             and answer; and the end of an answer (the end of the assistant's turn, or the EOS token).
         """
         if self.uses_chat_template(tokenizer):
-            prompt, lead, suffix = self._chat(tokenizer, self.messages(question, choices, subject))
+            messages, begun = self.turns(question, choices, subject)
+            prompt, lead, suffix = self._chat(tokenizer, messages)
+            if begun:
+                prompt, lead = prompt + begun, _space_after(begun)
         else:
             prompt = self.plain(question, choices, subject)
-            lead, suffix = "" if prompt[-1:].isspace() else " ", tokenizer.eos_token or ""
+            lead, suffix = _space_after(prompt), tokenizer.eos_token or ""
         return prompt, [lead + candidate for candidate in self.candidates(choices)], suffix
 
+    def turns(self, question: str, choices: list[str], subject: str | None = None) -> tuple[list[dict[str, str]], str]:
+        """
+        Write a question as messages and the beginning of the assistant's turn.
+
+        Args:
+            question (`str`), choices (`list[str]`), subject (`str`, *optional*):
+                As in [`PromptFormat.render`].
+
+        Returns:
+            `tuple[list[dict[str, str]], str]`: the messages up to the user's, and what follows `{assistant}`, which is
+            empty if the template does not have it.
+        """
+        content, marker, begun = self._content(question, choices, subject).partition(_TURN)
+        return self._messages(content.rstrip() if marker else content), begun
+
     def messages(self, question: str, choices: list[str], subject: str | None = None) -> list[dict[str, str]]:
-        """Write a question as messages, up to the answer; arguments as in [`PromptFormat.render`]."""
-        messages = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-        return [*messages, {"role": "user", "content": self._content(question, choices, subject)}]
+        """
+        Write a question as messages, all of it in the user's turn.
+
+        For a server that begins the assistant's turn itself; arguments as in [`PromptFormat.render`].
+        """
+        return self._messages(self._content(question, choices, subject).replace(_TURN, ""))
 
     def plain(self, question: str, choices: list[str], subject: str | None = None) -> str:
         """Write a question as a text without chat markup; arguments as in [`PromptFormat.render`]."""
-        prompt = self._content(question, choices, subject)
+        prompt = self._content(question, choices, subject).replace(_TURN, "")
         return prompt if self.system_prompt is None else f"{self.system_prompt}\n\n{prompt}"
+
+    def _messages(self, content: str) -> list[dict[str, str]]:
+        messages = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        return [*messages, {"role": "user", "content": content}]
 
     def _content(self, question: str, choices: list[str], subject: str | None) -> str:
         if subject is None and "{subject" in self._template:
@@ -186,7 +217,7 @@ class PromptFormat:
             f"{letter}. {text}"
             for letter, text in zip(self.letters(len(choices)) if choices else [], choices, strict=True)
         )
-        return self._template.format(question=question, options=options, subject=subject)
+        return self._template.format(question=question, options=options, subject=subject, assistant=_TURN)
 
     def _chat(self, tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> tuple[str, str, str]:
         """Apply the chat template: the prompt, the space before the answer, and the text that follows the answer."""
@@ -213,6 +244,11 @@ class PromptFormat:
         if closed != prompt and _PROBE in answered:
             suffix = answered.rpartition(_PROBE)[2]
         return closed, lead, suffix
+
+
+def _space_after(prompt: str) -> str:
+    """The space between a prompt and its answer."""
+    return "" if prompt[-1:].isspace() else " "
 
 
 def apply_chat_template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options) -> str:
@@ -311,7 +347,11 @@ class PromptArguments:
         metadata={"help": "'sum' or 'mean' of an option's token log-likelihoods.", "choices": ["sum", "mean"]},
     )
     prompt_template: str | None = field(
-        default=None, metadata={"help": "Template with the fields {question}, {options}, {subject}."}
+        default=None,
+        metadata={
+            "help": "Template with the fields {question}, {options}, {subject}; in a chat, what follows {assistant} "
+            "begins the answer."
+        },
     )
     use_chat_template: bool | None = field(
         default=None, metadata={"help": "Put questions through the chat template (default: if there is one)."}

@@ -13,6 +13,7 @@ import torch
 
 from ..evaluation.alignment_report import ALIGNED, ALIGNMENT, REFERENCE, AlignmentReport
 from ..evaluation.compare import compare_calibrators
+from ..evaluation.option_mass import small_mass_sentence
 from ..evaluation.tables import check_output_dir, write_json
 from ..hub.publish import TRAINING_RECORD, Contents, Evaluation, write_publication
 from ..inference.model_loading import process_state
@@ -84,6 +85,9 @@ def _restore(work: RestoreWork) -> list[dict[str, Any]]:
     work.record.run("data", work.inputs(), lambda resume: _write_data(work), [work.folder / "data" / LABELS])
     _set_scoring(work)
     aligned = _evaluate(work, "aligned", work.options.model)
+    if sentence := small_mass_sentence(aligned["labels"]):
+        work.questions.notes.append(sentence)
+        work.print(sentence)
     reference = _evaluate(work, "reference", work.options.reference) if work.options.reference else {}
     # True probabilities, where the questions have them, decide the regime.
     decides = {} if aligned["labels"].target_probabilities is not None else reference

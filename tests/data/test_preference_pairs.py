@@ -104,10 +104,14 @@ def test_dpo_tokenises_pairs_to_the_scored_tokens(kind, scoring, tiny_tokenizers
         for token, k in zip(scored["option_tokens"], scored["option_index"], strict=True):
             options[k].append(token)
         context = scored["input_ids"][: scored["option_positions"][0] + 1]
-        assert read["prompt_ids"] == context
-        assert read["chosen_ids"] == options[row["answer"]] + ending
-        wrong = [option + ending for k, option in enumerate(options) if k != row["answer"]]
-        assert read["rejected_ids"] in wrong
+        _, begun = prompt_format.turns(row["question"], row["choices"])
+        begins = tokenizer(begun, add_special_tokens=False)["input_ids"] if kind == "qwen" else []
+        assert bool(begins) == (kind == "qwen" and scoring == "letter")  # of the assistant's turn
+        assert read["prompt_ids"] == context[: len(context) - len(begins)]
+        assert context[len(context) - len(begins) :] == begins
+        answers = [begins + option + ending for option in options]
+        assert read["chosen_ids"] == answers.pop(row["answer"])
+        assert read["rejected_ids"] in answers
 
 
 def test_chosen_letters_are_balanced(tiny_tokenizers):

@@ -134,6 +134,26 @@ def test_custom_templates(tiny_tokenizers):
 
 
 @pytest.mark.parametrize(
+    ("template", "content", "begun", "candidate"),
+    [
+        ("{question}\n{options}\n{assistant}Answer:", "Ice {assistant}is\nA. hot\nB. cold", "Answer:", " A"),
+        ("{question} {options}{assistant}About {subject}: ", "Ice {assistant}is A. hot\nB. cold", "About ice: ", "A"),
+        ("{question} {options}\n{assistant}", "Ice {assistant}is A. hot\nB. cold", "", "A"),
+        ("{question} {options} {{assistant}}", "Ice {assistant}is A. hot\nB. cold {assistant}", "", "A"),
+    ],
+)
+def test_what_begins_the_assistants_turn(tiny_tokenizers, template, content, begun, candidate):
+    prompt_format, question = PromptFormat(prompt_template=template), ("Ice {assistant}is", ["hot", "cold"], "ice")
+    assert prompt_format.turns(*question) == ([{"role": "user", "content": content}], begun)
+    prompt, candidates, _ = prompt_format.render(tiny_tokenizers["qwen"], *question)
+    assert prompt == f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n{begun}"
+    assert candidates[0] == candidate
+    plain = prompt_format.plain(*question)
+    assert plain.startswith(content) and plain.endswith(begun) and "\0" not in plain
+    assert prompt_format.messages(*question) == [{"role": "user", "content": plain}]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"prompt_template": "{question} {choices} {options}"}, "unknown field {choices}"),
@@ -141,6 +161,7 @@ def test_custom_templates(tiny_tokenizers):
         ({"prompt_template": "{question} {"}, "write {{ and }} for braces"),
         ({"prompt_template": "{question}"}, "lacks {options}"),
         ({"prompt_template": "{options}", "scoring": "text"}, "lacks {question}"),
+        ({"prompt_template": "{question} {options} {assistant}A {assistant}"}, "{assistant} more than once"),
         ({"scoring": "letters"}, "choose 'letter' or 'text'"),
     ],
 )
@@ -153,14 +174,15 @@ def test_invalid_formats_raise(arguments, message):
 
 def test_real_chat_template(smollm2_tokenizer):
     prompt, candidates, suffix = PromptFormat().render(smollm2_tokenizer, "Ice is", ["hot", "cold"])
-    assert prompt.startswith("<|im_start|>system") and prompt.endswith("<|im_start|>assistant\n")
-    assert candidates == ["A", "B"] and suffix == "<|im_end|>\n"
+    assert prompt.startswith("<|im_start|>system")
+    assert prompt.endswith("\nA. hot\nB. cold<|im_end|>\n<|im_start|>assistant\nAnswer:")
+    assert candidates == [" A", " B"] and suffix == "<|im_end|>\n"
 
 
 def test_the_digest_tells_formats_and_tokenizers_apart(tiny_tokenizers):
     qwen, gpt2 = tiny_tokenizers["qwen"], tiny_tokenizers["gpt2"]
     digest = PromptFormat().digest(qwen)
-    written_out = PromptFormat("letter", "{question}\n{options}\nAnswer:", use_chat_template=True)
+    written_out = PromptFormat("letter", "{question}\n{options}\n{assistant}Answer:", use_chat_template=True)
     assert written_out.digest(qwen) == digest
     others = [PromptFormat("text"), PromptFormat(use_chat_template=False), PromptFormat(system_prompt="Be brief.")]
     digests = {digest, PromptFormat().digest(gpt2), *(other.digest(qwen) for other in others)}

@@ -17,6 +17,7 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_calib.data.prompts import PromptFormat
 from hf_calib.inference.predict import predict_options
 from hf_calib.served.client import RequestSampling, ServedModel, ServedOptions
 from hf_calib.served.errors import EndpointError
@@ -99,9 +100,11 @@ def test_figures_are_those_of_transformers_within_quantisation(served, gguf, que
     source = {"gguf_file": GGUF}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-    here = predict_options(model, tokenizer, questions, progress=False)
-    finite = np.isfinite(here.option_logits)
-    for given in (None, tokenizer):
+    # the server begins the assistant's turn itself, so all of a chat's prompt is in the user's
+    in_one_turn = PromptFormat(prompt_template="{question}\n{options}\nAnswer:")
+    for given, prompt_format in ((None, in_one_turn), (tokenizer, PromptFormat())):
+        here = predict_options(model, tokenizer, questions, prompt_format=prompt_format, progress=False)
+        finite = np.isfinite(here.option_logits)
         there = predict_served_options(served, questions, given, progress=False)
         assert (np.isfinite(there.option_logits) == finite).all()
         # llama.cpp computes with 8-bit activations
