@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MAX_OPTIONS = len(string.ascii_uppercase)  # options are lettered
 
 DEFAULT_TEMPLATES = {"letter": "{question}\n{options}\n{assistant}Answer:", "text": "{question}"}
+# Instead of the first, where a server begins the assistant's turn: without the last line models mostly explain.
+ONE_TURN_TEMPLATE = "{question}\n{options}\nAnswer with one letter:"
 ANSWER_TEMPLATE = (
     "Answer with one word or a short phrase, not with a sentence.\n\nQuestion: {question}\nAnswer:"  # in free text
 )
@@ -193,10 +195,13 @@ class PromptFormat:
 
     def messages(self, question: str, choices: list[str], subject: str | None = None) -> list[dict[str, str]]:
         """
-        Write a question as messages, all of it in the user's turn.
+        Write a question as messages, all of it in the user's turn, for a server that begins the assistant's itself.
 
-        For a server that begins the assistant's turn itself; arguments as in [`PromptFormat.render`].
+        The default template of letters then ends with `Answer with one letter:`. Arguments as in
+        [`PromptFormat.render`].
         """
+        if self._template == DEFAULT_TEMPLATES["letter"]:
+            return replace(self, prompt_template=ONE_TURN_TEMPLATE).messages(question, choices, subject)
         return self._messages(self._content(question, choices, subject).replace(_TURN, ""))
 
     def plain(self, question: str, choices: list[str], subject: str | None = None) -> str:

@@ -150,7 +150,8 @@ def test_what_begins_the_assistants_turn(tiny_tokenizers, template, content, beg
     assert candidates[0] == candidate
     plain = prompt_format.plain(*question)
     assert plain.startswith(content) and plain.endswith(begun) and "\0" not in plain
-    assert prompt_format.messages(*question) == [{"role": "user", "content": plain}]
+    in_one_turn = content + "\nAnswer with one letter:" if template == PromptFormat()._template else plain
+    assert prompt_format.messages(*question) == [{"role": "user", "content": in_one_turn}]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_calib.data.prompts import PromptFormat
+from hf_calib.data.prompts import ONE_TURN_TEMPLATE, PromptFormat
 from hf_calib.inference.predict import predict_options
 from hf_calib.served.client import RequestSampling, ServedModel, ServedOptions
 from hf_calib.served.errors import EndpointError
@@ -101,7 +101,7 @@ def test_figures_are_those_of_transformers_within_quantisation(served, gguf, que
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     # the server begins the assistant's turn itself, so all of a chat's prompt is in the user's
-    in_one_turn = PromptFormat(prompt_template="{question}\n{options}\nAnswer:")
+    in_one_turn = PromptFormat(prompt_template=ONE_TURN_TEMPLATE)
     for given, prompt_format in ((None, in_one_turn), (tokenizer, PromptFormat())):
         here = predict_options(model, tokenizer, questions, prompt_format=prompt_format, progress=False)
         finite = np.isfinite(here.option_logits)

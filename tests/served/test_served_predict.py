@@ -9,7 +9,7 @@ import pytest
 import torch
 from samples import make_questions
 
-from hf_calib.data.prompts import PromptFormat
+from hf_calib.data.prompts import ONE_TURN_TEMPLATE, PromptFormat
 from hf_calib.inference.predictions import OptionPredictions
 from hf_calib.served.client import ServedModel, ServedOptions
 from hf_calib.served.errors import EndpointError
@@ -44,7 +44,7 @@ def test_figures_are_those_of_transformers(kind, server, questions, tiny_model, 
     given = tokenizer if kind == "token ids" else None
     predictions = predict(server, questions, given, prompt_format=prompt_format)
     if kind == "chat":  # the server begins the assistant's turn itself
-        prompt_format = replace(prompt_format, prompt_template="{question}\n{options}\nAnswer:")
+        prompt_format = replace(prompt_format, prompt_template=ONE_TURN_TEMPLATE)
     expected = letter_masses(tiny_model, tokenizer, questions, prompt_format)
     for row, masses in zip(predictions.option_logits, expected, strict=True):
         np.testing.assert_allclose(np.exp(row[np.isfinite(row)]), masses, rtol=1e-4)
