@@ -38,7 +38,7 @@ from ..inference.packing import single_options
 from ..inference.predict import context_length
 from ..losses.em_ece_loss import em_ece_loss
 from ..posthoc.teacher import AlignedMap, blend
-from .last_checkpoint import last_checkpoint
+from .last_checkpoint import agreed_checkpoint
 from .reference import REFERENCE_COLUMN
 from .text_anchor import anchor_texts
 
@@ -279,7 +279,7 @@ class ClosingStepMixin:
             "train_sampling_strategy": "random",  # by length, questions and texts would take turns
             "learning_rate": self._closing_options.learning_rate or min(args.learning_rate, MOST_LEARNING_RATE),
         }
-        kept, checkpoint = {name: getattr(args, name) for name in changes}, last_checkpoint(self._closing_dir)
+        kept, checkpoint = {name: getattr(args, name) for name in changes}, agreed_checkpoint(self._closing_dir)
         for name, value in changes.items():
             setattr(args, name, value)
         self.train_dataset, self.optimizer, self.lr_scheduler, self._closing = rows, None, None, True
