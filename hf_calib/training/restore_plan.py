@@ -18,8 +18,8 @@ from .restore_data import LEAST_LABELS, LEAST_TEST, RestoreQuestions
 PROBE = 24  # questions that are timed
 # A training step of a question, in evaluations of it. On CPUs, adapters on every layer cost as much as the layers.
 PASSES_OF_A_STEP = {"full": 3, "lora": 4, "lora on CPUs": 8}
-# Steps of the closing step: this share of those of the training, and for full fine-tuning at least this number.
-CLOSING_SHARE, CLOSING_STEPS = 0.5, 150
+# Steps of the closing step: this share of those of the training, and at least these numbers.
+CLOSING_SHARE, CLOSING_STEPS = 0.5, {"full": 150, "lora": 20}
 TEXT_PASSES = 300  # the sampled texts of the alignment report, for each model, in evaluations of a question
 SECONDS_OF_THE_REST = 20.0  # loading, saving, cross-validation, figures
 SCORING_QUESTIONS = 200  # labels on which the two kinds of scoring are compared

@@ -120,7 +120,7 @@ def full_plan(
         **numbers,
         epochs=epochs or default_epochs(numbers["labels"], kind),
         passes_of_a_step=PASSES_OF_A_STEP[step],
-        least_closing=CLOSING_STEPS * BATCH[kind] if small else 0,
+        least_closing=CLOSING_STEPS[kind] * BATCH[kind],
         has_reference=options.reference is not None,
         **measured,
     )
@@ -175,10 +175,9 @@ def default_recipe(num_parameters: int, kind: str, plan: Plan, single_tokens: bo
 
 
 def closing_options(kind: str, steps: int) -> dict[str, Any]:
-    """Options of the closing step after a training of so many steps. That of a small model costs little."""
-    if kind == "lora":
-        return {"steps": CLOSING_SHARE}
-    return {"steps": max(CLOSING_SHARE, round(CLOSING_STEPS / steps, 2)), "learning_rate": 5e-4}
+    """Options of the closing step after a training of so many steps."""
+    options = {"steps": max(CLOSING_SHARE, round(CLOSING_STEPS[kind] / steps, 2))}
+    return options if kind == "lora" else {**options, "learning_rate": 5e-4}
 
 
 def num_held_out(labels: int) -> int:

@@ -150,7 +150,7 @@ def test_the_plan_counts_what_was_spent():
 
 
 def test_restore_takes_them(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", 1)
+    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", {"full": 1, "lora": 1})
     stages = run_restore(replace(options, unlabelled=None))
     assert {stage["stage"] for stage in stages} >= {"aligned", "restored"}
     assert all(0 < stage["ece"] < 1 for stage in stages)
@@ -158,7 +158,7 @@ def test_restore_takes_them(options, tmp_path, monkeypatch):
 
 
 def test_restore_with_a_test_set_of_wrong_answers_alone(options, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", 1)
+    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", {"full": 1, "lora": 1})
     (tmp_path / "wrong.jsonl").write_text(
         "\n".join(json.dumps({"question": f"{i}", "answer": "x y"}) for i in range(30))
     )

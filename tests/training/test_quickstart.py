@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         patch.setattr(quickstart, "NUM_STATEMENTS", 2048)
         patch.setattr(quickstart, "NUM_PAIRS", 128)
         patch.setattr(quickstart, "NUM_TRAIN_QUESTIONS", 100)
-        patch.setattr(restore_recipe, "CLOSING_STEPS", 1)
+        patch.setattr(restore_recipe, "CLOSING_STEPS", {"full": 1, "lora": 1})
         quickstart.run_quickstart(folder, num_test_questions=100)
         before = {path: path.stat().st_mtime_ns for path in folder.glob("**/model.safetensors")}
         quickstart.run_quickstart(folder, num_test_questions=100)

@@ -26,7 +26,7 @@ from hf_calib.training.restore_data import load_restore_questions
 from hf_calib.training.restore_method import choose_objective
 from hf_calib.training.restore_options import RestoreOptions
 from hf_calib.training.restore_plan import Plan, fit_budget
-from hf_calib.training.restore_recipe import default_recipe, parse_recipe, read_config
+from hf_calib.training.restore_recipe import closing_options, default_recipe, parse_recipe, read_config
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_closing_step(monkeypatch):
-    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", 1)
+    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", {"full": 1, "lora": 1})
 
 
 @pytest.fixture
@@ -258,6 +258,13 @@ def test_the_default_recipe_is_one_that_train_takes(kind, tmp_path):
     script_args, training_args, model_args = parse_recipe("recipe", {**recipe, "scoring": "text"})
     batch = {"lora": 8, "full": 32}[kind]
     assert training_args.per_device_train_batch_size == batch // 2 and model_args.use_peft == (kind == "lora")
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "share"), [("lora", 10, 2.0), ("lora", 100, 0.5), ("full", 75, 2.0), ("full", 600, 0.5)]
+)
+def test_a_short_training_has_a_longer_closing_step(kind, steps, share):
+    assert closing_options(kind, steps)["steps"] == share
 
 
 def test_a_recipe_overrides_the_training_and_not_the_data(options, tmp_path):
