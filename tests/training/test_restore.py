@@ -20,7 +20,7 @@ from hf_calib.evaluation.protocol import EvaluationProtocol
 from hf_calib.inference.model_loading import load_model
 from hf_calib.inference.predict import predict_options
 from hf_calib.inference.predictions import OptionPredictions
-from hf_calib.training import restore_recipe
+from hf_calib.training import restore_plan, restore_recipe
 from hf_calib.training.restore import run_restore
 from hf_calib.training.restore_data import load_restore_questions
 from hf_calib.training.restore_method import choose_objective
@@ -263,7 +263,8 @@ def test_the_default_recipe_is_one_that_train_takes(kind, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "steps", "share"), [("lora", 10, 2.0), ("lora", 100, 0.5), ("full", 75, 2.0), ("full", 600, 0.5)]
 )
-def test_a_short_training_has_a_longer_closing_step(kind, steps, share):
+def test_a_short_training_has_a_longer_closing_step(kind, steps, share, monkeypatch):
+    monkeypatch.setattr(restore_recipe, "CLOSING_STEPS", restore_plan.CLOSING_STEPS)
     assert closing_options(kind, steps)["steps"] == share
 
 
