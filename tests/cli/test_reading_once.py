@@ -56,7 +56,9 @@ def test_answer(folder, reads, name, confidence):
 
 @pytest.mark.parametrize("name", ["short", "options"])
 def test_restore(folder, tmp_path, reads, name):
-    restore = pytest.importorskip("hf_calib.training.restore", reason="needs TRL", exc_type=ImportError)
+    pytest.importorskip("trl", reason="needs TRL")
+    from hf_calib.training import restore
+
     rows = [{**row, "question": f"{row['question']} ?"} for row in (SHORT if name == "short" else OPTIONS)]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows[:30])))
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows[30:])))
