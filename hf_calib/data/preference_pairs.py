@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from .layouts import digest
-from .prompts import PromptFormat
+from .prompts import PromptFormat, space_after
 from .questions import shuffle_options
 from .training_rows import PREFERENCE_COLUMN, load_training_rows
 
@@ -212,7 +212,7 @@ def pairs_from_questions(
         sides = {"chosen": row["answer"], "rejected": wrong[generator.integers(len(wrong))]}
         if conversational:
             messages, begun = prompt_format.turns(question, choices, subject)
-            texts = [" ".join(filter(None, (begun.rstrip(), text))) for text in prompt_format.candidates(choices)]
+            texts = [f"{begun}{space_after(begun)}{text}" for text in prompt_format.candidates(choices)]
             completions = {side: [{"role": "assistant", "content": texts[k]}] for side, k in sides.items()}
             return {"id": row["id"], "prompt": messages, **completions}
         prompt, texts, _ = prompt_format.render(tokenizer, question, choices, subject)

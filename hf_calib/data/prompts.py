@@ -172,10 +172,10 @@ class PromptFormat:
             messages, begun = self.turns(question, choices, subject)
             prompt, lead, suffix = self._chat(tokenizer, messages)
             if begun:
-                prompt, lead = prompt + begun, _space_after(begun)
+                prompt, lead = prompt + begun, space_after(begun)
         else:
             prompt = self.plain(question, choices, subject)
-            lead, suffix = _space_after(prompt), tokenizer.eos_token or ""
+            lead, suffix = space_after(prompt), tokenizer.eos_token or ""
         return prompt, [lead + candidate for candidate in self.candidates(choices)], suffix
 
     def turns(self, question: str, choices: list[str], subject: str | None = None) -> tuple[list[dict[str, str]], str]:
@@ -251,9 +251,9 @@ class PromptFormat:
         return closed, lead, suffix
 
 
-def _space_after(prompt: str) -> str:
-    """The space between a prompt and its answer."""
-    return "" if prompt[-1:].isspace() else " "
+def space_after(text: str) -> str:
+    """The space between a text and the answer that follows it; none where there is no text."""
+    return "" if not text or text[-1].isspace() else " "
 
 
 def apply_chat_template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], **options) -> str:
